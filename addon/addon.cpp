@@ -1,0 +1,299 @@
+// The N-API glue: typed arrays in, kernels called, nothing kept but plans. Arguments come from lib/, which has checked them.
+#include "core/sixj.hpp"
+#include "core/wigner_d.hpp"
+#include "cpu/dispatch.hpp"
+#include "cpu/operation.hpp"
+#include "cpu/pool.hpp"
+#include <chrono>
+#include <cstdlib>
+#include <napi.h>
+
+namespace equitensor {
+namespace {
+
+// ---- plans
+
+struct Handle {
+  std::unique_ptr<Operation> operation;
+};
+constexpr napi_type_tag handle_tag = {0x65717569746e7372, 0x6f7065726174696f};
+
+Napi::Value wrap(Napi::Env env, std::unique_ptr<Operation> operation) {
+  auto* handle = new Handle{std::move(operation)};
+  auto external = Napi::External<Handle>::New(env, handle, [](Napi::Env, Handle* h) { delete h; });
+  external.TypeTag(&handle_tag);
+  return external;
+}
+Handle& handle_of(const Napi::Value& value) {
+  if (!value.IsExternal() || !value.As<Napi::External<Handle>>().CheckTypeTag(&handle_tag))
+    throw Napi::TypeError::New(value.Env(), "equitensor: not an operation");
+  return *value.As<Napi::External<Handle>>().Data();
+}
+const Operation& operation_of(const Napi::Value& value) {
+  const Handle& handle = handle_of(value);
+  if (!handle.operation) throw Napi::TypeError::New(value.Env(), "equitensor: the operation is disposed");
+  return *handle.operation;
+}
+
+std::vector<int> ints(const Napi::Value& value) {
+  const auto array = value.As<Napi::Int32Array>();
+  return {array.Data(), array.Data() + array.ElementLength()};
+}
+std::vector<double> doubles(const Napi::Value& value) {
+  const auto array = value.As<Napi::Float64Array>();
+  return {array.Data(), array.Data() + array.ElementLength()};
+}
+int integer(const Napi::Object& o, const char* key) { return o.Get(key).As<Napi::Number>().Int32Value(); }
+bool boolean(const Napi::Object& o, const char* key) { return o.Get(key).As<Napi::Boolean>().Value(); }
+
+// [offset, mul, l, channel, component] of each block, flat.
+std::vector<IrrepsBlock> blocks(const Napi::Value& value) {
+  const std::vector<int> flat = ints(value);
+  std::vector<IrrepsBlock> result;
+  for (size_t i = 0; i + 4 < flat.size(); i += 5)
+    result.push_back({flat[i], flat[i + 1], flat[i + 2], flat[i + 3], flat[i + 4]});
+  return result;
+}
+void read_dims(const Napi::Object& o, int (&dims)[3]) {
+  const std::vector<int> flat = ints(o.Get("dims"));
+  for (int s = 0; s < 3; ++s) dims[s] = flat[s];
+}
+
+Napi::Value create_clebsch_gordan(const Napi::CallbackInfo& info) {
+  const auto o = info[0].As<Napi::Object>();
+  int dims[3];
+  read_dims(o, dims);
+  const std::vector<int> flat = ints(o.Get("paths"));  // the fields of ClebschGordanPath before its coefficient
+  const std::vector<double> coefficients = doubles(o.Get("coefficients"));
+  std::vector<ClebschGordanPath> paths;
+  for (size_t p = 0; p < coefficients.size(); ++p) {
+    const int* f = flat.data() + 8 * p;
+    paths.push_back({f[0], f[1], f[2] != 0, f[3], f[4], f[5], f[6], f[7], coefficients[p]});
+  }
+  return wrap(info.Env(), make_clebsch_gordan(boolean(o, "isDouble"), dims, blocks(o.Get("in1")), blocks(o.Get("in2")), paths,
+                                              boolean(o, "dense")));
+}
+
+void read_channel_slots(const Napi::Object& o, ChannelSlot (&slots)[3], std::vector<PlanProduct>& products) {
+  int dims[3];
+  read_dims(o, dims);
+  const char* names[3] = {"in1", "in2", "out"};
+  const char* parts[3] = {"parts1", "parts2", "partsOut"};
+  for (int s = 0; s < 3; ++s) slots[s] = {dims[s], blocks(o.Get(names[s])), ints(o.Get(parts[s]))};
+  const std::vector<int> flat = ints(o.Get("products"));
+  for (size_t p = 0; p + 2 < flat.size(); p += 3) products.push_back({flat[p], flat[p + 1], flat[p + 2]});
+}
+
+Napi::Value create_gaunt(const Napi::CallbackInfo& info) {
+  const auto o = info[0].As<Napi::Object>();
+  ChannelSlot slots[3];
+  std::vector<PlanProduct> products;
+  read_channel_slots(o, slots, products);
+  return wrap(info.Env(), make_gaunt(boolean(o, "isDouble"), integer(o, "mul"), slots, products,
+                                     {integer(o, "rings"), integer(o, "angles"), boolean(o, "pointwise")}));
+}
+
+Napi::Value create_matrix(const Napi::CallbackInfo& info) {
+  const auto o = info[0].As<Napi::Object>();
+  ChannelSlot slots[3];
+  std::vector<PlanProduct> products;
+  read_channel_slots(o, slots, products);
+  return wrap(info.Env(), make_matrix(boolean(o, "isDouble"), integer(o, "mul"), slots, products, integer(o, "k")));
+}
+
+Napi::Value create_spherical_harmonics(const Napi::CallbackInfo& info) {
+  const auto o = info[0].As<Napi::Object>();
+  return wrap(info.Env(), make_spherical_harmonics(boolean(o, "isDouble"), ints(o.Get("degrees")), doubles(o.Get("scale")),
+                                                   boolean(o, "normalize")));
+}
+
+Napi::Value dispose(const Napi::CallbackInfo& info) {
+  handle_of(info[0]).operation.reset();
+  return info.Env().Undefined();
+}
+
+Napi::Value flops(const Napi::CallbackInfo& info) {
+  const Operation& operation = operation_of(info[0]);
+  auto result = Napi::Object::New(info.Env());
+  result.Set("forward", double(operation.forward_flops));
+  result.Set("backward", double(operation.backward_flops));
+  return result;
+}
+
+// ---- calls
+
+void* data_of(const Napi::Value& value) {
+  if (!value.IsTypedArray()) return nullptr;
+  void* data = nullptr;  // of shared memory too, which Napi::TypedArray::ArrayBuffer() does not accept
+  napi_get_typedarray_info(value.Env(), value, nullptr, nullptr, &data, nullptr, nullptr);
+  return data;
+}
+
+const Kernels& kernels_named(const Napi::Value& variant) {
+  const std::string name = variant.IsString() ? variant.As<Napi::String>().Utf8Value() : "";
+  const Kernels* kernels = find_kernels(name);
+  if (!kernels) {
+    const char* preferred = std::getenv("EQUITENSOR_CPU");
+    throw Napi::Error::New(variant.Env(), "equitensor: this machine has no kernels \"" +
+                                              (name.empty() && preferred ? preferred : name) + "\" (EQUITENSOR_CPU)");
+  }
+  return *kernels;
+}
+
+// (operation, { x, y, z, xOut, yOut, zOut, batch, xShared, yShared, threads, variant? })
+Call read_call(const Operation& operation, const Napi::Object& o) {
+  Call call{};
+  call.x = data_of(o.Get("x")), call.y = data_of(o.Get("y")), call.z = data_of(o.Get("z"));
+  call.x_out = data_of(o.Get("xOut")), call.y_out = data_of(o.Get("yOut")), call.z_out = data_of(o.Get("zOut"));
+  call.x_stride = boolean(o, "xShared") ? 0 : operation.dim1;
+  call.y_stride = boolean(o, "yShared") ? 0 : operation.dim2;
+  call.z_stride = operation.dim_out;
+  call.batch = long(o.Get("batch").As<Napi::Number>().Int64Value());
+  call.threads = integer(o, "threads");
+  return call;
+}
+
+Napi::Value run(const Napi::CallbackInfo& info, void (Operation::*pass)(const Call&, const Kernels&) const) {
+  const Operation& operation = operation_of(info[0]);
+  const auto o = info[1].As<Napi::Object>();
+  const Call call = read_call(operation, o);
+  const Kernels& kernels = kernels_named(o.Get("variant"));
+  try {
+    (operation.*pass)(call, kernels);
+  } catch (const std::bad_alloc&) {
+    auto error = Napi::Error::New(info.Env(), "no memory for the kernels' working space");
+    error.Set("code", "out_of_memory");
+    throw error;
+  }
+  return info.Env().Undefined();
+}
+Napi::Value forward(const Napi::CallbackInfo& info) { return run(info, &Operation::forward); }
+Napi::Value backward(const Napi::CallbackInfo& info) { return run(info, &Operation::backward); }
+
+Napi::Value take_count(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), double(find_kernels("counted")->take_count()));
+}
+
+// ---- mathematics
+
+int degree(const Napi::CallbackInfo& info, int i) { return info[i].As<Napi::Number>().Int32Value(); }
+
+Napi::Value wigner3j_array(const Napi::CallbackInfo& info) {
+  const int l1 = degree(info, 0), l2 = degree(info, 1), l3 = degree(info, 2);
+  const size_t n1 = 2 * l1 + 1, n2 = 2 * l2 + 1, n3 = 2 * l3 + 1;
+  auto result = Napi::Float64Array::New(info.Env(), n1 * n2 * n3);
+  double* out = result.Data();
+  for (int i = -l1; i <= l1; ++i)
+    for (int j = -l2; j <= l2; ++j)
+      for (int k = -l3; k <= l3; ++k, ++out) *out = orders_couple(l1, i, l2, j, l3, k) ? wigner3j(l1, i, l2, j, l3, k) : 0;
+  return result;
+}
+Napi::Value gaunt(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), gaunt_coefficient(degree(info, 0), degree(info, 1), degree(info, 2), degree(info, 3),
+                                                         degree(info, 4), degree(info, 5)));
+}
+Napi::Value gaunt_path_coefficient(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), gaunt_path(degree(info, 0), degree(info, 1), degree(info, 2)));
+}
+Napi::Value matrix_path_coefficient(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), matrix_path(degree(info, 0), degree(info, 1), degree(info, 2), degree(info, 3)));
+}
+Napi::Value wigner_d_array(const Napi::CallbackInfo& info) {
+  const std::vector<double> d = wigner_d(degree(info, 0), doubles(info[1]).data());
+  auto result = Napi::Float64Array::New(info.Env(), d.size());
+  std::copy(d.begin(), d.end(), result.Data());
+  return result;
+}
+
+// ---- the machine
+
+Napi::Value cpu_info(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  auto result = Napi::Object::New(env);
+  result.Set("variant", kernels_named(env.Undefined()).name);
+  auto names = Napi::Array::New(env);
+  for (const std::string& name : variants()) names.Set(names.Length(), name);
+  result.Set("variants", names);
+  result.Set("threads", available_threads());
+  return result;
+}
+
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+// { bytes, threads }: bytes read plus written a second, copying half of `bytes` to the other half past the cache. The best of three.
+Napi::Value measure_copy_bandwidth(const Napi::CallbackInfo& info) {
+  const auto o = info[0].As<Napi::Object>();
+  const long half = long(o.Get("bytes").As<Napi::Number>().Int64Value()) / 2 / 4096 * 4096;
+  const int threads = integer(o, "threads");
+  char* memory = static_cast<char*>(std::aligned_alloc(4096, size_t(2 * half)));
+  if (!memory) throw Napi::Error::New(info.Env(), "equitensor: no memory to measure the copy bandwidth");
+  const Kernels& kernels = kernels_named(info.Env().Undefined());
+  const long tasks = 16L * threads, share = half / tasks / 4096 * 4096;
+  const auto copy = [&] {
+    parallel_for(threads, tasks, 0, [&](long t, void*) {
+      const long begin = t * share, bytes = t + 1 == tasks ? half - begin : share;
+      kernels.copy(memory + begin, memory + half + begin, bytes);
+    });
+  };
+  std::fill(memory, memory + 2 * half, char(1));
+  double best = 1e30;
+  for (int run = 0; run < 3; ++run) {
+    const double start = seconds();
+    copy();
+    best = std::min(best, seconds() - start);
+  }
+  std::free(memory);
+  return Napi::Number::New(info.Env(), 2.0 * double(half) / best);
+}
+
+// { dtype, threads }: multiply-adds a second, all lanes. The best of five.
+Napi::Value measure_fma_peak(const Napi::CallbackInfo& info) {
+  const auto o = info[0].As<Napi::Object>();
+  const bool is_double = o.Get("dtype").As<Napi::String>().Utf8Value() == "float64";
+  const int threads = integer(o, "threads");
+  const Kernels& kernels = kernels_named(info.Env().Undefined());
+  const long iterations = 4'000'000;
+  const auto chain = is_double ? kernels.f64.fma_chain : kernels.f32.fma_chain;
+  const long each = is_double ? kernels.f64.fma_per_iteration : kernels.f32.fma_per_iteration;
+  double best = 1e30;
+  for (int run = 0; run < 5; ++run) {
+    const double start = seconds();
+    parallel_for(threads, threads, 0, [&](long, void*) {
+      volatile double result = chain(iterations);
+      (void)result;
+    });
+    best = std::min(best, seconds() - start);
+  }
+  return Napi::Number::New(info.Env(), double(each) * double(iterations) * threads / best);
+}
+
+Napi::Object initialise(Napi::Env env, Napi::Object exports) {
+  const auto add = [&](const char* name, Napi::Value (*function)(const Napi::CallbackInfo&)) {
+    exports.Set(name, Napi::Function::New(env, function, name));
+  };
+  exports.Set("stamp", EQUITENSOR_STAMP);
+  add("cpuInfo", cpu_info);
+  add("createClebschGordan", create_clebsch_gordan);
+  add("createGaunt", create_gaunt);
+  add("createMatrix", create_matrix);
+  add("createSphericalHarmonics", create_spherical_harmonics);
+  add("dispose", dispose);
+  add("flops", flops);
+  add("forward", forward);
+  add("backward", backward);
+  add("takeCount", take_count);
+  add("wigner3j", wigner3j_array);
+  add("gauntCoefficient", gaunt);
+  add("gauntPath", gaunt_path_coefficient);
+  add("matrixPath", matrix_path_coefficient);
+  add("wignerD", wigner_d_array);
+  add("measureCopyBandwidth", measure_copy_bandwidth);
+  add("measureFmaPeak", measure_fma_peak);
+  return exports;
+}
+
+}  // namespace
+}  // namespace equitensor
+
+static Napi::Object initialise(Napi::Env env, Napi::Object exports) { return equitensor::initialise(env, exports); }
+NODE_API_MODULE(equitensor_cpu, initialise)

@@ -1,0 +1,100 @@
+// The command line of `npm run compare`.
+import { parseArgs } from 'node:util'
+import { passes } from './passes'
+import { defaultDegrees, operations, problems } from './problems'
+import type { Settings } from './report'
+
+const namesOf = (entries: readonly { name: string }[]) => entries.map(({ name }) => name)
+const highestDegree = 11
+
+export const help = `Compares tensor product operations head to head on this machine.
+
+  npm run compare -- [flags]
+
+  --problem NAMES     ${namesOf(problems).join(', ')}; default all
+  --operation NAMES   ${namesOf(operations).join(', ')}; default all
+  --pass NAMES        ${namesOf(passes).join(', ')}; default all
+  --L DEGREES         4 or 2,4 or 1..10; at most ${highestDegree}; default 1..6
+  --batch N           items a call; default 10000
+  --dtype TYPE        float32 (default) or float64
+  --layout LAYOUT     mul_ir (default) or ir_mul
+  --threads N         default 1
+  --parity PARITY     even (default: 0e + 1e + ..., no path is dropped) or natural (0e + 1o + 2e + ..., the paper's)
+  --json FILE         where the results go; default bench/results/<date>.json
+  --help
+
+Exit code 0; 1 when an output is wrong or an operation fails; 2 for a bad flag.`
+
+export class BadFlag extends Error {}
+
+export interface Flags {
+  help: boolean
+  settings: Settings
+  json?: string
+}
+
+export function parseFlags(args: string[]): Flags {
+  const text = { type: 'string' } as const
+  const list = { type: 'string', multiple: true } as const
+  const options = {
+    problem: list, operation: list, pass: list, L: list, batch: text, dtype: text, layout: text, threads: text, parity: text,
+    json: text, help: { type: 'boolean', short: 'h' },
+  } as const
+  let values
+  try {
+    ;({ values } = parseArgs({ args, options, strict: true, allowPositionals: false }))
+  } catch (error) {
+    throw new BadFlag((error as Error).message)
+  }
+  return {
+    help: values.help ?? false,
+    json: values.json,
+    settings: {
+      problems: chooseSome('problem', values.problem, namesOf(problems)),
+      operations: chooseSome('operation', values.operation, namesOf(operations)),
+      passes: chooseSome('pass', values.pass, namesOf(passes)),
+      L: values.L ? degrees(values.L) : [...defaultDegrees],
+      batch: positive('batch', values.batch ?? '10000'),
+      dtype: chooseOne('dtype', values.dtype, ['float32', 'float64']),
+      layout: chooseOne('layout', values.layout, ['mul_ir', 'ir_mul']),
+      threads: positive('threads', values.threads ?? '1'),
+      parity: chooseOne('parity', values.parity, ['even', 'natural']),
+    },
+  }
+}
+
+const pieces = (values: readonly string[]) => values.flatMap((value) => value.split(',')).map((piece) => piece.trim())
+
+function chooseSome(flag: string, values: readonly string[] | undefined, allowed: readonly string[]): string[] {
+  if (!values) return [...allowed]
+  const wanted = pieces(values).map((name) => {
+    const known = allowed.find((candidate) => candidate.toLowerCase() === name.toLowerCase())
+    if (!known) throw new BadFlag(`--${flag} ${name}: there is ${allowed.join(', ')}`)
+    return known
+  })
+  return allowed.filter((name) => wanted.includes(name))
+}
+
+function chooseOne<T extends string>(flag: string, value: string | undefined, allowed: readonly [T, ...T[]]): T {
+  const known = allowed.find((candidate) => candidate === (value ?? allowed[0]))
+  if (!known) throw new BadFlag(`--${flag} ${value}: there is ${allowed.join(', ')}`)
+  return known
+}
+
+function positive(flag: string, value: string): number {
+  const number = Number(value.replace(/_/g, ''))
+  if (!/^[\d_]+$/.test(value) || !Number.isSafeInteger(number) || number < 1) throw new BadFlag(`--${flag} ${value}: expected a positive integer`)
+  return number
+}
+
+function degrees(values: readonly string[]): number[] {
+  const chosen = new Set<number>()
+  for (const piece of pieces(values)) {
+    const match = /^(\d+)(?:\.\.(\d+))?$/.exec(piece)
+    const [first, last] = [Number(match?.[1]), Number(match?.[2] ?? match?.[1])]
+    if (!match || first < 1 || last > highestDegree || first > last)
+      throw new BadFlag(`--L ${piece}: expected a degree or a range such as 1..6, within 1..${highestDegree}`)
+    for (let L = first; L <= last; L++) chosen.add(L)
+  }
+  return [...chosen].sort((a, b) => a - b)
+}

@@ -1,0 +1,186 @@
+// Every problem and every operation once, by name. Tests and the benchmark share these: one case object serves
+// correctness, gradients and timing. A new problem, operation or suite is one entry here; a new pass one in passes.ts.
+import { ClebschGordanTensorProduct, GauntTensorProduct, Irreps, MatrixTensorProduct } from '../lib/index'
+import { clebschGordanForm, gauntForm, matrixForm, type Form } from './reference'
+import { denseCount, gridCount, matrixCount, sparseCount } from './models'
+import type { PassName } from './passes'
+
+export type Dtype = 'float32' | 'float64'
+export type Layout = 'mul_ir' | 'ir_mul'
+export type Parity = 'even' | 'natural'
+export type Numbers = Float32Array | Float64Array
+
+/** What the benchmark uses of an operation (API.md has the whole of it). */
+export interface TensorProduct {
+  readonly irrepsOut: Irreps
+  readonly interactability: readonly unknown[]
+  readonly expressivity: number
+  readonly cost: Record<PassName, { flops: number; bytes: number }>
+  forward(x: Numbers, y: Numbers, weight: undefined, options: { out: Numbers }): Numbers
+  backward(x: Numbers, y: Numbers, weight: undefined, gradOut: Numbers, options: { out: { x: Numbers; y: Numbers } }): unknown
+  dispose(): void
+}
+
+export interface MakeOptions {
+  dtype: Dtype
+  layout: Layout
+  threads?: number
+}
+
+export interface ProblemIrreps {
+  in1: Irreps
+  in2: Irreps
+  out: Irreps
+}
+
+export interface Problem {
+  name: string
+  meaning: string
+  source: string
+  irreps(L: number, parity: Parity): ProblemIrreps
+}
+
+const paper = 'Xie, Daigavane, Kotak, Smidt, "The Price of Freedom", ICML 2025, arXiv 2506.13523'
+
+/** One irrep of each degree from first to last; 'natural' is the parity of the spherical harmonics, (-1)^l. */
+function degrees(first: number, last: number, parity: Parity): Irreps {
+  const names: string[] = []
+  for (let l = first; l <= last; l++) names.push(`${l}${parity === 'natural' && l % 2 ? 'o' : 'e'}`)
+  return new Irreps(names.join(' + '))
+}
+
+const single = (L: number, parity: Parity) => degrees(L, L, parity)
+const upTo = (L: number, parity: Parity) => degrees(0, L, parity)
+
+export const problems: readonly Problem[] = [
+  {
+    name: 'SISO',
+    meaning: 'L x L -> L',
+    source: paper,
+    irreps: (L, parity) => ({ in1: single(L, parity), in2: single(L, parity), out: single(L, parity) }),
+  },
+  {
+    name: 'SIMO',
+    meaning: 'L x L -> 0..2L',
+    source: paper,
+    irreps: (L, parity) => ({ in1: single(L, parity), in2: single(L, parity), out: upTo(2 * L, parity) }),
+  },
+  {
+    name: 'MIMO',
+    meaning: '0..L x 0..L -> 0..2L',
+    source: paper,
+    irreps: (L, parity) => ({ in1: upTo(L, parity), in2: upTo(L, parity), out: upTo(2 * L, parity) }),
+  },
+]
+
+export interface Operation {
+  name: string
+  meaning: string
+  make(irreps: ProblemIrreps, options: MakeOptions): TensorProduct
+  /** The operation's coefficients, from Wigner 3j symbols alone. */
+  form(irreps: ProblemIrreps): Form
+  /** Multiply-adds an item; `countMeaning` says of what. */
+  count(form: Form, irreps: ProblemIrreps, pass: PassName): number
+  countMeaning: string
+  /** The count is what a plain implementation does, not a bound: a better algorithm may need fewer. */
+  countIsReference?: boolean
+  /** Why an operation can be without a path. */
+  selectionRule: string
+}
+
+// filterIrrepsOut keeps of the full product what the problem asks for, so that all operations fill the same irreps.
+const clebschGordan = (algorithm: 'sparse' | 'dense'): Operation['make'] => (irreps, options) =>
+  ClebschGordanTensorProduct.full(irreps.in1, irreps.in2, { ...options, algorithm, filterIrrepsOut: irreps.out })
+
+const triangleRule = 'no l1 x l2 -> l3 within the triangle rule has parity p1 p2 = p3'
+
+export const operations: readonly Operation[] = [
+  {
+    name: 'cgtp',
+    meaning: 'Clebsch-Gordan product, one output block a path, sparse',
+    make: clebschGordan('sparse'),
+    form: clebschGordanForm,
+    count: sparseCount,
+    countMeaning: 'nonzero coefficients + outer product x_i y_j',
+    selectionRule: triangleRule,
+  },
+  {
+    name: 'cgtp-dense',
+    meaning: 'the same product with its zeros, the naive baseline',
+    make: clebschGordan('dense'),
+    form: clebschGordanForm,
+    count: denseCount,
+    countMeaning: 'd1 d2 d3 a path',
+    selectionRule: triangleRule,
+  },
+  {
+    name: 'gtp-grid',
+    meaning: 'Gaunt product, two signals multiplied on the sphere',
+    make: ({ in1, in2, out }, options) => new GauntTensorProduct(in1, in2, { ...options, irrepsOut: out, algorithm: 'grid' }),
+    form: gauntForm,
+    count: gridCount,
+    countMeaning: 'the plain separable transform',
+    countIsReference: true,
+    selectionRule: '3j(l1 l2 l3; 0 0 0) = 0 for odd l1 + l2 + l3',
+  },
+  {
+    name: 'mtp',
+    meaning: 'matrix product of two matrices of irreps, single form',
+    make: ({ in1, in2, out }, options) => new MatrixTensorProduct(in1, in2, { ...options, irrepsOut: out, form: 'single' }),
+    form: matrixForm,
+    count: matrixCount,
+    countMeaning: 'nonzeros of the transforms + N^3, N = 2k + 1',
+    selectionRule: triangleRule,
+  },
+]
+
+export interface Case {
+  name: string
+  problem: Problem
+  L: number
+  operation: Operation
+  /** The problem's irreps, less outputs that the operation cannot reach (Gaunt: l1 + l2 + l3 odd); all of them if it reaches none. */
+  irreps: ProblemIrreps
+  /** Coefficients of the trilinear form, for checks and counts. */
+  form: Form
+  /** Why there is nothing to compute, or undefined where there is. The constructor must then throw code 'no_path'. */
+  noPath: string | undefined
+  make(options: MakeOptions): TensorProduct
+}
+
+function makeCase(problem: Problem, L: number, operation: Operation, parity: Parity): Case {
+  const wanted = problem.irreps(L, parity)
+  const { paths } = operation.form(wanted)
+  const out = paths.length ? wanted.out.filter(({ ir }) => paths.some(([, , l3]) => l3 === ir.l)) : wanted.out
+  const irreps = { ...wanted, out }
+  return {
+    name: `${problem.name} L=${L} ${operation.name}`,
+    problem,
+    L,
+    operation,
+    irreps,
+    form: operation.form(irreps),
+    noPath: paths.length ? undefined : `no path: ${operation.selectionRule}`,
+    make: (options) => operation.make(irreps, options),
+  }
+}
+
+export interface CaseFilter {
+  problems?: readonly string[]
+  operations?: readonly string[]
+  L?: readonly number[]
+  parity?: Parity
+}
+
+export const defaultDegrees: readonly number[] = [1, 2, 3, 4, 5, 6]
+
+/** All cases of a selection: by problem, in it by L, so that the operations stand side by side. */
+export function cases(filter: CaseFilter = {}): Case[] {
+  const chosen = <T extends { name: string }>(all: readonly T[], names?: readonly string[]) =>
+    names ? all.filter((entry) => names.includes(entry.name)) : all
+  return chosen(problems, filter.problems).flatMap((problem) =>
+    (filter.L ?? defaultDegrees).flatMap((L) =>
+      chosen(operations, filter.operations).map((operation) => makeCase(problem, L, operation, filter.parity ?? 'even')),
+    ),
+  )
+}

@@ -1,0 +1,315 @@
+// Gaunt tensor product: seminaive transform of both signals to the rings of a Gauss-Legendre grid, product ring by ring, transform
+// back. North and south are folded: an order's even and odd degrees are summed apart on the northern rings, and give both
+// hemispheres by their sum and difference, which halves the Legendre work.
+//
+// The trilinear form T(x, y, v) = mean over the sphere of f_x f_y f_v is symmetric, so that each gradient is the same product
+// with another slot as its output.
+#include "cpu/block_map.hpp"
+#include "cpu/kernels.hpp"
+#include "cpu/rows.hpp"
+#include "cpu/unroll.hpp"
+
+namespace equitensor {
+inline namespace EQUITENSOR_VARIANT {
+
+// Trigonometric coefficients of a ring: [-m] and [m] are half the coefficients of sin(m alpha) and cos(m alpha), [0] is the mean.
+// h = f g, or h += f g, truncated to degree `dh`: the convolution of their Fourier series, sum over m of F_m G_(k-m) with
+// F_m = f[m] - i f[-m] and F_(-m) its conjugate.
+// Degrees are ints, or Ints for an unrolled product.
+template <class T, class Df, class Dg, class Dh>
+EQUITENSOR_INLINE void multiply_coefficients(const Vector<T>* f, Df df, const Vector<T>* g, Dg dg, Vector<T>* h, Dh dh,
+                                             bool first) {
+  const Int<1> one;
+  Vector<T> mean{}, mean2{};
+  each(one, minimum(df, dg), [&](auto m) EQUITENSOR_LAMBDA {
+    mean += f[m] * g[m];
+    mean2 += f[-m] * g[-m];
+  });
+  mean += mean2;
+  mean = f[0] * g[0] + (mean + mean);
+  h[0] = first ? mean : h[0] + mean;
+  each(one, minimum(dh, df + dg), [&](auto k) EQUITENSOR_LAMBDA {
+    Vector<T> cosine{}, sine{}, cosine2{}, sine2{};  // two chains each, to hide the latency of the sums
+    each(maximum(one, k - dg), minimum(k - one, df), [&](auto m) EQUITENSOR_LAMBDA {
+      const Vector<T> fc = f[m], fs = f[-m], gc = g[k - m], gs = g[m - k];
+      cosine += fc * gc;
+      sine += fc * gs;
+      cosine2 -= fs * gs;
+      sine2 += fs * gc;
+    });
+    each(one, minimum(dg, df - k), [&](auto n) EQUITENSOR_LAMBDA {
+      const Vector<T> fc = f[n + k], fs = f[-n - k], gc = g[n], gs = g[-n];
+      cosine += fc * gc;
+      sine -= fc * gs;
+      cosine2 += fs * gs;
+      sine2 += fs * gc;
+    });
+    each(one, minimum(df, dg - k), [&](auto m) EQUITENSOR_LAMBDA {
+      const Vector<T> fc = f[m], fs = f[-m], gc = g[m + k], gs = g[-m - k];
+      cosine += fc * gc;
+      sine += fc * gs;
+      cosine2 += fs * gs;
+      sine2 -= fs * gc;
+    });
+    if (k <= dg) {
+      cosine += f[0] * g[k];
+      sine += f[0] * g[-k];
+    }
+    if (k <= df) {
+      cosine2 += f[k] * g[0];
+      sine2 += f[-k] * g[0];
+    }
+    cosine += cosine2;
+    sine += sine2;
+    h[k] = first ? cosine : h[k] + cosine;
+    h[-k] = first ? sine : h[-k] + sine;
+  });
+}
+
+// A ring and its mirror image at once, from and to their even and odd halves: the product of the sums goes to the northern ring, the
+// product of the differences to the southern one. Unrolled for a product of two signals of degree d and its gradients, so
+// that what lies between is in registers: GAIN.
+template <int df, int dg, int dh, class T>
+void multiply_mirrored(const Vector<T>* f, const Vector<T>* g, Vector<T>* h) {
+  constexpr int nf = 2 * df + 1, ng = 2 * dg + 1, nh = 2 * dh + 1;
+  Vector<T> a[nf], b[ng], north[nh], south[nh];
+#pragma GCC unroll 32
+  for (int m = 0; m < nf; ++m) a[m] = f[m] + f[nf + m];
+#pragma GCC unroll 32
+  for (int m = 0; m < ng; ++m) b[m] = g[m] + g[ng + m];
+  multiply_coefficients<T>(a + df, Int<df>{}, b + dg, Int<dg>{}, north + dh, Int<dh>{}, true);
+#pragma GCC unroll 32
+  for (int m = 0; m < nf; ++m) a[m] = f[m] - f[nf + m];
+#pragma GCC unroll 32
+  for (int m = 0; m < ng; ++m) b[m] = g[m] - g[ng + m];
+  multiply_coefficients<T>(a + df, Int<df>{}, b + dg, Int<dg>{}, south + dh, Int<dh>{}, true);
+#pragma GCC unroll 32
+  for (int m = 0; m < nh; ++m) {
+    h[m] = north[m] + south[m];
+    h[nh + m] = north[m] - south[m];
+  }
+}
+template <class T>
+using MirroredProduct = void (*)(const Vector<T>* f, const Vector<T>* g, Vector<T>* h);
+template <class T>
+MirroredProduct<T> unrolled_product(int df, int dg, int dh) {
+#define EQUITENSOR_CASE(d)                                                            \
+  if (df == d && dg == d && dh == 2 * d) return multiply_mirrored<d, d, 2 * d, T>; \
+  if (df == d && dg == 2 * d && dh == d) return multiply_mirrored<d, 2 * d, d, T>;
+  static_assert(gaunt_unrolled_degree == 6);
+  EQUITENSOR_CASE(1) EQUITENSOR_CASE(2) EQUITENSOR_CASE(3) EQUITENSOR_CASE(4) EQUITENSOR_CASE(5) EQUITENSOR_CASE(6)
+#undef EQUITENSOR_CASE
+  return nullptr;
+}
+
+// Values at the angles 2 pi j / n: even parts at [0, n / 2], odd parts behind them, to sums at j and n - j; and back.
+template <class T>
+inline void unfold_angles(Vector<T>* values, int n) {
+  for (int j = 1; j <= (n - 1) / 2; ++j) {
+    const Vector<T> even = values[j], odd = values[n / 2 + j];
+    values[j] = even + odd;
+    values[n / 2 + j] = even - odd;
+  }
+}
+
+struct Contraction {
+  int a, b, out;  // slots
+};
+
+template <class T>
+struct GauntBuffers {
+  Vector<T>*tile[3], *out[3], *in_channel[3], *out_channel[3], *folded_in[3], *folded_out[3], *ring_in[3], *ring_out[3];
+  Vector<T>*values_in[3], *values_out;
+  GauntBuffers(const GauntPlan<T>& plan, Scratch<T>& scratch) {
+    int most_parts = 1;
+    for (int s = 0; s < 3; ++s) {
+      const GauntSlot<T>& slot = plan.slots[s];
+      const long orders = 2 * slot.degree + 1, folded = slot.parts * 2 * orders * ((plan.rings + 1) / 2);
+      tile[s] = scratch.take(slot.dim);
+      out[s] = scratch.take(RowWriter<T>::buffer_vectors(slot.dim));
+      in_channel[s] = scratch.take(slot.components);
+      out_channel[s] = scratch.take(slot.components);
+      folded_in[s] = scratch.take(folded);
+      folded_out[s] = scratch.take(folded);
+      ring_in[s] = scratch.take(slot.parts * 2 * orders);
+      ring_out[s] = scratch.take(slot.parts * 2 * orders);
+      values_in[s] = scratch.take(plan.pointwise ? slot.parts * plan.angles : 0);
+      most_parts = maximum(most_parts, slot.parts);
+    }
+    values_out = scratch.take(plan.pointwise ? most_parts * plan.angles : 0);
+  }
+};
+
+inline int part_of(const PlanProduct& product, int slot) {
+  return slot == 0 ? product.part1 : slot == 1 ? product.part2 : product.part_out;
+}
+
+template <int signs, class T>
+inline void multiply_ring(const GauntPlan<T>& plan, GauntBuffers<T>& buffer, const Contraction& c) {
+  const GauntSlot<T>&a = plan.slots[c.a], &b = plan.slots[c.b], &out = plan.slots[c.out];
+  const int a_orders = 2 * a.degree + 1, b_orders = 2 * b.degree + 1, out_orders = 2 * out.degree + 1;
+  unsigned written = 0;
+  for (int p = 0; p < plan.product_count; ++p) {
+    const PlanProduct& product = plan.products[p];
+    const int pa = part_of(product, c.a), pb = part_of(product, c.b), pc = part_of(product, c.out);
+    for (int sign = 0; sign < signs; ++sign)
+      multiply_coefficients<T>(buffer.ring_in[c.a] + (2 * pa + sign) * a_orders + a.degree, a.degree,
+                                    buffer.ring_in[c.b] + (2 * pb + sign) * b_orders + b.degree, b.degree,
+                                    buffer.ring_out[c.out] + (2 * pc + sign) * out_orders + out.degree, out.degree,
+                                    !(written >> pc & 1));
+    written |= 1u << pc;
+  }
+}
+
+template <class T>
+inline void multiply_ring_pointwise(const GauntPlan<T>& plan, GauntBuffers<T>& buffer, const Contraction& c, int sign) {
+  const GauntSlot<T>& out = plan.slots[c.out];
+  const int n = plan.angles, orders = 2 * out.degree + 1;
+  unsigned written = 0;
+  for (int p = 0; p < plan.product_count; ++p) {
+    const PlanProduct& product = plan.products[p];
+    const int pc = part_of(product, c.out);
+    const Vector<T>* f = buffer.values_in[c.a] + part_of(product, c.a) * n;
+    const Vector<T>* g = buffer.values_in[c.b] + part_of(product, c.b) * n;
+    Vector<T>* h = buffer.values_out + pc * n;
+    const bool first = !(written >> pc & 1);
+    for (int j = 0; j < n; ++j) h[j] = first ? f[j] * g[j] : h[j] + f[j] * g[j];
+    written |= 1u << pc;
+  }
+  for (int pc = 0; pc < out.parts; ++pc) {
+    unfold_angles<T>(buffer.values_out + pc * n, n);  // its own inverse up to the factor in from_angles
+    apply(out.from_angles, buffer.values_out + pc * n, buffer.ring_out[c.out] + (2 * pc + sign) * orders);
+  }
+}
+
+// One ring and its mirror image (signs = 2), or the equator (signs = 1).
+template <int signs, class T>
+inline void contract_ring(const GauntPlan<T>& plan, GauntBuffers<T>& buffer, int ring, const bool (&is_input)[3],
+                          const Contraction* contractions, int count) {
+  for (int s = 0; s < 3; ++s) {
+    if (!is_input[s]) continue;
+    const int orders = 2 * plan.slots[s].degree + 1;
+    for (int part = 0; part < plan.slots[s].parts; ++part)
+      for (int m = 0; m < orders; ++m) {
+        const Vector<T>* folded = buffer.folded_in[s] + (ring * plan.slots[s].parts + part) * 2 * orders + m;
+        Vector<T>* values = buffer.ring_in[s] + 2 * part * orders + m;
+        if (signs == 2) {
+          const Vector<T> even = folded[0], odd = folded[orders];
+          values[0] = even + odd;
+          values[orders] = even - odd;
+        } else {
+          values[0] = folded[0];
+        }
+      }
+  }
+  if (plan.pointwise) {
+    for (int sign = 0; sign < signs; ++sign) {
+      for (int s = 0; s < 3; ++s) {
+        if (!is_input[s]) continue;
+        const int orders = 2 * plan.slots[s].degree + 1;
+        for (int part = 0; part < plan.slots[s].parts; ++part) {
+          Vector<T>* values = buffer.values_in[s] + part * plan.angles;
+          apply(plan.slots[s].to_angles, buffer.ring_in[s] + (2 * part + sign) * orders, values);
+          unfold_angles<T>(values, plan.angles);
+        }
+      }
+      for (int i = 0; i < count; ++i) multiply_ring_pointwise(plan, buffer, contractions[i], sign);
+    }
+  } else {
+    for (int i = 0; i < count; ++i) multiply_ring<signs>(plan, buffer, contractions[i]);
+  }
+  for (int i = 0; i < count; ++i) {
+    const int s = contractions[i].out, orders = 2 * plan.slots[s].degree + 1;
+    for (int part = 0; part < plan.slots[s].parts; ++part)
+      for (int m = 0; m < orders; ++m) {
+        const Vector<T>* values = buffer.ring_out[s] + 2 * part * orders + m;
+        Vector<T>* folded = buffer.folded_out[s] + (ring * plan.slots[s].parts + part) * 2 * orders + m;
+        if (signs == 2) {
+          folded[0] = values[0] + values[orders];
+          folded[orders] = values[0] - values[orders];
+        } else {
+          folded[0] = values[0];
+        }
+      }
+  }
+}
+
+template <class T>
+inline void contract(const GauntPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory,
+                     const bool (&is_input)[3], const Contraction* contractions, int count) {
+  Scratch<T> scratch(memory);
+  GauntBuffers<T> buffer(plan, scratch);
+  const T* in[3] = {a.x, a.y, a.z};
+  const long strides[3] = {a.x_stride, a.y_stride, a.z_stride};
+  RowWriter<T> writers[3] = {{a.x_out, plan.slots[0].dim, buffer.out[0], a.sum_x},
+                             {a.y_out, plan.slots[1].dim, buffer.out[1], a.sum_y},
+                             {a.z_out, plan.slots[2].dim, buffer.out[2]}};
+  MirroredProduct<T> unrolled[2] = {};
+  bool all_unrolled = !plan.pointwise && plan.product_count == 1;
+  for (const GauntSlot<T>& slot : plan.slots) all_unrolled &= slot.parts == 1;
+  for (int i = 0; i < count; ++i) {
+    const Contraction& c = contractions[i];
+    unrolled[i] = unrolled_product<T>(plan.slots[c.a].degree, plan.slots[c.b].degree, plan.slots[c.out].degree);
+    all_unrolled &= unrolled[i] != nullptr;
+  }
+  for_each_tile<T>(begin, end, a.stream, [&](const Tile& tile, bool first, bool last) {
+    for (int s = 0; s < 3; ++s)
+      if (is_input[s]) load_rows(in[s], strides[s], plan.slots[s].dim, tile, buffer.tile[s]);
+    for (int u = 0; u < plan.mul; ++u) {
+      for (int s = 0; s < 3; ++s)
+        if (is_input[s])
+          apply(plan.slots[s].synthesis, gather_channel<T>(plan.slots[s], buffer.tile[s], u, buffer.in_channel[s]),
+                buffer.folded_in[s]);
+      for (int ring = 0; ring < plan.rings / 2; ++ring) {
+        if (!all_unrolled) {
+          contract_ring<2>(plan, buffer, ring, is_input, contractions, count);
+          continue;
+        }
+        for (int i = 0; i < count; ++i) {
+          const auto at = [&](int s) { return 2L * ring * (2 * plan.slots[s].degree + 1); };
+          const Contraction& c = contractions[i];
+          unrolled[i](buffer.folded_in[c.a] + at(c.a), buffer.folded_in[c.b] + at(c.b), buffer.folded_out[c.out] + at(c.out));
+        }
+      }
+      if (plan.rings % 2) contract_ring<1>(plan, buffer, plan.rings / 2, is_input, contractions, count);
+      for (int i = 0; i < count; ++i) {
+        const int s = contractions[i].out;
+        const bool direct = plan.slots[s].direct;
+        apply(plan.slots[s].analysis, buffer.folded_out[s], direct ? writers[s].tile() : buffer.out_channel[s]);
+        scatter_channel<T>(plan.slots[s], writers[s].tile(), u, buffer.out_channel[s]);
+      }
+    }
+    for (int i = 0; i < count; ++i) writers[contractions[i].out].write(tile, first, last);
+  });
+  for (RowWriter<T>& writer : writers) writer.finish();
+  stream_fence();
+}
+
+template <class T>
+void gaunt_forward(const GauntPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
+  const Contraction contractions[] = {{0, 1, 2}};
+  contract(plan, a, begin, end, memory, {true, true, false}, contractions, 1);
+}
+template <class T>
+void gaunt_backward(const GauntPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
+  const Contraction contractions[] = {{1, 2, 0}, {0, 2, 1}};
+  contract(plan, a, begin, end, memory, {true, true, true}, contractions, 2);
+}
+template <class T>
+long gaunt_scratch(const GauntPlan<T>& plan) {
+  Scratch<T> scratch(nullptr);
+  GauntBuffers<T> measured(plan, scratch);
+  return scratch.bytes();
+}
+
+template <class T>
+void add_gaunt(TypedKernels<T>& k) {
+  k.gaunt_forward = gaunt_forward<T>;
+  k.gaunt_backward = gaunt_backward<T>;
+  k.gaunt_scratch = gaunt_scratch<T>;
+}
+template void add_gaunt(TypedKernels<float>&);
+template void add_gaunt(TypedKernels<double>&);
+
+}  // namespace EQUITENSOR_VARIANT
+}  // namespace equitensor

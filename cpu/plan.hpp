@@ -1,0 +1,147 @@
+// What a kernel is given: plain data, built once by operation.cpp and shared by every variant of the kernels. No functions
+// here: anything inline would be compiled for AVX-512 under a name that the baseline shares.
+#pragma once
+#include <cstdint>
+
+namespace equitensor {
+
+// See core/block_map.hpp. Blocks of one shape lie one behind the other: that, and not a list of blocks, keeps the branch predictor
+// right and saves a third of the time of small maps.
+template <class T>
+struct PlanRun {
+  int blocks, source_count, output_count;
+  const T* coefficients;  // [block][source][output]
+  const int* sources;     // [block][source]
+  const int* outputs;     // [block][output]
+};
+template <class T>
+struct PlanMap {
+  const PlanRun<T>* runs;
+  int count;
+};
+
+// Components first, first + step, ... of a row.
+struct Strided {
+  int first, step;
+};
+
+// ---- Clebsch-Gordan: all paths of one pair of irreps (blocks of the inputs).
+template <class T>
+struct PlanPair {
+  int mul1, mul2;
+  bool same_channel;           // uuu: channel u with channel u; otherwise uvuv: every u with every v
+  int x_offset, x_channel;     // component of channel 0 and the distance to the next channel's
+  int y_offset, y_channel;
+  const int* x_component;      // of product p: offset of x's and y's component from the channel's first
+  const int* y_component;
+  const int* row_begin;        // products are sorted by x's component: row r is [row_begin[r], row_begin[r + 1])
+  int rows, products;
+  PlanMap<T> forward;          // products -> outputs
+  PlanMap<T> backward;         // outputs -> products
+  bool direct;                 // one channel: the maps name components of the output row itself
+  const struct PlanSegment* segments;  // otherwise of the compact outputs of one channel, which these put in place
+  int segment_count, compact_outputs;
+};
+struct PlanSegment {
+  int compact, count;  // components [compact, compact + count)
+  Strided output;      // of channels u = v = 0
+  int u_step, v_step;  // distance to the output of the next u, of the next v
+};
+template <class T>
+struct ClebschGordanPlan {
+  int dim1, dim2, dim_out, max_products, max_compact;
+  const PlanPair<T>* pairs;
+  int pair_count;
+};
+
+// ---- Gaunt and matrix products: components of one channel, split in parts of one parity.
+struct PlanSlot {
+  int dim, components;     // components of a channel
+  const Strided* channel;  // component c of channel u lies at first + u * step
+  bool direct;             // one channel, and component c lies at c
+};
+struct PlanProduct {
+  int part1, part2, part_out;
+};
+
+template <class T>
+struct GauntSlot : PlanSlot {
+  int degree, parts;
+  PlanMap<T> synthesis;  // components -> rings, [northern ring][part][even, odd][order + degree]
+  PlanMap<T> analysis;   // its transpose, with the quadrature weights
+  // Pointwise product only: ring coefficients (order + degree) -> values even and odd in the angle, and back.
+  PlanMap<T> to_angles, from_angles;
+};
+// Products of two signals of degree d up to this, into degree 2d, and their gradients have unrolled kernels.
+inline constexpr int gaunt_unrolled_degree = 6;
+template <class T>
+struct GauntPlan {
+  int mul, rings, angles;
+  bool pointwise;  // product of values on the grid; otherwise of the ring's trigonometric coefficients
+  GauntSlot<T> slots[3];
+  const PlanProduct* products;
+  int product_count;
+};
+
+template <class T>
+struct MatrixSlot : PlanSlot {
+  int parts;
+  PlanMap<T> to_matrix;    // components -> [part][row][column]
+  PlanMap<T> from_matrix;  // its transpose
+};
+template <class T>
+struct MatrixPlan {
+  int mul, size;
+  MatrixSlot<T> slots[3];
+  const PlanProduct* products;
+  int product_count;
+};
+
+template <class T>
+struct HarmonicsPlan {
+  int lmax, dim;
+  bool normalize;
+  const int* degree_begin;  // outputs of degree l: first component of each copy, [copies_begin[l], copies_begin[l + 1])
+  const int* copies;
+  const T* recurrence;      // a, b of legendre.hpp's recurrence for every (order, degree), then the diagonal
+  const T* scale;           // normalisation of degree l
+};
+
+// One call. Operand rows are contiguous; a row stride of 0 shares one row between all items.
+template <class T>
+struct Operands {
+  const T *x, *y, *z;  // z: the output's cotangent
+  long x_stride, y_stride, z_stride;
+  T *x_out, *y_out, *z_out;
+  bool sum_x, sum_y;   // x_out, y_out: a single row, the sum over the items of the call
+  bool stream;         // the outputs outgrow the cache: write them past it
+};
+
+// One variant's kernels. Items [begin, end); scratch as large as the matching *_scratch says, aligned to 64 bytes.
+template <class T>
+struct TypedKernels {
+  using ClebschGordan = void(const ClebschGordanPlan<T>&, const Operands<T>&, long begin, long end, void* scratch);
+  using Gaunt = void(const GauntPlan<T>&, const Operands<T>&, long begin, long end, void* scratch);
+  using Matrix = void(const MatrixPlan<T>&, const Operands<T>&, long begin, long end, void* scratch);
+  using Harmonics = void(const HarmonicsPlan<T>&, const Operands<T>&, long begin, long end, void* scratch);
+  ClebschGordan *clebsch_gordan_forward, *clebsch_gordan_backward;
+  Gaunt *gaunt_forward, *gaunt_backward;
+  Matrix *matrix_forward, *matrix_backward;
+  Harmonics* harmonics_forward;
+  long (*clebsch_gordan_scratch)(const ClebschGordanPlan<T>&);
+  long (*gaunt_scratch)(const GauntPlan<T>&);
+  long (*matrix_scratch)(const MatrixPlan<T>&);
+  long (*harmonics_scratch)(const HarmonicsPlan<T>&);
+  double (*fma_chain)(long iterations);  // runs iterations x fma_per_iteration dependent-free multiply-adds
+  long fma_per_iteration;
+  long rows_per_task;  // a multiple of what one streaming pass covers
+};
+struct Kernels {
+  const char* name;
+  TypedKernels<float> f32;
+  TypedKernels<double> f64;
+  void (*copy)(const void* from, void* to, long bytes);  // streaming; both aligned to 64 bytes
+  long (*take_count)();  // variant "counted": scalar operations since the last call; null elsewhere
+};
+
+}  // namespace equitensor

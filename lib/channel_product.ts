@@ -1,0 +1,161 @@
+// What the Gaunt and the matrix product have in common: signals multiplied channel by channel, whose parities must not mix.
+import type { DType } from './arrays'
+import { argumentError, EquitensorError } from './errors'
+import { formatIrrep, Irreps, irrepKey, type Irrep, type IrrepsLike } from './irreps'
+import { channelsOf, packChannels } from './layout'
+import type { Path } from './operation'
+import { inputIrreps, outputIrreps, type ResolvedOptions } from './options'
+
+/** All irreps with one multiplicity, each (l, p) once. */
+function requireSignals(irreps: Irreps, argument: string): number {
+  const blocks = irreps.blocks.filter(({ mul }) => mul > 0)
+  const mul = blocks[0]!.mul
+  const seen = new Set<number>()
+  for (const block of blocks) {
+    if (block.mul !== mul) {
+      throw argumentError(
+        'unequal_multiplicities',
+        argument,
+        `the same multiplicity for every irrep (one Linear layer away: '${new Irreps(blocks.map(({ ir }) => [mul, ir]))}')`,
+        `'${irreps}'`,
+      )
+    }
+    if (seen.has(irrepKey(block.ir))) {
+      throw argumentError('repeated_irrep', argument, `${formatIrrep(block.ir)} once (regroup() merges the channels of one irrep)`, `'${irreps}'`)
+    }
+    seen.add(irrepKey(block.ir))
+  }
+  return mul
+}
+
+export interface ChannelProductForm {
+  in1: Irreps
+  in2: Irreps
+  out: Irreps
+  mul: number
+  paths: Path[]
+  expressivity: number
+}
+
+/**
+ * The irreps and paths of a product whose path (l1, l2, l3) has a given coefficient, independent of parity.
+ * `rule` says in words when the coefficient is not zero.
+ */
+export function channelProductForm(
+  irrepsIn1: IrrepsLike,
+  irrepsIn2: IrrepsLike,
+  irrepsOut: IrrepsLike | undefined,
+  coefficientFor: (out: Irreps) => (l1: number, l2: number, l3: number) => number,
+  rule: string,
+): ChannelProductForm {
+  const in1 = inputIrreps(irrepsIn1, 'irrepsIn1'), in2 = inputIrreps(irrepsIn2, 'irrepsIn2')
+  const mul = requireSignals(in1, 'irrepsIn1')
+  if (requireSignals(in2, 'irrepsIn2') !== mul) {
+    throw argumentError('unequal_multiplicities', 'irrepsIn2', `multiplicity ${mul} as irrepsIn1 has`, `'${in2}'`)
+  }
+
+  // Every irrep that the triangle rule allows; then those with a coefficient.
+  const candidates: Irrep[] = []
+  for (let l = 0; l <= in1.lmax + in2.lmax; l++) candidates.push({ l, p: -1 }, { l, p: 1 })
+  const out = irrepsOut === undefined ? undefined : outputIrreps(irrepsOut, 'options.irrepsOut')
+  if (out && requireSignals(out, 'options.irrepsOut') !== mul) {
+    throw argumentError('unequal_multiplicities', 'options.irrepsOut', `multiplicity ${mul} as the inputs have`, `'${out}'`)
+  }
+  const coefficient = coefficientFor(out ?? new Irreps(candidates.map((ir) => [mul, ir])))
+  const pathsInto = (ir: Irrep): Omit<Path, 'out'>[] =>
+    in1.blocks.flatMap((b1, i1) =>
+      in2.blocks.flatMap((b2, i2) => {
+        const value = b1.mul && b2.mul && b1.ir.p * b2.ir.p === ir.p ? coefficient(b1.ir.l, b2.ir.l, ir.l) : 0
+        return value === 0 ? [] : [{ in1: i1, in2: i2, l: [b1.ir.l, b2.ir.l, ir.l] as const, coefficient: value }]
+      }),
+    )
+  const reached = out ?? new Irreps(candidates.filter((ir) => pathsInto(ir).length > 0).map((ir) => [mul, ir]))
+  const paths = reached.blocks.flatMap((block, o) => {
+    if (block.mul === 0) return []
+    const found = pathsInto(block.ir)
+    if (found.length === 0) {
+      const code = reached.blocks.filter(({ mul }) => mul > 0).length === 1 ? 'no_path' : 'unreachable_output'
+      throw new EquitensorError(
+        code,
+        `options.irrepsOut: expected irreps that ${rule} and p3 = p1 p2 reach from '${in1}' and '${in2}', got ${formatIrrep(block.ir)}`,
+        { argument: 'options.irrepsOut', received: formatIrrep(block.ir) },
+      )
+    }
+    return found.map((path) => ({ ...path, out: o }))
+  })
+  if (paths.length === 0) {
+    throw new EquitensorError('no_path', `irrepsIn2: expected irreps that ${rule} couples with '${in1}', got '${in2}'`, {
+      argument: 'irrepsIn2',
+      received: `${in2}`,
+    })
+  }
+  return { in1, in2, out: reached, mul, paths, expressivity: expressivity(mul, in1, in2, reached, paths) }
+}
+
+/**
+ * Dimension of the bilinear maps sum over channels of c_l3 a_l1 b_l2 (path coefficient). For one channel that is the rank of the incidence matrix of
+ * the paths (Xie et al. 2025, section 4): each weight scales a row of it. With more channels, the parameters less those
+ * scalings, at most all entries of all paths.
+ */
+function expressivity(mul: number, in1: Irreps, in2: Irreps, out: Irreps, paths: readonly Path[]): number {
+  const count = [in1, in2, out].map((irreps) => irreps.blocks.filter((b) => b.mul > 0).length) as [number, number, number]
+  const columns = in1.blocks.length + in2.blocks.length + out.blocks.length
+  const rows = paths.map((path) => {
+    const row = new Float64Array(columns)
+    row[path.in1] = row[in1.blocks.length + path.in2] = row[in1.blocks.length + in2.blocks.length + path.out] = 1
+    return row
+  })
+  const scalings = rank(rows)
+  const parameters = mul * (mul * (count[0] + count[1]) + count[2])
+  return Math.min(parameters - mul * (count[0] + count[1] + count[2] - scalings), paths.length * mul * mul)
+}
+
+// Gaussian elimination; entries stay small integers' ratios, so a fixed threshold separates zeros.
+function rank(rows: Float64Array[]): number {
+  let found = 0
+  for (let column = 0; column < (rows[0]?.length ?? 0) && found < rows.length; column++) {
+    let pivot = found
+    for (let r = found + 1; r < rows.length; r++) if (Math.abs(rows[r]![column]!) > Math.abs(rows[pivot]![column]!)) pivot = r
+    if (Math.abs(rows[pivot]![column]!) < 1e-9) continue
+    ;[rows[found], rows[pivot]] = [rows[pivot]!, rows[found]!]
+    for (let r = found + 1; r < rows.length; r++) {
+      const factor = rows[r]![column]! / rows[found]![column]!
+      if (factor !== 0) for (let c = column; c < rows[r]!.length; c++) rows[r]![c]! -= factor * rows[found]![c]!
+    }
+    found++
+  }
+  return found
+}
+
+/**
+ * How native code is to multiply without mixing parities. If some product of the inputs would reach an output with a parity other than p1 p2,
+ * even and odd irreps are separate parts, and an output part receives only the products of its own parity; otherwise all is one part.
+ */
+export function packChannelProduct<D extends DType>(
+  form: ChannelProductForm,
+  couples: (l1: number, l2: number, l3: number) => boolean,
+  options: ResolvedOptions<D>,
+) {
+  const { in1, in2, out, mul } = form
+  const mixes = in1.blocks.some((b1) =>
+    in2.blocks.some((b2) => out.blocks.some((b3) => b1.ir.p * b2.ir.p !== b3.ir.p && couples(b1.ir.l, b2.ir.l, b3.ir.l))),
+  )
+  const parities = (irreps: Irreps) => (mixes ? [...new Set(irreps.blocks.filter((b) => b.mul > 0).map(({ ir }) => ir.p))] : [1 as const])
+  const part = (p: readonly number[], ir: Irrep) => (mixes ? p.indexOf(ir.p) : 0)
+  const [p1, p2, p3] = [parities(in1), parities(in2), parities(out)]
+  const products = p1.flatMap((a, i) => p2.flatMap((b, j) => (mixes && !p3.includes((a * b) as 1 | -1) ? [] : [[i, j, mixes ? p3.indexOf((a * b) as 1 | -1) : 0]])))
+  const channels = [in1, in2, out].map((irreps) => channelsOf(irreps, options.layout))
+  const parts = ([p1, p2, p3] as const).map((p, s) => Int32Array.from(channels[s]!, ({ ir }) => part(p, ir)))
+  return {
+    isDouble: options.dtype === 'float64',
+    dims: Int32Array.of(in1.dim, in2.dim, out.dim),
+    mul,
+    in1: packChannels(channels[0]!),
+    in2: packChannels(channels[1]!),
+    out: packChannels(channels[2]!),
+    parts1: parts[0]!,
+    parts2: parts[1]!,
+    partsOut: parts[2]!,
+    products: Int32Array.from(products.flat()),
+  }
+}

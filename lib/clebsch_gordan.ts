@@ -1,0 +1,224 @@
+import type { DType } from './arrays'
+import { argumentError, EquitensorError } from './errors'
+import { Irreps, irrepKey, multiplyIrreps, toIrreps, type Irrep, type IrrepsLike, type MulIr } from './irreps'
+import { channelRange, channelsOf, packChannels, type Channels } from './layout'
+import { native } from './native'
+import { TensorProduct } from './operation'
+import { commonOptions, inputIrreps, oneOf, requireKnownOptions, resolveOptions, type CommonOptions, type Layout } from './options'
+
+export interface ClebschGordanOptions<D extends DType> extends CommonOptions<D> {
+  /** Keep only paths into these irreps (multiplicities are ignored). */
+  filterIrrepsOut?: IrrepsLike
+  /**
+   * `'sparse'` (default) visits the nonzero coefficients only. `'dense'` multiplies every product x_i y_j into every output, as
+   * an einsum with the full coefficient tensors does; it is there to be compared with.
+   */
+  algorithm?: 'sparse' | 'dense'
+}
+
+/** A range of channels of an input block with one of the other input, into an output block from channel `begin` on. */
+interface Connection {
+  in1: Channels
+  in2: Channels
+  /** uuu: channel u with channel u; otherwise uvuv: every u with every v. */
+  sameChannel: boolean
+  begin: number
+  /** Distance between the output channels of u and u + 1, and of v and v + 1. */
+  uStep: number
+  vStep: number
+}
+
+interface Instruction {
+  in1: number
+  in2: number
+  out: MulIr
+  connections: Connection[]
+}
+
+interface Plan {
+  /** e3nn's form of the inputs, which the instructions refer to. */
+  irrepsIn1: Irreps
+  irrepsIn2: Irreps
+  instructions: Instruction[]
+  sorted: boolean
+  expressivity: number
+}
+
+/** A block of the simplified irreps, with the blocks that it was passed as: those fix the layout. */
+interface MergedBlock {
+  ir: Irrep
+  mul: number
+  pieces: { channels: Channels; begin: number }[]
+}
+
+function merge(blocks: readonly Channels[]): MergedBlock[] {
+  const merged: MergedBlock[] = []
+  for (const channels of blocks) {
+    let last = merged.at(-1)
+    if (!last || irrepKey(last.ir) !== irrepKey(channels.ir)) merged.push((last = { ir: channels.ir, mul: 0, pieces: [] }))
+    last.pieces.push({ channels, begin: last.mul })
+    last.mul += channels.mul
+  }
+  return merged
+}
+
+type Keep = (ir: Irrep) => boolean
+
+// e3nn.o3.FullTensorProduct: every pair of blocks, every irrep of their product.
+function planFull(irrepsIn1: Irreps, irrepsIn2: Irreps, layout: Layout, keep: Keep): Plan {
+  const in1 = merge(channelsOf(irrepsIn1, layout)), in2 = merge(channelsOf(irrepsIn2, layout))
+  const instructions: Instruction[] = []
+  for (const [i1, b1] of in1.entries()) {
+    for (const [i2, b2] of in2.entries()) {
+      for (const ir of multiplyIrreps(b1.ir, b2.ir).filter(keep)) {
+        const connections = b1.pieces.flatMap((p1) =>
+          b2.pieces.map((p2): Connection => {
+            const begin = p1.begin * b2.mul + p2.begin
+            return { in1: p1.channels, in2: p2.channels, sameChannel: false, begin, uStep: b2.mul, vStep: 1 }
+          }),
+        )
+        instructions.push({ in1: i1, in2: i2, out: { mul: b1.mul * b2.mul, ir }, connections })
+      }
+    }
+  }
+  return {
+    irrepsIn1: new Irreps(in1),
+    irrepsIn2: new Irreps(in2),
+    instructions,
+    sorted: true,
+    // Every output channel can be given any weight on its own.
+    expressivity: instructions.reduce((sum, { out }) => sum + out.mul, 0),
+  }
+}
+
+// e3nn.o3.ElementwiseTensorProduct: channel by channel, in segments that end where either of the simplified inputs changes block.
+function planElementwise(irrepsIn1: Irreps, irrepsIn2: Irreps, layout: Layout, keep: Keep): Plan {
+  if (irrepsIn1.numIrreps !== irrepsIn2.numIrreps) {
+    throw argumentError('unequal_multiplicities', 'irrepsIn2', `${irrepsIn1.numIrreps} irreps as irrepsIn1 has`, `${irrepsIn2.numIrreps}`)
+  }
+  const pieces1 = merge(channelsOf(irrepsIn1, layout)).flatMap(({ pieces }, block) => pieces.map((p) => ({ ...p.channels, block })))
+  const pieces2 = merge(channelsOf(irrepsIn2, layout)).flatMap(({ pieces }, block) => pieces.map((p) => ({ ...p.channels, block })))
+  const segments: { key: string; ir1: Irrep; ir2: Irrep; mul: number; connections: Connection[] }[] = []
+  for (let i = 0, j = 0, u = 0, v = 0; i < pieces1.length; ) {
+    const p1 = pieces1[i]!, p2 = pieces2[j]!
+    const mul = Math.min(p1.mul - u, p2.mul - v)
+    const key = `${p1.block},${p2.block}`
+    let segment = segments.at(-1)
+    if (segment?.key !== key) segments.push((segment = { key, ir1: p1.ir, ir2: p2.ir, mul: 0, connections: [] }))
+    const in1 = channelRange(p1, u, mul), in2 = channelRange(p2, v, mul)
+    segment.connections.push({ in1, in2, sameChannel: true, begin: segment.mul, uStep: 1, vStep: 0 })
+    segment.mul += mul
+    u += mul
+    v += mul
+    if (u === p1.mul) (i++, (u = 0))
+    if (v === p2.mul) (j++, (v = 0))
+  }
+  const instructions = segments.flatMap(({ ir1, ir2, mul, connections }, s) =>
+    multiplyIrreps(ir1, ir2).filter(keep).map((ir): Instruction => ({ in1: s, in2: s, out: { mul, ir }, connections })),
+  )
+  // Of a path, the linear layers reach sum over u of c_u a_u b_u': mul terms of rank one, so all mul^2 entries of a matrix.
+  const expressivity = instructions.reduce((sum, { out }) => sum + out.mul * out.mul, 0)
+  return {
+    irrepsIn1: new Irreps(segments.map(({ mul, ir1 }) => ({ mul, ir: ir1 }))),
+    irrepsIn2: new Irreps(segments.map(({ mul, ir2 }) => ({ mul, ir: ir2 }))),
+    instructions,
+    sorted: false,
+    expressivity,
+  }
+}
+
+const clebschGordanOptions = [...commonOptions, 'filterIrrepsOut', 'algorithm']
+
+/**
+ * Clebsch-Gordan tensor product (CGTP): every path (l1, l2, l3) couples two irreps with the Wigner 3j symbol, times
+ * sqrt(2 l3 + 1) (e3nn's irrep normalisation 'component', path normalisation 'element').
+ */
+export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends TensorProduct<D> {
+  declare readonly algorithm: 'sparse' | 'dense'
+
+  /**
+   * The full product, as {@link full}.
+   * @throws EquitensorError `no_path` if the selection rules or the filter leave none; `invalid_irreps`, `degree_limit`, `invalid_option`,
+   * `backend_unavailable`.
+   */
+  constructor(irrepsIn1: IrrepsLike, irrepsIn2: IrrepsLike, options: ClebschGordanOptions<D> = {}, /** @internal */ plan = planFull) {
+    requireKnownOptions(options, clebschGordanOptions.filter((name) => name !== 'irrepsOut'))
+    const resolved = resolveOptions(options)
+    const algorithm = oneOf(options.algorithm ?? 'sparse', 'options.algorithm', ['sparse', 'dense'])
+    const in1 = inputIrreps(irrepsIn1, 'irrepsIn1'), in2 = inputIrreps(irrepsIn2, 'irrepsIn2')
+    const filter = options.filterIrrepsOut === undefined ? undefined : toIrreps(options.filterIrrepsOut, 'options.filterIrrepsOut')
+    const kept = filter && new Set(filter.blocks.filter(({ mul }) => mul > 0).map(({ ir }) => irrepKey(ir)))
+    const planned = plan(in1, in2, resolved.layout, (ir) => !kept || kept.has(irrepKey(ir)))
+    const { instructions } = planned
+    if (instructions.length === 0) {
+      throw new EquitensorError(
+        'no_path',
+        `options.filterIrrepsOut: expected an irrep with |l1 - l2| <= l3 <= l1 + l2 and p3 = p1 p2 for an l1 of '${in1}' and an l2 of ` +
+          `'${in2}', got '${filter}'`,
+        { argument: 'options.filterIrrepsOut', received: `${filter}` },
+      )
+    }
+    const unsorted = new Irreps(instructions.map(({ out }) => out))
+    const { irreps: irrepsOut, p: position } = planned.sorted ? unsorted.sort() : { irreps: unsorted, p: instructions.map((_, i) => i) }
+    const outs = channelsOf(irrepsOut, resolved.layout)
+
+    const inputs: [Channels[], Channels[]] = [[], []]
+    const blockIndex = (side: 0 | 1, channels: Channels) => {
+      const known = inputs[side].findIndex((c) => c.offset === channels.offset)
+      return known >= 0 ? known : inputs[side].push(channels) - 1
+    }
+    const coefficients: number[] = []
+    const packed = instructions.flatMap(({ out, connections }, i) =>
+      connections.flatMap(({ in1, in2, sameChannel, begin, uStep, vStep }) => {
+        const { offset, channel, component } = outs[position[i]!]!
+        coefficients.push(Math.sqrt(2 * out.ir.l + 1))
+        const at = offset + begin * channel
+        return [blockIndex(0, in1), blockIndex(1, in2), sameChannel ? 1 : 0, out.ir.l, at, uStep * channel, vStep * channel, component]
+      }),
+    )
+    super(
+      {
+        irrepsIn1: planned.irrepsIn1,
+        irrepsIn2: planned.irrepsIn2,
+        irrepsOut,
+        paths: instructions.map(({ in1, in2, out }, i) => ({
+          in1,
+          in2,
+          out: position[i]!,
+          l: [planned.irrepsIn1.blocks[in1]!.ir.l, planned.irrepsIn2.blocks[in2]!.ir.l, out.ir.l],
+          coefficient: Math.sqrt(2 * out.ir.l + 1),
+        })),
+        algorithm,
+        operation: native.createClebschGordan({
+          isDouble: resolved.dtype === 'float64',
+          dims: Int32Array.of(in1.dim, in2.dim, irrepsOut.dim),
+          in1: packChannels(inputs[0]),
+          in2: packChannels(inputs[1]),
+          paths: Int32Array.from(packed),
+          coefficients: Float64Array.from(coefficients),
+          dense: algorithm === 'dense',
+        }),
+        expressivity: planned.expressivity,
+      },
+      resolved,
+    )
+  }
+
+  /**
+   * Every path between every pair of irreps, every channel of x with every channel of y (uvuv); `e3nn.o3.FullTensorProduct`. The output is
+   * sorted and has one block for each path, with mul1 mul2 channels.
+   * @throws EquitensorError as the constructor.
+   */
+  static full<D extends DType = 'float32'>(in1: IrrepsLike, in2: IrrepsLike, options: ClebschGordanOptions<D> = {}): ClebschGordanTensorProduct<D> {
+    return new ClebschGordanTensorProduct(in1, in2, options)
+  }
+
+  /**
+   * Channel u of x with channel u of y (uuu); `e3nn.o3.ElementwiseTensorProduct`. The output has one block for each path, in the order
+   * of the channels, not sorted.
+   * @throws EquitensorError as the constructor, and `unequal_multiplicities` if the inputs have different numbers of irreps.
+   */
+  static elementwise<D extends DType = 'float32'>(in1: IrrepsLike, in2: IrrepsLike, options: ClebschGordanOptions<D> = {}): ClebschGordanTensorProduct<D> {
+    return new ClebschGordanTensorProduct(in1, in2, options, planElementwise)
+  }
+}

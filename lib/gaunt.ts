@@ -1,0 +1,92 @@
+import type { DType } from './arrays'
+import { channelProductForm, packChannelProduct } from './channel_product'
+import { argumentError, describe } from './errors'
+import type { IrrepsLike } from './irreps'
+import { native } from './native'
+import { TensorProduct } from './operation'
+import { commonOptions, oneOf, requireKnownOptions, resolveOptions, type CommonOptions } from './options'
+
+/** Rings (`beta`, Gauss-Legendre) and equally spaced angles on each (`alpha`). */
+export interface SphereGrid {
+  beta: number
+  alpha: number
+}
+
+export interface GauntOptions<D extends DType> extends CommonOptions<D> {
+  /** Irreps of the output, each once, with the inputs' multiplicity; by default every irrep that can be reached, sorted. */
+  irrepsOut?: IrrepsLike
+  /** `'auto'` (default) takes the fastest: at present `'grid'`. */
+  algorithm?: 'auto' | 'grid'
+  /** Default: the smallest exact grid, floor((L1 + L2 + L3) / 2) + 1 rings and L1 + L2 + L3 + 1 angles. A larger one gives the same result. */
+  grid?: Partial<SphereGrid>
+}
+
+/** @internal Choices that users have no reason to make, for tests and measurements. */
+export interface GauntInternals {
+  /** Allow a grid that is too small to be exact. */
+  inexactGrid?: boolean
+  /** How two signals on a ring are multiplied: their values at the angles, or their trigonometric coefficients. */
+  ring?: 'values' | 'coefficients'
+}
+
+/**
+ * Gaunt tensor product (GTP): the pointwise product of two signals on the sphere, f = sum over l, m of x_lm sqrt(4 pi) Y_lm (Y of unit
+ * integral norm), projected back. Path (l1, l2, l3) is sqrt((2l1+1)(2l2+1)(2l3+1)) |3j(l1 l2 l3; 0 0 0)| times wigner3j.
+ *
+ * Irreps of multiplicity mul are mul independent signals, multiplied channel by channel.
+ *
+ * `'grid'` is the separable transform to a Gauss-Legendre grid: Legendre functions from components to rings with the hemispheres folded,
+ * product ring by ring, and back by quadrature, which is exact. The product on a ring is formed from trigonometric coefficients or from values
+ * at the angles, whichever takes fewer operations.
+ */
+export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProduct<D> {
+  declare readonly algorithm: 'grid'
+  readonly grid: Readonly<SphereGrid>
+
+  /**
+   * @throws EquitensorError `unequal_multiplicities`, `repeated_irrep`, `no_path`, `unreachable_output`, `grid_too_small`, `invalid_irreps`, `degree_limit`,
+   * `invalid_option`, `backend_unavailable`.
+   */
+  constructor(irrepsIn1: IrrepsLike, irrepsIn2: IrrepsLike, options: GauntOptions<D> = {}, /** @internal */ internals: GauntInternals = {}) {
+    requireKnownOptions(options, [...commonOptions, 'algorithm', 'grid'])
+    const resolved = resolveOptions(options)
+    oneOf(options.algorithm ?? 'auto', 'options.algorithm', ['auto', 'grid'])
+    const form = channelProductForm(
+      irrepsIn1,
+      irrepsIn2,
+      options.irrepsOut,
+      () => native.gauntPath,
+      'the triangle rule, l1 + l2 + l3 even',
+    )
+    const degrees = form.in1.lmax + form.in2.lmax + form.out.lmax
+    const exact = { beta: Math.floor(degrees / 2) + 1, alpha: degrees + 1 }
+    const grid = { ...exact, ...options.grid }
+    requireKnownOptions(options.grid ?? {}, ['beta', 'alpha'])
+    for (const axis of ['beta', 'alpha'] as const) {
+      if (!Number.isInteger(grid[axis]) || grid[axis] < 1 || grid[axis] > 512) {
+        throw argumentError('invalid_option', `options.grid.${axis}`, 'an integer from 1 to 512', describe(grid[axis]))
+      }
+      if (grid[axis] < exact[axis] && !internals.inexactGrid) {
+        throw argumentError('grid_too_small', `options.grid.${axis}`, `at least ${exact[axis]}, to be exact for these degrees`, `${grid[axis]}`)
+      }
+    }
+    const packed = packChannelProduct(form, (l1, l2, l3) => native.gauntPath(l1, l2, l3) !== 0, resolved)
+    const create = (pointwise: boolean) => native.createGaunt({ ...packed, rings: grid.beta, angles: grid.alpha, pointwise })
+    const candidates = (internals.ring ? [internals.ring] : (['coefficients', 'values'] as const)).map((ring) => create(ring === 'values'))
+    const [operation, ...others] = candidates.sort((a, b) => native.flops(a).forward - native.flops(b).forward)
+    for (const other of others) native.dispose(other)
+    super(
+      {
+        irrepsIn1: form.in1,
+        irrepsIn2: form.in2,
+        irrepsOut: form.out,
+        paths: form.paths,
+        algorithm: 'grid',
+        operation: operation!,
+        expressivity: form.expressivity,
+      },
+      resolved,
+    )
+    this.grid = Object.freeze(grid)
+  }
+}

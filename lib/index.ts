@@ -1,0 +1,22 @@
+/// <reference lib="esnext.disposable" preserve="true" />
+// The public names.
+export { Irreps } from './irreps'
+export { wigner3j, wignerD, gauntCoefficient } from './wigner'
+export { sphericalHarmonics } from './spherical_harmonics'
+export { ClebschGordanTensorProduct } from './clebsch_gordan'
+export { GauntTensorProduct } from './gaunt'
+export { MatrixTensorProduct } from './matrix'
+export { TensorProduct } from './operation'
+export { backends } from './backends'
+export { EquitensorError, errorCodes } from './errors'
+
+export type { Irrep, MulIr, IrrepsLike, IrrepsOrder } from './irreps'
+export type { DType, ArrayOf } from './arrays'
+export type { Layout, Backend, CommonOptions } from './options'
+export type { Path, PassCost, Gradients } from './operation'
+export type { SphericalHarmonicsOptions } from './spherical_harmonics'
+export type { ClebschGordanOptions } from './clebsch_gordan'
+export type { GauntOptions, SphereGrid } from './gaunt'
+export type { MatrixOptions } from './matrix'
+export type { Backends } from './backends'
+export type { ErrorCode } from './errors'

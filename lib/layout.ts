@@ -1,0 +1,32 @@
+// Where channels of irreps lie in a row; see core/irreps.hpp.
+import type { Irrep, Irreps } from './irreps'
+import type { Layout } from './options'
+
+/** `mul` channels of one irrep: component m of channel u lies at offset + u * channel + m * component. */
+export interface Channels {
+  ir: Irrep
+  mul: number
+  offset: number
+  channel: number
+  component: number
+}
+
+/** The blocks of irreps as passed, without empty ones. */
+export function channelsOf(irreps: Irreps, layout: Layout): Channels[] {
+  return irreps.blocks.flatMap(({ mul, ir }, i) => {
+    if (mul === 0) return []
+    const size = 2 * ir.l + 1
+    const strides = layout === 'mul_ir' ? { channel: size, component: 1 } : { channel: 1, component: mul }
+    return [{ ir, mul, offset: irreps.slices[i]![0], ...strides }]
+  })
+}
+
+/** Channels [begin, begin + mul) of a block. */
+export function channelRange(block: Channels, begin: number, mul: number): Channels {
+  return { ...block, mul, offset: block.offset + begin * block.channel }
+}
+
+/** As native code takes them: [offset, mul, l, channel, component] of each. */
+export function packChannels(channels: readonly Channels[]): Int32Array {
+  return Int32Array.from(channels.flatMap(({ ir, mul, offset, channel, component }) => [offset, mul, ir.l, channel, component]))
+}

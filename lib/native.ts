@@ -1,0 +1,123 @@
+import bindings from 'bindings'
+import { existsSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import path from 'node:path'
+import { EquitensorError } from './errors'
+
+/** A plan in native memory. */
+export interface NativeOperation {
+  readonly kind: unique symbol
+}
+
+export type Pass = 'forward' | 'backward'
+
+type Floats = Float32Array | Float64Array
+
+/** Arrays of one call. An operand that is `shared` is one row for all items; its gradient is the sum over them. */
+export interface NativeCall {
+  x: Floats
+  y?: Floats
+  z?: Floats
+  xOut?: Floats
+  yOut?: Floats
+  zOut?: Floats
+  batch: number
+  xShared: boolean
+  yShared: boolean
+  threads: number
+  /** Kernels to use instead of the fastest. */
+  variant?: string
+}
+
+interface NativeProduct {
+  isDouble: boolean
+  /** Components of an item of both inputs and of the output. */
+  dims: Int32Array
+  /** Packed by lib/layout.ts. */
+  in1: Int32Array
+  in2: Int32Array
+}
+
+interface NativeChannelProduct extends NativeProduct {
+  out: Int32Array
+  mul: number
+  /** Of each block. */
+  parts1: Int32Array
+  parts2: Int32Array
+  partsOut: Int32Array
+  /** [part of in1, part of in2, part of out] of each product. */
+  products: Int32Array
+}
+
+/** What the C++ addon exports. */
+export interface NativeAddon {
+  /** Names the sources that the binary was made from. */
+  readonly stamp: string
+  /** The kernel variant in use, those that this machine can run, and the number of threads. */
+  cpuInfo(): { variant: string; variants: string[]; threads: number }
+
+  /** `paths`: [in1, in2, same channel, l3, offset, u step, v step, component] of each, see core/clebsch_gordan.hpp. */
+  createClebschGordan(form: NativeProduct & { paths: Int32Array; coefficients: Float64Array; dense: boolean }): NativeOperation
+  createGaunt(form: NativeChannelProduct & { rings: number; angles: number; pointwise: boolean }): NativeOperation
+  createMatrix(form: NativeChannelProduct & { k: number }): NativeOperation
+  /** `scale`: factor of each degree on harmonics whose mean square over the sphere is 1. */
+  createSphericalHarmonics(form: { isDouble: boolean; degrees: Int32Array; scale: Float64Array; normalize: boolean }): NativeOperation
+  dispose(operation: NativeOperation): void
+  /** Operations of one item, by pass. */
+  flops(operation: NativeOperation): { forward: number; backward: number }
+  forward(operation: NativeOperation, call: NativeCall): void
+  backward(operation: NativeOperation, call: NativeCall): void
+  /** Operations that kernels of the variant "counted" have executed since the last call. */
+  takeCount(): number
+
+  wigner3j(l1: number, l2: number, l3: number): Float64Array
+  gauntCoefficient(l1: number, m1: number, l2: number, m2: number, l3: number, m3: number): number
+  /** Path coefficient of the Gaunt product. */
+  gauntPath(l1: number, l2: number, l3: number): number
+  /** Path coefficient of the product of (2k+1) x (2k+1) matrices. */
+  matrixPath(l1: number, l2: number, l3: number, k: number): number
+  wignerD(l: number, rotation: Float64Array): Float64Array
+
+  /** Bytes read plus written a second by a streaming copy over `bytes` in total. */
+  measureCopyBandwidth(options: { bytes: number; threads: number }): number
+  /** Multiply-adds a second, all lanes. */
+  measureFmaPeak(options: { dtype: 'float32' | 'float64'; threads: number }): number
+}
+
+// This file lies one folder below the root both as lib/native.ts and as dist/native.js. `bindings` has to be told,
+// since it would take the nearest package.json of whoever calls it.
+const packageRoot = path.join(__dirname, '..')
+
+// What install needs is plain JavaScript in bin/, and the loader says the same things.
+const load = createRequire(__filename)
+const remedies = load('../bin/remedies.js') as string
+const { stamp: stampOfSources } = load('../bin/sources.js') as { stamp(): string }
+
+const versionOf = (stamp: string) => stamp.split('+')[0]
+
+// An installed package changes only with its version. In a checkout any edit or pull can leave the binary behind.
+function checkStamp(actual: string) {
+  const expected = stampOfSources()
+  const isCheckout = existsSync(path.join(packageRoot, '.git'))
+  if (isCheckout ? actual !== expected : versionOf(actual) !== versionOf(expected)) {
+    throw new Error(`it was built from other sources (stamp ${actual}, expected ${expected}): npx equitensor build`)
+  }
+}
+
+/** @internal Loads the binary below `root`, which only a test names. */
+export function loadNative(root = packageRoot): NativeAddon {
+  try {
+    const addon = bindings({
+      bindings: 'equitensor_cpu',
+      module_root: root,
+      try: [['module_root', 'build', 'Release', 'bindings']],
+    }) as NativeAddon
+    checkStamp(addon.stamp)
+    return addon
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error)
+    throw new EquitensorError('native_unavailable', `The native addon of equitensor cannot be loaded: ${reason}\n\n${remedies}`, { cause: error })
+  }
+}
+
+export const native: NativeAddon = loadNative()

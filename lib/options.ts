@@ -1,0 +1,84 @@
+// The options that all operations have in common.
+import type { DType } from './arrays'
+import { argumentError, describe, EquitensorError } from './errors'
+import { Irreps, maxOutputDegree, requireInputDegrees, toIrreps, type IrrepsLike } from './irreps'
+import { native } from './native'
+
+/** `mul_ir`: a block of irreps is (mul, 2l+1), as in e3nn. `ir_mul`: (2l+1, mul). */
+export type Layout = 'mul_ir' | 'ir_mul'
+export type Backend = 'cpu' | 'cuda'
+
+export interface CommonOptions<D extends DType> {
+  /** `'auto'` (default) takes what this machine has; `op.backend` tells. */
+  backend?: 'auto' | Backend
+  /** Default `'float32'`. */
+  dtype?: D
+  /** Default `'mul_ir'`, e3nn's. */
+  layout?: Layout
+  /** CPU threads, by default all that the machine offers. Results do not depend on it. */
+  threads?: number
+}
+
+export interface ResolvedOptions<D extends DType> {
+  backend: Backend
+  dtype: D
+  layout: Layout
+  threads: number
+}
+
+/** @throws EquitensorError `invalid_option`. */
+export function oneOf<T extends string>(value: unknown, argument: string, choices: readonly T[]): T {
+  if (choices.includes(value as T)) return value as T
+  throw argumentError('invalid_option', argument, choices.map((c) => `'${c}'`).join(' or '), describe(value))
+}
+
+/** @throws EquitensorError `invalid_option` for a key that is not in `known`. */
+export function requireKnownOptions(options: unknown, known: readonly string[]): void {
+  if (typeof options !== 'object' || options === null) {
+    throw argumentError('invalid_option', 'options', `an object with ${known.join(', ')}`, describe(options))
+  }
+  for (const key of Object.keys(options)) {
+    if (!known.includes(key)) throw argumentError('invalid_option', `options.${key}`, `one of ${known.join(', ')}`, `'${key}'`)
+  }
+}
+
+export const commonOptions = ['irrepsOut', 'backend', 'dtype', 'layout', 'threads'] as const
+
+export function resolveOptions<D extends DType>(options: CommonOptions<D>): ResolvedOptions<D> {
+  const backend = oneOf(options.backend ?? 'auto', 'options.backend', ['auto', 'cpu', 'cuda'])
+  if (backend === 'cuda') {
+    throw new EquitensorError('backend_unavailable', `options.backend: expected 'auto' or 'cpu', got 'cuda': ${cudaUnavailable}`, {
+      argument: 'options.backend',
+      expected: "'auto' or 'cpu'",
+      received: "'cuda'",
+    })
+  }
+  const threads = options.threads ?? native.cpuInfo().threads
+  if (!Number.isInteger(threads) || threads < 1 || threads > 1024) {
+    throw argumentError('invalid_option', 'options.threads', 'an integer from 1 to 1024', describe(threads))
+  }
+  return {
+    backend: 'cpu',
+    dtype: oneOf(options.dtype ?? 'float32', 'options.dtype', ['float32', 'float64'] as const) as D,
+    layout: oneOf(options.layout ?? 'mul_ir', 'options.layout', ['mul_ir', 'ir_mul']),
+    threads,
+  }
+}
+
+export const cudaUnavailable = 'this version has no CUDA kernels'
+
+/** Irreps of an input: not empty, degrees up to 11. */
+export function inputIrreps(value: IrrepsLike, argument: string): Irreps {
+  const irreps = toIrreps(value, argument)
+  if (irreps.dim === 0) throw argumentError('invalid_irreps', argument, 'at least one irrep', `'${irreps}'`)
+  requireInputDegrees(irreps, argument)
+  return irreps
+}
+
+/** Irreps of an output: not empty, degrees up to 22. */
+export function outputIrreps(value: IrrepsLike, argument: string): Irreps {
+  const irreps = toIrreps(value, argument)
+  if (irreps.dim === 0) throw argumentError('invalid_irreps', argument, 'at least one irrep', `'${irreps}'`)
+  if (irreps.lmax > maxOutputDegree) throw argumentError('degree_limit', argument, `degrees up to ${maxOutputDegree}`, `'${irreps}'`)
+  return irreps
+}
