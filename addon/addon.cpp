@@ -129,13 +129,21 @@ void* data_of(const Napi::Value& value) {
   return data;
 }
 
+Napi::Value overlap(const Napi::CallbackInfo& info) {
+  const auto *a = static_cast<char*>(data_of(info[0])), *b = static_cast<char*>(data_of(info[1]));
+  const size_t a_size = info[0].As<Napi::TypedArray>().ByteLength(), b_size = info[1].As<Napi::TypedArray>().ByteLength();
+  return Napi::Boolean::New(info.Env(), a < b + b_size && b < a + a_size);
+}
+
 const Kernels& kernels_named(const Napi::Value& variant) {
   const std::string name = variant.IsString() ? variant.As<Napi::String>().Utf8Value() : "";
   const Kernels* kernels = find_kernels(name);
   if (!kernels) {
     const char* preferred = std::getenv("EQUITENSOR_CPU");
-    throw Napi::Error::New(variant.Env(), "equitensor: this machine has no kernels \"" +
-                                              (name.empty() && preferred ? preferred : name) + "\" (EQUITENSOR_CPU)");
+    std::string known;
+    for (const std::string& v : variants()) known += (known.empty() ? "" : ", ") + v;
+    throw Napi::Error::New(variant.Env(), "EQUITENSOR_CPU: expected one of " + known + ", which this machine can run, got \"" +
+                                              (name.empty() && preferred ? preferred : name) + "\"");
   }
   return *kernels;
 }
@@ -278,6 +286,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   add("createMatrix", create_matrix);
   add("createSphericalHarmonics", create_spherical_harmonics);
   add("dispose", dispose);
+  add("overlap", overlap);
   add("flops", flops);
   add("forward", forward);
   add("backward", backward);

@@ -1,7 +1,7 @@
 // What the kernels are meant to reach: MIMO, one thread, float32, batch 10,000.
 import type { Speed } from './machine'
 import type { PassName } from './passes'
-import { isMeasured, rates, type Outcome, type Rates, type Settings } from './report'
+import { correct, isMeasured, rates, type Outcome, type Rates, type Settings } from './report'
 
 interface Goal {
   operation: string
@@ -58,7 +58,7 @@ export function goalResults(outcomes: readonly Outcome[], speed: Speed, settings
       values: outcomes
         .filter(isMeasured)
         .filter((m) => m.problem === 'MIMO' && m.operation === operation && m.pass === pass && L.includes(m.L))
-        .map((m) => ({ L: m.L, value: value(rates(m, speed)), reached: reached(rates(m, speed)) })),
+        .map((m) => ({ L: m.L, value: value(rates(m, speed)), reached: correct(m) && reached(rates(m, speed)) })),
     }))
     .filter(({ values }) => values.length)
 }

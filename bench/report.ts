@@ -63,8 +63,14 @@ export interface Run {
 
 export const isMeasured = (outcome: Outcome): outcome is Measured => outcome.status === 'measured'
 
-export const correct = (outcome: Outcome): boolean =>
-  outcome.status === 'no path' || (outcome.status === 'measured' && outcome.error <= outcome.tolerance && !outcome.complaints.length)
+/** What is wrong with an outcome: nothing where there rightly was no path. */
+export function faults(outcome: Outcome): string[] {
+  if (outcome.status !== 'measured') return outcome.status === 'failed' ? [outcome.reason] : []
+  const { error, tolerance, complaints } = outcome
+  return error <= tolerance ? complaints : [...complaints, `error ${error.toExponential(1)} over ${tolerance.toExponential(0)}`]
+}
+
+export const correct = (outcome: Outcome): boolean => faults(outcome).length === 0
 
 export interface Rates {
   spread: number
@@ -161,18 +167,39 @@ export function table(outcomes: readonly Outcome[], speed: Speed): string {
 }
 
 /** What a reader needs to judge the table, above it. */
-export function heading(run: Run): string {
-  const { machine, settings, footprint } = run
-  const speed = medianSpeed(run.speeds)
-  const all = (measure: (speed: Speed) => number) => run.speeds.map((s) => (measure(s) / 1e9).toFixed(1)).join(', ')
+export function heading({ machine, settings, footprint, speeds, load, date }: Run): string {
+  const speed = medianSpeed(speeds)
+  const giga = (value: number) => (value / 1e9).toFixed(1)
   const MiB = (bytes: number) => `${Math.round(bytes / 2 ** 20)} MiB`
+  const { threads, dtype, layout, batch, parity } = settings
   return [
-    `equitensor ${machine.package}${machine.commit ? ` (${machine.commit})` : ''}, ${machine.variant} kernels, Node ${machine.node}, ${machine.platform}`,
-    `${machine.cpu}, ${machine.cores} CPUs, ${machine.memoryGiB} GiB; load ${run.load.toFixed(1)} at the start`,
-    `${settings.threads} thread${settings.threads > 1 ? 's' : ''}, ${settings.dtype}, ${settings.layout}, batch ${settings.batch}, ${settings.parity === 'even' ? 'all-even' : 'natural'} parity; ${run.date}`,
-    `copy bandwidth ${(speed.copyBandwidth / 1e9).toFixed(1)} GB/s (streaming stores, read plus written, over ${MiB(footprint.bytes)}; last-level cache ${MiB(footprint.lastLevelCache)}); median of ${all((s) => s.copyBandwidth)}`,
-    `FMA peak ${(speed.fmaPeak / 1e9).toFixed(1)} G multiply-adds/s (two flops each); median of ${all((s) => s.fmaPeak)}`,
+    `equitensor ${machine.package}${machine.commit ? ` (${machine.commit})` : ''}, ${machine.variant} kernels`,
+    `${machine.cpu}, ${machine.cores} CPUs, ${machine.memoryGiB} GiB; Node ${machine.node}, ${machine.platform};` +
+      ` load ${load.toFixed(1)} at the start`,
+    `${threads} thread${threads > 1 ? 's' : ''}, ${dtype}, ${layout}, batch ${batch}, ${parity === 'even' ? 'all-even' : 'natural'} parity; ${date}`,
+    `copy bandwidth ${giga(speed.copyBandwidth)} GB/s: read plus written, streaming stores, over ${MiB(footprint.bytes)}` +
+      ` (last-level cache ${MiB(footprint.lastLevelCache)}); median of ${speeds.map((s) => giga(s.copyBandwidth)).join(', ')}`,
+    `FMA peak ${giga(speed.fmaPeak)} G multiply-adds/s (two flops each); median of ${speeds.map((s) => giga(s.fmaPeak)).join(', ')}`,
   ].join('\n')
+}
+
+const largestDrift = 0.1
+
+/** What makes the numbers doubtful, and what is wrong. */
+export function remarks({ speeds, footprint: { bytes, wanted }, outcomes, load, machine, settings }: Run): string {
+  const lines: string[] = []
+  const warnOfDrift = (name: string, values: number[]) => {
+    const drift = Math.max(...values) / Math.min(...values) - 1
+    if (drift > largestDrift) lines.push(`Warning: the ${name} drifted by ${percent(drift)} during the run; the ratios are as uncertain.`)
+  }
+  warnOfDrift('copy bandwidth', speeds.map((speed) => speed.copyBandwidth))
+  warnOfDrift('FMA peak', speeds.map((speed) => speed.fmaPeak))
+  if (load > machine.cores - settings.threads + 0.5) lines.push(`Warning: other programs were running (load ${load.toFixed(1)} at the start).`)
+  if (bytes < wanted) lines.push('Warning: too little free memory to exceed the last-level cache four times.')
+  const cached = outcomes.filter(isMeasured).filter(({ timing }) => timing.rotatedBytes < 0.9 * wanted)
+  if (cached.length) lines.push(`Note: ${cached.length} measurements ran over less than four times the last-level cache (rotatedBytes in the JSON).`)
+  for (const o of outcomes.filter((o) => !correct(o))) lines.push(`WRONG: ${o.problem} L=${o.L} ${o.operation} ${o.pass}: ${faults(o).join('; ')}`)
+  return lines.join('\n')
 }
 
 export function legend(): string {

@@ -15,38 +15,51 @@ template <int rows, int columns, class T>
 inline void multiply_block(const Vector<T>* a, MatrixView va, const Vector<T>* b, MatrixView vb, Vector<T>* c, int size,
                            bool first) {
   Vector<T> sum[rows][columns];
+#pragma GCC unroll 4
   for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 4
     for (int j = 0; j < columns; ++j) sum[i][j] = first ? Vector<T>{} : c[i * size + j];
-  for (int k = 0; k < size; ++k)
+  for (int k = 0; k < size; ++k) {
+    Vector<T> right[columns];
+#pragma GCC unroll 4
+    for (int j = 0; j < columns; ++j) right[j] = b[k * vb.row + j * vb.column];
 #pragma GCC unroll 4
     for (int i = 0; i < rows; ++i) {
-      const Vector<T> value = a[i * va.row + k * va.column];
+      const Vector<T> left = a[i * va.row + k * va.column];
 #pragma GCC unroll 4
-      for (int j = 0; j < columns; ++j) sum[i][j] += value * b[k * vb.row + j * vb.column];
+      for (int j = 0; j < columns; ++j) sum[i][j] += left * right[j];
     }
+  }
+#pragma GCC unroll 4
   for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 4
     for (int j = 0; j < columns; ++j) c[i * size + j] = sum[i][j];
 }
 
-// c = a b, or c += a b; size x size matrices of vectors, c by rows.
-template <class T>
+// Blocks of the product that leave room for both operands: 32 registers with AVX-512, 16 otherwise.
+inline constexpr int largest_block = sizeof(Vector<float>) == 64 ? 4 : 3;
+
+constexpr int blocks_along(int size) { return (size + largest_block - 1) / largest_block; }
+
+// c = a b, or c += a b; size x size matrices of vectors, c by rows. Blocks of nearly equal sides; advance() is called before each.
+template <class T, class Advance>
 inline void multiply_matrices(const Vector<T>* a, MatrixView va, const Vector<T>* b, MatrixView vb, Vector<T>* c, int size,
-                              bool first) {
-  for (int i = 0; i < size; i += 3)
-    for (int j = 0; j < size; j += 3) {
-      const Vector<T>*ai = a + i * va.row, *bj = b + j * vb.column;
-      Vector<T>* cij = c + i * size + j;
-      switch (minimum(size - i, 3) * 4 + minimum(size - j, 3)) {
-        case 15: multiply_block<3, 3, T>(ai, va, bj, vb, cij, size, first); break;
-        case 14: multiply_block<3, 2, T>(ai, va, bj, vb, cij, size, first); break;
-        case 13: multiply_block<3, 1, T>(ai, va, bj, vb, cij, size, first); break;
-        case 11: multiply_block<2, 3, T>(ai, va, bj, vb, cij, size, first); break;
-        case 10: multiply_block<2, 2, T>(ai, va, bj, vb, cij, size, first); break;
-        case 9: multiply_block<2, 1, T>(ai, va, bj, vb, cij, size, first); break;
-        case 7: multiply_block<1, 3, T>(ai, va, bj, vb, cij, size, first); break;
-        case 6: multiply_block<1, 2, T>(ai, va, bj, vb, cij, size, first); break;
-        case 5: multiply_block<1, 1, T>(ai, va, bj, vb, cij, size, first); break;
+                              bool first, Advance&& advance) {
+  const int blocks = blocks_along(size);
+  const auto begin = [&](int block) { return block * size / blocks; };
+  for (int bi = 0; bi < blocks; ++bi)
+    for (int bj = 0; bj < blocks; ++bj) {
+      const int i = begin(bi), j = begin(bj), rows = begin(bi + 1) - i, columns = begin(bj + 1) - j;
+      advance();
+      const Vector<T>*left = a + i * va.row, *right = b + j * vb.column;
+      Vector<T>* out = c + i * size + j;
+#define EQUITENSOR_CASE(r, c) \
+  case 8 * r + c: multiply_block<r, c, T>(left, va, right, vb, out, size, first); break;
+      switch (8 * rows + columns) {
+        EQUITENSOR_CASE(4, 4) EQUITENSOR_CASE(4, 3) EQUITENSOR_CASE(3, 4) EQUITENSOR_CASE(3, 3) EQUITENSOR_CASE(3, 2)
+        EQUITENSOR_CASE(2, 3) EQUITENSOR_CASE(2, 2) EQUITENSOR_CASE(2, 1) EQUITENSOR_CASE(1, 2) EQUITENSOR_CASE(1, 1)
       }
+#undef EQUITENSOR_CASE
     }
 }
 
@@ -67,22 +80,36 @@ struct MatrixBuffers {
   }
 };
 
+// Between a matrix and its symmetric and antisymmetric halves, see core/matrix.hpp.
+template <class T>
+inline void fold(Vector<T>* matrix, int size) {
+  for (int i = 0; i < size; ++i)
+    for (int j = i + 1; j < size; ++j) {
+      const Vector<T> upper = matrix[i * size + j], lower = matrix[j * size + i];
+      matrix[i * size + j] = upper + lower;
+      matrix[j * size + i] = upper - lower;
+    }
+}
 template <class T>
 inline void to_matrix(const MatrixPlan<T>& plan, MatrixBuffers<T>& buffer, int s, int u) {
-  apply(plan.slots[s].to_matrix, gather_channel<T>(plan.slots[s], buffer.tile[s], u, buffer.in_channel[s]), buffer.matrix[s]);
+  const MatrixSlot<T>& slot = plan.slots[s];
+  apply(slot.to_matrix, gather_channel<T>(slot, buffer.tile[s], u, buffer.in_channel[s]), buffer.matrix[s]);
+  for (int part = 0; part < slot.parts; ++part) fold<T>(buffer.matrix[s] + part * plan.size * plan.size, plan.size);
 }
 template <class T>
 inline void from_matrix(const MatrixPlan<T>& plan, MatrixBuffers<T>& buffer, int s, int u, Vector<T>* out) {
-  apply(plan.slots[s].from_matrix, buffer.gradient[s], plan.slots[s].direct ? out : buffer.out_channel[s]);
-  scatter_channel<T>(plan.slots[s], out, u, buffer.out_channel[s]);
+  const MatrixSlot<T>& slot = plan.slots[s];
+  for (int part = 0; part < slot.parts; ++part) fold<T>(buffer.gradient[s] + part * plan.size * plan.size, plan.size);
+  apply(slot.from_matrix, buffer.gradient[s], slot.direct ? out : buffer.out_channel[s]);
+  scatter_channel<T>(slot, out, u, buffer.out_channel[s]);
 }
 
 template <class T>
 void matrix_forward(const MatrixPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
   Scratch<T> scratch(memory);
   MatrixBuffers<T> buffer(plan, scratch);
-  RowWriter<T> z(a.z_out, plan.slots[2].dim, buffer.out[2]);
-  const int n = plan.size, entries = n * n;
+  const int n = plan.size, entries = n * n, steps = plan.mul * plan.product_count * blocks_along(n) * blocks_along(n);
+  RowWriter<T> z(a.z_out, plan.slots[2].dim, buffer.out[2], steps);
   for_each_tile<T>(begin, end, a.stream, [&](const Tile& tile, bool first, bool last) {
     load_rows(a.x, a.x_stride, plan.slots[0].dim, tile, buffer.tile[0]);
     load_rows(a.y, a.y_stride, plan.slots[1].dim, tile, buffer.tile[1]);
@@ -93,7 +120,7 @@ void matrix_forward(const MatrixPlan<T>& plan, const Operands<T>& a, long begin,
       for (int p = 0; p < plan.product_count; ++p) {
         const PlanProduct& product = plan.products[p];
         multiply_matrices<T>(buffer.matrix[0] + product.part1 * entries, {n, 1}, buffer.matrix[1] + product.part2 * entries,
-                             {n, 1}, buffer.gradient[2] + product.part_out * entries, n, !(written >> product.part_out & 1));
+                             {n, 1}, buffer.gradient[2] + product.part_out * entries, n, !(written >> product.part_out & 1), [&] { z.advance(); });
         written |= 1u << product.part_out;
       }
       from_matrix(plan, buffer, 2, u, z.tile());
@@ -107,8 +134,9 @@ template <class T>
 void matrix_backward(const MatrixPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
   Scratch<T> scratch(memory);
   MatrixBuffers<T> buffer(plan, scratch);
-  RowWriter<T> x_out(a.x_out, plan.slots[0].dim, buffer.out[0], a.sum_x), y_out(a.y_out, plan.slots[1].dim, buffer.out[1], a.sum_y);
-  const int n = plan.size, entries = n * n;
+  const int n = plan.size, entries = n * n, steps = plan.mul * plan.product_count * blocks_along(n) * blocks_along(n);
+  RowWriter<T> x_out(a.x_out, plan.slots[0].dim, buffer.out[0], steps, a.sum_x);
+  RowWriter<T> y_out(a.y_out, plan.slots[1].dim, buffer.out[1], steps, a.sum_y);
   for_each_tile<T>(begin, end, a.stream, [&](const Tile& tile, bool first, bool last) {
     load_rows(a.x, a.x_stride, plan.slots[0].dim, tile, buffer.tile[0]);
     load_rows(a.y, a.y_stride, plan.slots[1].dim, tile, buffer.tile[1]);
@@ -122,9 +150,9 @@ void matrix_backward(const MatrixPlan<T>& plan, const Operands<T>& a, long begin
         const Vector<T>* y = buffer.matrix[1] + product.part2 * entries;
         const Vector<T>* dz = buffer.matrix[2] + product.part_out * entries;
         multiply_matrices<T>(dz, {n, 1}, y, {1, n}, buffer.gradient[0] + product.part1 * entries, n,
-                             !(written[0] >> product.part1 & 1));
+                             !(written[0] >> product.part1 & 1), [&] { x_out.advance(); });
         multiply_matrices<T>(x, {1, n}, dz, {n, 1}, buffer.gradient[1] + product.part2 * entries, n,
-                             !(written[1] >> product.part2 & 1));
+                             !(written[1] >> product.part2 & 1), [&] { y_out.advance(); });
         written[0] |= 1u << product.part1;
         written[1] |= 1u << product.part2;
       }

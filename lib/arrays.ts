@@ -1,5 +1,6 @@
 // Checks on the arrays of a call. They run before native code does, and before anything is written.
 import { argumentError, describe } from './errors'
+import { native } from './native'
 
 export type DType = 'float32' | 'float64'
 export type ArrayOf<D extends DType> = D extends 'float32' ? Float32Array : Float64Array
@@ -46,14 +47,21 @@ export function requireLength(array: { length: number }, argument: string, lengt
   if (array.length !== length) throw argumentError('wrong_length', argument, `${length} numbers, ${shape}`, `${array.length}`)
 }
 
+function overlap(a: ArrayBufferView, b: ArrayBufferView): boolean {
+  if (a.buffer !== b.buffer) {
+    // A SharedArrayBuffer that has been to another thread is a new object on the same memory.
+    return a.buffer instanceof SharedArrayBuffer && b.buffer instanceof SharedArrayBuffer && native.overlap(a, b)
+  }
+  return a.byteOffset < b.byteOffset + b.byteLength && b.byteOffset < a.byteOffset + a.byteLength
+}
+
 /** @throws EquitensorError `overlap` if an output shares memory with another array of the call. */
 export function requireSeparate(outputs: Record<string, ArrayBufferView | undefined>, inputs: Record<string, ArrayBufferView | undefined>): void {
   const seen = Object.entries(inputs)
   for (const [name, output] of Object.entries(outputs)) {
     if (!output) continue
     for (const [other, array] of seen) {
-      if (!array || array.buffer !== output.buffer) continue
-      if (output.byteOffset < array.byteOffset + array.byteLength && array.byteOffset < output.byteOffset + output.byteLength) {
+      if (array && overlap(output, array)) {
         throw argumentError('overlap', name, 'memory of its own', `an array that overlaps ${other}`)
       }
     }

@@ -14,6 +14,10 @@ export interface ClebschGordanOptions<D extends DType> extends CommonOptions<D> 
    * an einsum with the full coefficient tensors does; it is there to be compared with.
    */
   algorithm?: 'sparse' | 'dense'
+  /** e3nn's: the factor of a path is sqrt(2 l3 + 1) for `'component'` (default), sqrt((2 l1 + 1)(2 l2 + 1)) for `'norm'`, 1 for `'none'`. */
+  irrepNormalization?: 'component' | 'norm' | 'none'
+  /** e3nn's. Each output has one path here, so that the choices agree. */
+  pathNormalization?: 'element' | 'path' | 'none'
 }
 
 /** A range of channels of an input block with one of the other input, into an output block from channel `begin` on. */
@@ -116,8 +120,18 @@ function planElementwise(irrepsIn1: Irreps, irrepsIn2: Irreps, layout: Layout, k
   const instructions = segments.flatMap(({ ir1, ir2, mul, connections }, s) =>
     multiplyIrreps(ir1, ir2).filter(keep).map((ir): Instruction => ({ in1: s, in2: s, out: { mul, ir }, connections })),
   )
-  // Of a path, the linear layers reach sum over u of c_u a_u b_u': mul terms of rank one, so all mul^2 entries of a matrix.
-  const expressivity = instructions.reduce((sum, { out }) => sum + out.mul * out.mul, 0)
+  const of = (irreps: Irreps, ir: Irrep) => irreps.blocks.reduce((sum, b) => sum + (irrepKey(b.ir) === irrepKey(ir) ? b.mul : 0), 0)
+  // Of one pair of irreps, linear layers reach sum over channels of c_path a b': each channel has m1 + m2 + paths parameters, two of
+  // which only rescale it, and together they reach at most all m1 m2 entries of every path.
+  const pairs = new Map<string, { parameters: number; entries: number }>()
+  for (const { ir1, ir2, mul } of segments) {
+    const paths = multiplyIrreps(ir1, ir2).filter(keep).length
+    if (paths === 0) continue
+    const m1 = of(irrepsIn1, ir1), m2 = of(irrepsIn2, ir2), key = `${irrepKey(ir1)},${irrepKey(ir2)}`
+    const parameters = (pairs.get(key)?.parameters ?? 0) + mul * (m1 + m2 + paths - 2)
+    pairs.set(key, { parameters, entries: m1 * m2 * paths })
+  }
+  const expressivity = [...pairs.values()].reduce((sum, { parameters, entries }) => sum + Math.min(parameters, entries), 0)
   return {
     irrepsIn1: new Irreps(segments.map(({ mul, ir1 }) => ({ mul, ir: ir1 }))),
     irrepsIn2: new Irreps(segments.map(({ mul, ir2 }) => ({ mul, ir: ir2 }))),
@@ -127,11 +141,17 @@ function planElementwise(irrepsIn1: Irreps, irrepsIn2: Irreps, layout: Layout, k
   }
 }
 
-const clebschGordanOptions = [...commonOptions, 'filterIrrepsOut', 'algorithm']
+const clebschGordanOptions = ['filterIrrepsOut', 'algorithm', 'irrepNormalization', 'pathNormalization', ...commonOptions.filter((name) => name !== 'irrepsOut')]
+
+const irrepFactors = {
+  component: (_l1: number, _l2: number, l3: number) => Math.sqrt(2 * l3 + 1),
+  norm: (l1: number, l2: number) => Math.sqrt((2 * l1 + 1) * (2 * l2 + 1)),
+  none: () => 1,
+}
 
 /**
  * Clebsch-Gordan tensor product (CGTP): every path (l1, l2, l3) couples two irreps with the Wigner 3j symbol, times
- * sqrt(2 l3 + 1) (e3nn's irrep normalisation 'component', path normalisation 'element').
+ * sqrt(2 l3 + 1) (e3nn's irrep normalisation 'component').
  */
 export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends TensorProduct<D> {
   declare readonly algorithm: 'sparse' | 'dense'
@@ -142,9 +162,11 @@ export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends Ten
    * `backend_unavailable`.
    */
   constructor(irrepsIn1: IrrepsLike, irrepsIn2: IrrepsLike, options: ClebschGordanOptions<D> = {}, /** @internal */ plan = planFull) {
-    requireKnownOptions(options, clebschGordanOptions.filter((name) => name !== 'irrepsOut'))
+    requireKnownOptions(options, clebschGordanOptions)
     const resolved = resolveOptions(options)
     const algorithm = oneOf(options.algorithm ?? 'sparse', 'options.algorithm', ['sparse', 'dense'])
+    const factor = irrepFactors[oneOf(options.irrepNormalization ?? 'component', 'options.irrepNormalization', ['component', 'norm', 'none'])]
+    oneOf(options.pathNormalization ?? 'element', 'options.pathNormalization', ['element', 'path', 'none'])
     const in1 = inputIrreps(irrepsIn1, 'irrepsIn1'), in2 = inputIrreps(irrepsIn2, 'irrepsIn2')
     const filter = options.filterIrrepsOut === undefined ? undefined : toIrreps(options.filterIrrepsOut, 'options.filterIrrepsOut')
     const kept = filter && new Set(filter.blocks.filter(({ mul }) => mul > 0).map(({ ir }) => irrepKey(ir)))
@@ -171,7 +193,7 @@ export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends Ten
     const packed = instructions.flatMap(({ out, connections }, i) =>
       connections.flatMap(({ in1, in2, sameChannel, begin, uStep, vStep }) => {
         const { offset, channel, component } = outs[position[i]!]!
-        coefficients.push(Math.sqrt(2 * out.ir.l + 1))
+        coefficients.push(factor(in1.ir.l, in2.ir.l, out.ir.l))
         const at = offset + begin * channel
         return [blockIndex(0, in1), blockIndex(1, in2), sameChannel ? 1 : 0, out.ir.l, at, uStep * channel, vStep * channel, component]
       }),
@@ -181,13 +203,10 @@ export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends Ten
         irrepsIn1: planned.irrepsIn1,
         irrepsIn2: planned.irrepsIn2,
         irrepsOut,
-        paths: instructions.map(({ in1, in2, out }, i) => ({
-          in1,
-          in2,
-          out: position[i]!,
-          l: [planned.irrepsIn1.blocks[in1]!.ir.l, planned.irrepsIn2.blocks[in2]!.ir.l, out.ir.l],
-          coefficient: Math.sqrt(2 * out.ir.l + 1),
-        })),
+        paths: instructions.map(({ in1, in2, out }, i) => {
+          const l = [planned.irrepsIn1.blocks[in1]!.ir.l, planned.irrepsIn2.blocks[in2]!.ir.l, out.ir.l] as const
+          return { in1, in2, out: position[i]!, l, coefficient: factor(...l) }
+        }),
         algorithm,
         operation: native.createClebschGordan({
           isDouble: resolved.dtype === 'float64',

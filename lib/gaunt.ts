@@ -60,8 +60,8 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
     )
     const degrees = form.in1.lmax + form.in2.lmax + form.out.lmax
     const exact = { beta: Math.floor(degrees / 2) + 1, alpha: degrees + 1 }
-    const grid = { ...exact, ...options.grid }
-    requireKnownOptions(options.grid ?? {}, ['beta', 'alpha'])
+    requireKnownOptions(options.grid ?? {}, ['beta', 'alpha'], 'options.grid')
+    const grid = { beta: options.grid?.beta ?? exact.beta, alpha: options.grid?.alpha ?? exact.alpha }
     for (const axis of ['beta', 'alpha'] as const) {
       if (!Number.isInteger(grid[axis]) || grid[axis] < 1 || grid[axis] > 512) {
         throw argumentError('invalid_option', `options.grid.${axis}`, 'an integer from 1 to 512', describe(grid[axis]))

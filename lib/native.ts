@@ -63,6 +63,8 @@ export interface NativeAddon {
   /** `scale`: factor of each degree on harmonics whose mean square over the sphere is 1. */
   createSphericalHarmonics(form: { isDouble: boolean; degrees: Int32Array; scale: Float64Array; normalize: boolean }): NativeOperation
   dispose(operation: NativeOperation): void
+  /** Whether two typed arrays share memory. */
+  overlap(a: ArrayBufferView, b: ArrayBufferView): boolean
   /** Operations of one item, by pass. */
   flops(operation: NativeOperation): { forward: number; backward: number }
   forward(operation: NativeOperation, call: NativeCall): void

@@ -133,6 +133,8 @@ export abstract class TensorProduct<D extends DType> {
     requireLength(gradOut, 'gradOut', batch * this.irrepsOut.dim, `(batch ${batch}, irrepsOut.dim ${this.irrepsOut.dim})`)
     const needs = { x: true, y: true, ...options.needs }
     const out = options.out ?? {}
+    requireKnownOptions(needs, ['x', 'y'], 'needs')
+    requireKnownOptions(out, ['x', 'y'], 'out')
     for (const slot of ['x', 'y'] as const) {
       if (typeof needs[slot] !== 'boolean') throw argumentError('invalid_option', `needs.${slot}`, 'a boolean', describe(needs[slot]))
       const array = out[slot]

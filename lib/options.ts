@@ -33,12 +33,12 @@ export function oneOf<T extends string>(value: unknown, argument: string, choice
 }
 
 /** @throws EquitensorError `invalid_option` for a key that is not in `known`. */
-export function requireKnownOptions(options: unknown, known: readonly string[]): void {
+export function requireKnownOptions(options: unknown, known: readonly string[], argument = 'options'): void {
   if (typeof options !== 'object' || options === null) {
-    throw argumentError('invalid_option', 'options', `an object with ${known.join(', ')}`, describe(options))
+    throw argumentError('invalid_option', argument, `an object with ${known.join(', ')}`, describe(options))
   }
   for (const key of Object.keys(options)) {
-    if (!known.includes(key)) throw argumentError('invalid_option', `options.${key}`, `one of ${known.join(', ')}`, `'${key}'`)
+    if (!known.includes(key)) throw argumentError('invalid_option', `${argument}.${key}`, `one of ${known.join(', ')}`, `'${key}'`)
   }
 }
 

@@ -1,0 +1,100 @@
+// op.expressivity is a closed form. Here is its definition: the rank of a generic Jacobian.
+import { expect, test } from 'vitest'
+import { ClebschGordanTensorProduct, GauntTensorProduct, MatrixTensorProduct } from '../lib/index'
+import type { AnyProduct } from './reference'
+import { random } from './support'
+
+// The linear layers before mix the channels of each block, and one after takes the channels of each output block to one: path (l1, l2, l3) becomes
+// the matrix sum over channels w of c[w] a[u(w)][.] b[v(w)][.]; the layers' weights are the parameters, all paths' matrices together the map.
+function jacobianRank(op: AnyProduct, connect: (mul1: number, mul2: number) => [u: number, v: number][]): number {
+  const next = random(1)
+  const weights = (blocks: typeof op.irrepsIn1.blocks, columns: (mul: number) => number) =>
+    blocks.map(({ mul }) => Array.from({ length: mul }, () => Array.from({ length: columns(mul) }, next)))
+  const a = weights(op.irrepsIn1.blocks, (mul) => mul), b = weights(op.irrepsIn2.blocks, (mul) => mul), c = weights(op.irrepsOut.blocks, () => 1)
+  const numbers = new Map<number[], number>()
+  let count = 0
+  for (const row of [a, b, c].flat(2)) {
+    numbers.set(row, count)
+    count += row.length
+  }
+  const rows: Float64Array[] = []
+  for (const { in1, in2, out } of op.paths) {
+    const [A, B, C] = [a[in1]!, b[in2]!, c[out]!]
+    const pairs = connect(A.length, B.length)
+    for (let i = 0; i < A.length; i++) {
+      for (let j = 0; j < B.length; j++) {
+        const row = new Float64Array(count)
+        pairs.forEach(([u, v], w) => {
+          row[numbers.get(C[w]!)!]! += A[u]![i]! * B[v]![j]!
+          row[numbers.get(A[u]!)! + i]! += C[w]![0]! * B[v]![j]!
+          row[numbers.get(B[v]!)! + j]! += C[w]![0]! * A[u]![i]!
+        })
+        rows.push(row)
+      }
+    }
+  }
+  return rank(rows)
+}
+
+// Gaussian elimination with complete pivoting. Generic entries are of order 1 and the matrices small: what is zero is below 1e-12, what is not above 1e-6.
+function rank(rows: Float64Array[]): number {
+  for (let r = 0; r < rows.length; r++) {
+    let best = 0, at: [number, number] = [r, 0]
+    for (let i = r; i < rows.length; i++) rows[i]!.forEach((v, j) => Math.abs(v) > best && ((best = Math.abs(v)), (at = [i, j])))
+    if (best < 1e-9) return r
+    const pivot = rows[at[0]]!
+    rows[at[0]] = rows[r]!
+    rows[r] = pivot
+    for (let i = r + 1; i < rows.length; i++) {
+      const factor = rows[i]![at[1]]! / pivot[at[1]]!
+      if (factor !== 0) for (let j = 0; j < pivot.length; j++) rows[i]![j]! -= factor * pivot[j]!
+      rows[i]![at[1]] = 0
+    }
+  }
+  return rows.length
+}
+
+const sameChannel = (mul: number) => Array.from({ length: mul }, (_, u): [number, number] => [u, u])
+const everyPair = (mul1: number, mul2: number) => Array.from({ length: mul1 * mul2 }, (_, w): [number, number] => [Math.floor(w / mul2), w % mul2])
+const even = (L: number, mul = 1) => Array.from({ length: L + 1 }, (_, l) => `${mul}x${l}e`).join('+')
+const both = (L: number, mul = 1) => Array.from({ length: L + 1 }, (_, l) => `${mul}x${l}o+${mul}x${l}e`).join('+')
+
+test.each([[1, 6, 5], [2, 19, 9], [3, 44, 13], [4, 85, 17]])('MIMO, L = %i: CGTP %i, GTP and MTP %i', (L, full, channelwise) => {
+  using cgtp = ClebschGordanTensorProduct.full(even(L), even(L)), gtp = new GauntTensorProduct(even(L), even(L)), mtp = new MatrixTensorProduct(even(L), even(L))
+  expect([cgtp, gtp, mtp].map((op) => op.expressivity)).toEqual([full, channelwise, channelwise])
+  expect(jacobianRank(cgtp, everyPair)).toBe(full)
+  expect(jacobianRank(gtp, sameChannel)).toBe(channelwise)
+  expect(jacobianRank(mtp, sameChannel)).toBe(channelwise)
+})
+
+const channelwise: [in1: string, in2: string, irrepsOut?: string][] = [
+  [both(1), both(1)], [both(2), both(2)], [both(1), even(2)], ['1o', '1o'], ['0e+1o+2e', '0e+1o+2e'], ['0e+1e', '0o+1o'],
+  ['0e+1e+2e+3e', '0e+2e', '1e+2e+3e'], ['2e', '2e', '2e'], ['0e+2e', '0e+2e', '0e'], ['1o+1e', '1o+1e', '0e'], ['0e+0o', '0e+0o'],
+  // Two parts of the paths that share no irrep.
+  ['0e+1o', '0e+1e', '0e+1o'],
+]
+test.each(channelwise)('GTP and MTP, one channel: %s x %s -> %s', (in1, in2, irrepsOut) => {
+  for (const X of [GauntTensorProduct, MatrixTensorProduct]) {
+    using op = new X(in1, in2, irrepsOut === undefined ? {} : { irrepsOut })
+    expect(op.expressivity, X.name).toBe(jacobianRank(op, sameChannel))
+  }
+})
+
+test.each([
+  [even(1, 2), even(1, 2)], [even(2, 2), even(2, 2)], [even(1, 3), even(1, 3)], ['2x1o', '2x1o'], ['2x0e', '2x0e'], ['3x1o', '3x1o'], ['2x0e+2x1o', '2x0e'], [both(1, 2), both(1, 2)],
+])('GTP and MTP, several channels: %s x %s', (in1, in2) => {
+  for (const X of [GauntTensorProduct, MatrixTensorProduct]) {
+    using op = new X(in1, in2)
+    expect(op.expressivity, X.name).toBe(jacobianRank(op, sameChannel))
+  }
+})
+
+test.each([['2x0e+1x1o', '2x1o+1x0e'], ['3x1o', '2x1o'], ['2x0e+2x1o', '0e+1o'], ['2x1e+1x1o', '2x1o']])('CGTP full: %s x %s', (in1, in2) => {
+  using op = ClebschGordanTensorProduct.full(in1, in2)
+  expect(op.expressivity).toBe(jacobianRank(op, everyPair))
+})
+
+test.each([['0e', '0e'], ['1o', '1o'], ['0e+1o', '1o+2e'], ['2x0e', '2x0e'], ['2x0e', '2x1o'], ['2x1o', '2x1o'], ['3x1o', '3x2e'], ['2x0e+2x1o', '2x1o+2x0e']])('CGTP elementwise: %s x %s', (in1, in2) => {
+  using op = ClebschGordanTensorProduct.elementwise(in1, in2)
+  expect(op.expressivity).toBe(jacobianRank(op, sameChannel))
+})
