@@ -2,7 +2,7 @@
 // z_lm = sum over a, b of wigner3j(k, k, l)[a, b, m] Z_ab.
 #pragma once
 #include "block_map.hpp"
-#include "wigner3j.hpp"
+#include "sixj.hpp"
 
 namespace equitensor {
 
@@ -28,6 +28,39 @@ inline std::vector<MapEntry> matrix_entries(const std::vector<MatrixComponent>& 
       }
   }
   return entries;
+}
+
+// The outputs of the highest degree that two inputs reach, by their only path, (l1, l2, l1 + l2), from products of components.
+struct MatrixTopForm {
+  std::vector<int> x_component, y_component;  // of each product
+  std::vector<MapEntry> entries;              // product -> component
+};
+inline MatrixTopForm matrix_top(const std::vector<MatrixComponent>& in1, const std::vector<MatrixComponent>& in2,
+                                const std::vector<MatrixComponent>& out, int part1, int part2, int part_out, int k) {
+  const auto degree = [](const std::vector<MatrixComponent>& components) {
+    int l = 0;
+    for (const MatrixComponent& c : components) l = maximum(l, c.l);
+    return l;
+  };
+  const int l1 = degree(in1), l2 = degree(in2);
+  MatrixTopForm form;
+  for (int i = 0; i < int(in1.size()); ++i)
+    for (int j = 0; j < int(in2.size()); ++j) {
+      if (in1[i].l != l1 || in1[i].part != part1 || in2[j].l != l2 || in2[j].part != part2) continue;
+      const int product = int(form.x_component.size());
+      bool used = false;
+      for (int o = 0; o < int(out.size()); ++o) {
+        const int l3 = l1 + l2;
+        if (out[o].l != l3 || out[o].part != part_out || !orders_couple(l1, in1[i].m, l2, in2[j].m, l3, out[o].m)) continue;
+        const double value = matrix_path(l1, l2, l3, k) * wigner3j(l1, in1[i].m, l2, in2[j].m, l3, out[o].m);
+        form.entries.push_back({product, o, value});
+        used = true;
+      }
+      if (!used) continue;
+      form.x_component.push_back(i);
+      form.y_component.push_back(j);
+    }
+  return form;
 }
 
 }  // namespace equitensor

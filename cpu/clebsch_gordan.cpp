@@ -36,12 +36,11 @@ template <class T>
 void clebsch_gordan_forward(const ClebschGordanPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
   Scratch<T> scratch(memory);
   ClebschGordanBuffers<T> buffer(plan, scratch);
-  RowWriter<T> z(a.z_out, plan.dim_out, buffer.z, plan.pair_count);
+  RowWriter<T> z(a.z_out, plan.dim_out, buffer.z);
   for_each_tile<T>(begin, end, a.stream, [&](const Tile& tile, bool first, bool last) {
     load_rows(a.x, a.x_stride, plan.dim1, tile, buffer.x);
     load_rows(a.y, a.y_stride, plan.dim2, tile, buffer.y);
     for (int i = 0; i < plan.pair_count; ++i) {
-      z.advance();
       const PlanPair<T>& pair = plan.pairs[i];
       for_each_channel(pair, [&](int u, int v) {
         const Vector<T>* x = buffer.x + pair.x_offset + u * pair.x_channel;
@@ -68,7 +67,7 @@ template <class T>
 void clebsch_gordan_backward(const ClebschGordanPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
   Scratch<T> scratch(memory);
   ClebschGordanBuffers<T> buffer(plan, scratch);
-  RowWriter<T> x_out(a.x_out, plan.dim1, buffer.dx, plan.pair_count, a.sum_x), y_out(a.y_out, plan.dim2, buffer.dy, plan.pair_count, a.sum_y);
+  RowWriter<T> x_out(a.x_out, plan.dim1, buffer.dx, a.sum_x), y_out(a.y_out, plan.dim2, buffer.dy, a.sum_y);
   for_each_tile<T>(begin, end, a.stream, [&](const Tile& tile, bool first, bool last) {
     load_rows(a.x, a.x_stride, plan.dim1, tile, buffer.x);
     load_rows(a.y, a.y_stride, plan.dim2, tile, buffer.y);
@@ -76,8 +75,6 @@ void clebsch_gordan_backward(const ClebschGordanPlan<T>& plan, const Operands<T>
     for (int c = 0; c < plan.dim1; ++c) x_out.tile()[c] = Vector<T>{};
     for (int c = 0; c < plan.dim2; ++c) y_out.tile()[c] = Vector<T>{};
     for (int i = 0; i < plan.pair_count; ++i) {
-      x_out.advance();
-      y_out.advance();
       const PlanPair<T>& pair = plan.pairs[i];
       for_each_channel(pair, [&](int u, int v) {
         const Vector<T>* dz = buffer.dz;

@@ -241,10 +241,9 @@ inline void contract(const GauntPlan<T>& plan, const Operands<T>& a, long begin,
   GauntBuffers<T> buffer(plan, scratch);
   const T* in[3] = {a.x, a.y, a.z};
   const long strides[3] = {a.x_stride, a.y_stride, a.z_stride};
-  const int steps = plan.mul * (plan.rings / 2 + 1);
-  RowWriter<T> writers[3] = {{a.x_out, plan.slots[0].dim, buffer.out[0], steps, a.sum_x},
-                             {a.y_out, plan.slots[1].dim, buffer.out[1], steps, a.sum_y},
-                             {a.z_out, plan.slots[2].dim, buffer.out[2], steps}};
+  RowWriter<T> writers[3] = {{a.x_out, plan.slots[0].dim, buffer.out[0], a.sum_x},
+                             {a.y_out, plan.slots[1].dim, buffer.out[1], a.sum_y},
+                             {a.z_out, plan.slots[2].dim, buffer.out[2]}};
   MirroredProduct<T> unrolled[2] = {};
   bool all_unrolled = !plan.pointwise && plan.product_count == 1;
   for (const GauntSlot<T>& slot : plan.slots) all_unrolled &= slot.parts == 1;
@@ -261,11 +260,7 @@ inline void contract(const GauntPlan<T>& plan, const Operands<T>& a, long begin,
         if (is_input[s])
           apply(plan.slots[s].synthesis, gather_channel<T>(plan.slots[s], buffer.tile[s], u, buffer.in_channel[s]),
                 buffer.folded_in[s]);
-      const auto advance = [&] {
-        for (int i = 0; i < count; ++i) writers[contractions[i].out].advance();
-      };
       for (int ring = 0; ring < plan.rings / 2; ++ring) {
-        advance();
         if (!all_unrolled) {
           contract_ring<2>(plan, buffer, ring, is_input, contractions, count);
           continue;
@@ -276,7 +271,6 @@ inline void contract(const GauntPlan<T>& plan, const Operands<T>& a, long begin,
           unrolled[i](buffer.folded_in[c.a] + at(c.a), buffer.folded_in[c.b] + at(c.b), buffer.folded_out[c.out] + at(c.out));
         }
       }
-      advance();
       if (plan.rings % 2) contract_ring<1>(plan, buffer, plan.rings / 2, is_input, contractions, count);
       for (int i = 0; i < count; ++i) {
         const int s = contractions[i].out;

@@ -39,18 +39,15 @@ inline void multiply_block(const Vector<T>* a, MatrixView va, const Vector<T>* b
 // Blocks of the product that leave room for both operands: 32 registers with AVX-512, 16 otherwise.
 inline constexpr int largest_block = sizeof(Vector<float>) == 64 ? 4 : 3;
 
-constexpr int blocks_along(int size) { return (size + largest_block - 1) / largest_block; }
-
-// c = a b, or c += a b; size x size matrices of vectors, c by rows. Blocks of nearly equal sides; advance() is called before each.
-template <class T, class Advance>
+// c = a b, or c += a b; size x size matrices of vectors, c by rows. Blocks of nearly equal sides.
+template <class T>
 inline void multiply_matrices(const Vector<T>* a, MatrixView va, const Vector<T>* b, MatrixView vb, Vector<T>* c, int size,
-                              bool first, Advance&& advance) {
-  const int blocks = blocks_along(size);
+                              bool first) {
+  const int blocks = (size + largest_block - 1) / largest_block;
   const auto begin = [&](int block) { return block * size / blocks; };
   for (int bi = 0; bi < blocks; ++bi)
     for (int bj = 0; bj < blocks; ++bj) {
       const int i = begin(bi), j = begin(bj), rows = begin(bi + 1) - i, columns = begin(bj + 1) - j;
-      advance();
       const Vector<T>*left = a + i * va.row, *right = b + j * vb.column;
       Vector<T>* out = c + i * size + j;
 #define EQUITENSOR_CASE(r, c) \
@@ -65,8 +62,8 @@ inline void multiply_matrices(const Vector<T>* a, MatrixView va, const Vector<T>
 
 template <class T>
 struct MatrixBuffers {
-  Vector<T>*tile[3], *out[3], *in_channel[3], *out_channel[3], *matrix[3], *gradient[3];
-  MatrixBuffers(const MatrixPlan<T>& plan, Scratch<T>& scratch) {
+  Vector<T>*tile[3], *out[3], *in_channel[3], *out_channel[3], *matrix[3], *gradient[3], *products;
+  MatrixBuffers(const MatrixPlan<T>& plan, Scratch<T>& scratch) : products(scratch.take(plan.direct.count)) {
     for (int s = 0; s < 3; ++s) {
       const MatrixSlot<T>& slot = plan.slots[s];
       const long entries = long(slot.parts) * plan.size * plan.size;
@@ -97,10 +94,20 @@ inline void to_matrix(const MatrixPlan<T>& plan, MatrixBuffers<T>& buffer, int s
   for (int part = 0; part < slot.parts; ++part) fold<T>(buffer.matrix[s] + part * plan.size * plan.size, plan.size);
 }
 template <class T>
+inline const Vector<T>* channel_of(const MatrixPlan<T>& plan, const MatrixBuffers<T>& buffer, int s) {
+  return plan.slots[s].direct ? buffer.tile[s] : buffer.in_channel[s];
+}
+template <class T>
 inline void from_matrix(const MatrixPlan<T>& plan, MatrixBuffers<T>& buffer, int s, int u, Vector<T>* out) {
   const MatrixSlot<T>& slot = plan.slots[s];
   for (int part = 0; part < slot.parts; ++part) fold<T>(buffer.gradient[s] + part * plan.size * plan.size, plan.size);
-  apply(slot.from_matrix, buffer.gradient[s], slot.direct ? out : buffer.out_channel[s]);
+  Vector<T>* channel = slot.direct ? out : buffer.out_channel[s];
+  apply(slot.from_matrix, buffer.gradient[s], channel);
+  if (s == 2 && plan.direct.count > 0) {
+    const Vector<T>*x = channel_of(plan, buffer, 0), *y = channel_of(plan, buffer, 1);
+    for (int p = 0; p < plan.direct.count; ++p) buffer.products[p] = x[plan.direct.x_component[p]] * y[plan.direct.y_component[p]];
+    apply(plan.direct.map, buffer.products, channel);
+  }
   scatter_channel<T>(slot, out, u, buffer.out_channel[s]);
 }
 
@@ -108,8 +115,8 @@ template <class T>
 void matrix_forward(const MatrixPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
   Scratch<T> scratch(memory);
   MatrixBuffers<T> buffer(plan, scratch);
-  const int n = plan.size, entries = n * n, steps = plan.mul * plan.product_count * blocks_along(n) * blocks_along(n);
-  RowWriter<T> z(a.z_out, plan.slots[2].dim, buffer.out[2], steps);
+  const int n = plan.size, entries = n * n;
+  RowWriter<T> z(a.z_out, plan.slots[2].dim, buffer.out[2]);
   for_each_tile<T>(begin, end, a.stream, [&](const Tile& tile, bool first, bool last) {
     load_rows(a.x, a.x_stride, plan.slots[0].dim, tile, buffer.tile[0]);
     load_rows(a.y, a.y_stride, plan.slots[1].dim, tile, buffer.tile[1]);
@@ -120,7 +127,7 @@ void matrix_forward(const MatrixPlan<T>& plan, const Operands<T>& a, long begin,
       for (int p = 0; p < plan.product_count; ++p) {
         const PlanProduct& product = plan.products[p];
         multiply_matrices<T>(buffer.matrix[0] + product.part1 * entries, {n, 1}, buffer.matrix[1] + product.part2 * entries,
-                             {n, 1}, buffer.gradient[2] + product.part_out * entries, n, !(written >> product.part_out & 1), [&] { z.advance(); });
+                             {n, 1}, buffer.gradient[2] + product.part_out * entries, n, !(written >> product.part_out & 1));
         written |= 1u << product.part_out;
       }
       from_matrix(plan, buffer, 2, u, z.tile());
@@ -134,9 +141,9 @@ template <class T>
 void matrix_backward(const MatrixPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
   Scratch<T> scratch(memory);
   MatrixBuffers<T> buffer(plan, scratch);
-  const int n = plan.size, entries = n * n, steps = plan.mul * plan.product_count * blocks_along(n) * blocks_along(n);
-  RowWriter<T> x_out(a.x_out, plan.slots[0].dim, buffer.out[0], steps, a.sum_x);
-  RowWriter<T> y_out(a.y_out, plan.slots[1].dim, buffer.out[1], steps, a.sum_y);
+  const int n = plan.size, entries = n * n;
+  RowWriter<T> x_out(a.x_out, plan.slots[0].dim, buffer.out[0], a.sum_x);
+  RowWriter<T> y_out(a.y_out, plan.slots[1].dim, buffer.out[1], a.sum_y);
   for_each_tile<T>(begin, end, a.stream, [&](const Tile& tile, bool first, bool last) {
     load_rows(a.x, a.x_stride, plan.slots[0].dim, tile, buffer.tile[0]);
     load_rows(a.y, a.y_stride, plan.slots[1].dim, tile, buffer.tile[1]);
@@ -150,9 +157,9 @@ void matrix_backward(const MatrixPlan<T>& plan, const Operands<T>& a, long begin
         const Vector<T>* y = buffer.matrix[1] + product.part2 * entries;
         const Vector<T>* dz = buffer.matrix[2] + product.part_out * entries;
         multiply_matrices<T>(dz, {n, 1}, y, {1, n}, buffer.gradient[0] + product.part1 * entries, n,
-                             !(written[0] >> product.part1 & 1), [&] { x_out.advance(); });
+                             !(written[0] >> product.part1 & 1));
         multiply_matrices<T>(x, {1, n}, dz, {n, 1}, buffer.gradient[1] + product.part2 * entries, n,
-                             !(written[1] >> product.part2 & 1), [&] { y_out.advance(); });
+                             !(written[1] >> product.part2 & 1));
         written[0] |= 1u << product.part1;
         written[1] |= 1u << product.part2;
       }

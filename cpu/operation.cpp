@@ -1,6 +1,7 @@
 #include "cpu/operation.hpp"
 #include "cpu/pool.hpp"
 #include <deque>
+#include <set>
 #include <stdexcept>
 
 namespace equitensor {
@@ -263,24 +264,29 @@ class Matrix final : public Operation {
     plan_.mul = mul, plan_.size = size;
     plan_.product_count = int(products.size());
     plan_.products = store_.items(products);
+    std::vector<MatrixComponent> components[3];
+    for (int s = 0; s < 3; ++s) components[s] = slot_components<T, MatrixComponent>(plan_.slots[s], slots[s], store_);
+    const bool in_float = sizeof(T) == 4 && k <= largest_direct_k;
+    const long direct_flops = in_float && k > largest_float_k ? compute_top_directly(components, products, k) : 0;
     long to[3], from[3];
     for (int s = 0; s < 3; ++s) {
       MatrixSlot<T>& slot = plan_.slots[s];
-      const auto components = slot_components<T, MatrixComponent>(slot, slots[s], store_);
       slot.parts = 1;
       for (int part : slots[s].parts) slot.parts = std::max(slot.parts, part + 1);
-      const std::vector<MapEntry> entries = matrix_entries(components, k);
+      const std::vector<MapEntry> entries = matrix_entries(components[s], k);
+      std::vector<MapEntry> reverse = transposed(entries);
+      if (s == 2) std::erase_if(reverse, [&](const MapEntry& e) { return direct_outputs_.count(e.output) > 0; });
       const BlockMap to_matrix = make_block_map(slot.parts * size * size, entries);
-      const BlockMap from_matrix = make_block_map(slot.components, transposed(entries));
+      const BlockMap from_matrix = make_block_map(slot.components, reverse);
       slot.to_matrix = store_.map(to_matrix), slot.from_matrix = store_.map(from_matrix);
       const long folds = long(slot.parts) * size * (size - 1);
       to[s] = 2 * to_matrix.multiply_adds + folds, from[s] = 2 * from_matrix.multiply_adds + folds;
     }
     dim1 = plan_.slots[0].dim, dim2 = plan_.slots[1].dim, dim_out = plan_.slots[2].dim;
     const long multiply = 2 * long(products.size()) * size * size * size;
-    forward_flops = mul * (to[0] + to[1] + multiply + from[2]);
+    forward_flops = mul * (to[0] + to[1] + multiply + from[2] + direct_flops);
     backward_flops = mul * (to[0] + to[1] + to[2] + 2 * multiply + from[0] + from[1]);
-    if (sizeof(T) == 4 && k > largest_float_k) in_double_ = std::make_unique<Matrix<double>>(mul, slots, products, k);
+    if (sizeof(T) == 4 && k > largest_direct_k) in_double_ = std::make_unique<Matrix<double>>(mul, slots, products, k);
   }
 
   void forward(const Call& call, const Kernels& kernels) const override {
@@ -299,9 +305,36 @@ class Matrix final : public Operation {
   }
 
  private:
-  // The highest outputs are small differences of large matrix entries: in float32 they are wrong by 4e-6 of their block's largest value
-  // at k = 5, 1e-5 at k = 6, 1e-4 at k = 10. From k = 6 on, float32 operands are multiplied in double, a few tiles at a time.
-  static constexpr int largest_float_k = 5;
+  // The highest outputs are small differences of large matrix entries: read off a float32 matrix, l3 = 2k is wrong by 2e-6 of its block's
+  // largest value at k = 4, 7e-6 at k = 5, 1e-5 at k = 6, 2e-5 at k = 8 (l3 = 15: 3e-6), 1e-4 at k = 10. So from k = 6 on l3 = l1 + l2 is
+  // computed by its only path, and from k = 9 on float32 operands are multiplied in double, a few tiles at a time.
+  static constexpr int largest_float_k = 5, largest_direct_k = 8;
+
+  // Returns the operations that it takes.
+  long compute_top_directly(const std::vector<MatrixComponent> (&components)[3], const std::vector<PlanProduct>& products, int k) {
+    std::vector<int> x, y;
+    std::vector<MapEntry> entries;
+    for (const PlanProduct& p : products) {
+      const MatrixTopForm form = matrix_top(components[0], components[1], components[2], p.part1, p.part2, p.part_out, k);
+      for (MapEntry e : form.entries) {
+        direct_outputs_.insert(e.output);
+        e.input += int(x.size());
+        entries.push_back(e);
+      }
+      x.insert(x.end(), form.x_component.begin(), form.x_component.end());
+      y.insert(y.end(), form.y_component.begin(), form.y_component.end());
+    }
+    // The map writes these outputs only: they are numbered from 0 and put in place afterwards.
+    const std::vector<int> outputs(direct_outputs_.begin(), direct_outputs_.end());
+    for (MapEntry& e : entries) e.output = int(std::lower_bound(outputs.begin(), outputs.end(), e.output) - outputs.begin());
+    BlockMap map = make_block_map(int(outputs.size()), entries);
+    for (MapBlock& b : map.blocks)
+      for (int& o : b.outputs) o = outputs[o];
+    const int count = int(x.size());
+    plan_.direct = {count, store_.ints(x), store_.ints(y), store_.map(map)};
+    return count + 2 * map.multiply_adds;
+  }
+  std::set<int> direct_outputs_;  // components of a channel of the output
   static constexpr long converted_items = 64;
 
   void run_in_double(const Call& call, const Kernels& kernels, Pass pass) const {

@@ -89,9 +89,17 @@ struct MatrixSlot : PlanSlot {
   PlanMap<T> to_matrix;    // components -> [part][row][column]
   PlanMap<T> from_matrix;  // its transpose
 };
+// Outputs that are computed from products of components instead: out = map(x[x_component] y[y_component]).
+template <class T>
+struct PlanProducts {
+  int count;
+  const int *x_component, *y_component;
+  PlanMap<T> map;
+};
 template <class T>
 struct MatrixPlan {
   int mul, size;
+  PlanProducts<T> direct;
   MatrixSlot<T> slots[3];
   const PlanProduct* products;
   int product_count;

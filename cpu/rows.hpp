@@ -88,65 +88,52 @@ inline void store_rows(T* base, long stride, long begin, long end, const Tile& t
   }
 }
 
-// Writes the rows of an output array. In a streaming pass (tile.step > 1) the lanes of a tile are items `line` apart, whose rows all
-// start at the same place within a cache line; consecutive tiles are consecutive items, and the components that do not fill a line
-// wait for the next tile. So every line is written once, whole, without a staging copy (which cost a third of a CGTP at L = 4).
-//
-// A tile's lines leave one by one while the next tile is computed: the kernel calls advance() between its steps. A core holds
-// about 16 lines on their way to memory, and all its other stores queue behind them.
+// Writes the rows of an output array. In a streaming pass (tile.step > 1) the lanes of a tile are items `line` apart, whose rows all start at the same
+// place within a cache line; consecutive tiles are consecutive items, and the components that do not fill a line wait for
+// the next tile. So every line is written once, whole, without a staging copy (which cost a third of a CGTP at L = 4).
 template <class T>
 class RowWriter {
  public:
-  // buffer: buffer_vectors(n) vectors. steps: how often the kernel calls advance() a tile.
-  // summed: base is a single row, which gets the sum over all items.
-  RowWriter(T* base, int n, Vector<T>* buffer, int steps, bool summed = false)
-      : base_(base),
-        n_(n),
-        lines_a_step_((n / line<T> + steps) / steps),
-        components_(buffer + line<T>),
-        other_(components_ + n + line<T>),
-        total_(summed ? other_ + n : nullptr) {
+  // buffer: buffer_vectors(n) vectors; tile() is where a tile's components go.
+  // summed: base is a single row, which gets the sum over all items (finish() writes it).
+  RowWriter(T* base, int n, Vector<T>* buffer, bool summed = false)
+      : base_(base), n_(n), components_(buffer + line<T>), total_(summed ? components_ + n : nullptr) {
     for (int c = 0; summed && c < n; ++c) total_[c] = Vector<T>{};
   }
 
-  static long buffer_vectors(int n) { return 2 * (line<T> + n) + n; }
-
-  // Where the components of the tile at hand go.
+  static long buffer_vectors(int n) { return line<T> + 2L * n; }
   Vector<T>* tile() { return components_; }
-
-  EQUITENSOR_INLINE void advance() {
-    for (int i = 0; i < lines_a_step_ && pending_ < pending_end_; ++i) stream_pending();
-  }
 
   void write(const Tile& tile, bool first_of_pass, bool last_of_pass) {
     if (!base_) return;
     if (total_) return add(tile);
     if (tile.step == 1) return store_rows(base_, n_, 0, n_, tile, components_);
-    while (pending_ < pending_end_) stream_pending();
     T* row = base_ + tile.first * n_;
-    const int n = int(n_), phase = int(reinterpret_cast<uintptr_t>(row) / sizeof(T) % line<T>);
+    const int phase = int(reinterpret_cast<uintptr_t>(row) / sizeof(T) % line<T>);
     if (first_of_pass) owns_line_ = phase == 0;
-    int begin = -phase;  // carried components lie before the tile's
-    if (!owns_line_) {   // the line's beginning belongs to rows of another pass
-      begin = minimum(n, line<T> - phase);
-      store_rows(base_, n_, 0, begin, tile, components_);
-      if (begin < line<T> - phase) return;
+    int c = -phase;
+    if (!owns_line_) {  // the line's beginning belongs to rows of another pass
+      const int head = minimum(int(n_), line<T> - phase);
+      store_rows(base_, n_, 0, head, tile, components_);
+      c = head;
+      if (head < line<T> - phase) return;
       owns_line_ = true;
     }
-    const int end = begin + (n - begin) / line<T> * line<T>;
-    pending_ = begin, pending_end_ = end;
-    pending_row_ = row, pending_pitch_ = tile.step * n_, pending_components_ = components_;
+    for (; c + line<T> <= n_; c += line<T>)
+      stream_line<line<T> / width<T>>(row + c, tile.step * n_, components_ + c);
     if (last_of_pass) {
-      while (pending_ < pending_end_) stream_pending();
-      for (int c = end; c < 0; ++c) scatter(row + c, tile, components_[c]);
-      store_rows(base_, n_, maximum(end, 0), n, tile, components_);
+      // Carried components belong to the rows before this one.
+      if (c < 0) {
+        for (int i = c; i < 0; ++i) scatter(row + i, tile, components_[i]);
+        c = 0;
+      }
+      store_rows(base_, n_, c, n_, tile, components_);
       return;
     }
-    for (int c = end; c < n; ++c) other_[c - n] = components_[c];
-    std::swap(components_, other_);
+    const int carried = int(n_) - c;
+    for (int i = 0; i < carried; ++i) components_[i - carried] = components_[c + i];
   }
 
-  // Once, after the last tile: writes the sums.
   void finish() {
     for (int c = 0; base_ && total_ && c < n_; ++c) {
       T lanes[width<T>];
@@ -166,19 +153,16 @@ class RowWriter {
       total_[c] += load(lanes);
     }
   }
-  // One line of every lane.
-  void stream_pending() {
-    constexpr int w = width<T>, vectors = line<T> / w;
-    const Vector<T>* in = pending_components_ + pending_;
-    T* to = pending_row_ + pending_;
+  template <int vectors>
+  EQUITENSOR_INLINE void stream_line(T* to, long lane_stride, const Vector<T>* in) {
+    constexpr int w = width<T>;
     Vector<T> block[vectors][w];
     for (int v = 0; v < vectors; ++v) {
       for (int i = 0; i < w; ++i) block[v][i] = in[v * w + i];
       transpose<T>(block[v]);
     }
     for (int lane = 0; lane < w; ++lane)
-      for (int v = 0; v < vectors; ++v) stream(to + lane * pending_pitch_ + v * w, block[v][lane]);
-    pending_ += line<T>;
+      for (int v = 0; v < vectors; ++v) stream(to + lane * lane_stride + v * w, block[v][lane]);
   }
   void scatter(T* to, const Tile& tile, Vector<T> v) {
     T lanes[width<T>];
@@ -188,14 +172,8 @@ class RowWriter {
 
   T* base_;
   long n_;
-  int lines_a_step_;
   bool owns_line_ = false;
-  Vector<T>*components_, *other_, *total_;
-  // Lines that have not left yet: components [pending_, pending_end_) of the tile before.
-  int pending_ = 0, pending_end_ = 0;
-  T* pending_row_ = nullptr;
-  long pending_pitch_ = 0;
-  const Vector<T>* pending_components_ = nullptr;
+  Vector<T>*components_, *total_;
 };
 
 // Calls body(tile, first_of_pass, last_of_pass) for items [begin, end): streaming passes of `line` tiles as long as whole ones fit.

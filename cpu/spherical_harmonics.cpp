@@ -19,7 +19,7 @@ void harmonics_forward(const HarmonicsPlan<T>& plan, const Operands<T>& a, long 
   Scratch<T> scratch(memory);
   HarmonicsBuffers<T> buffer(plan, scratch);
   const int orders = plan.lmax + 1;
-  RowWriter<T> writer(a.z_out, plan.dim, buffer.out, orders);
+  RowWriter<T> writer(a.z_out, plan.dim, buffer.out);
   const T* diagonal = plan.recurrence + 2 * orders * orders;
   for_each_tile<T>(begin, end, a.stream, [&](const Tile& tile, bool first, bool last) {
     load_rows(a.x, a.x_stride, 3, tile, buffer.vectors);
@@ -34,7 +34,6 @@ void harmonics_forward(const HarmonicsPlan<T>& plan, const Operands<T>& a, long 
     const Vector<T> squared = x * x + y * y + z * z;
     Vector<T> cosine = splat(T(1)), sine = splat(T(0));  // Re, Im (z + i x)^m
     for (int m = 0; m < orders; ++m) {
-      writer.advance();
       Vector<T> value = splat(diagonal[m]), previous = splat(T(0));
       for (int l = m; l < orders; ++l) {
         if (l > m) {
