@@ -26,8 +26,10 @@ struct BlockMap {
   long multiply_adds = 0;
 };
 
-// Outputs without an entry are in a block without sources: they are written as zero.
-inline BlockMap make_block_map(int outputs, const std::vector<MapEntry>& entries, int max_outputs = 12) {
+// Outputs without an entry are in a block without sources, and written as zero; or they are left as they are.
+enum class Missing { zero, untouched };
+inline BlockMap make_block_map(int outputs, const std::vector<MapEntry>& entries, Missing missing = Missing::zero) {
+  constexpr int max_outputs = 12;
   std::vector<std::map<int, double>> rows(outputs);
   for (const MapEntry& e : entries) rows[e.output][e.input] += e.value;
 
@@ -38,6 +40,7 @@ inline BlockMap make_block_map(int outputs, const std::vector<MapEntry>& entries
   };
   std::vector<Group> groups;
   for (int o = 0; o < outputs; ++o) {
+    if (missing == Missing::untouched && rows[o].empty()) continue;
     Group* best = nullptr;
     for (Group& g : groups) {
       if (int(g.outputs.size()) >= max_outputs || g.sources.empty() != rows[o].empty()) continue;

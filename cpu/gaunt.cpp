@@ -89,17 +89,25 @@ void multiply_mirrored(const Vector<T>* f, const Vector<T>* g, Vector<T>* h) {
     h[nh + m] = north[m] - south[m];
   }
 }
+// The equator is its own mirror image: all of it is in the even halves.
+template <int df, int dg, int dh, class T>
+void multiply_equator(const Vector<T>* f, const Vector<T>* g, Vector<T>* h) {
+  multiply_coefficients<T>(f + df, Int<df>{}, g + dg, Int<dg>{}, h + dh, Int<dh>{}, true);
+}
 template <class T>
-using MirroredProduct = void (*)(const Vector<T>* f, const Vector<T>* g, Vector<T>* h);
+struct UnrolledProduct {
+  using Function = void (*)(const Vector<T>* f, const Vector<T>* g, Vector<T>* h);
+  Function mirrored = nullptr, equator = nullptr;
+};
 template <class T>
-MirroredProduct<T> unrolled_product(int df, int dg, int dh) {
-#define EQUITENSOR_CASE(d)                                                            \
-  if (df == d && dg == d && dh == 2 * d) return multiply_mirrored<d, d, 2 * d, T>; \
-  if (df == d && dg == 2 * d && dh == d) return multiply_mirrored<d, 2 * d, d, T>;
+UnrolledProduct<T> unrolled_product(int df, int dg, int dh) {
+#define EQUITENSOR_CASE(d)                                                                                         \
+  if (df == d && dg == d && dh == 2 * d) return {multiply_mirrored<d, d, 2 * d, T>, multiply_equator<d, d, 2 * d, T>}; \
+  if (df == d && dg == 2 * d && dh == d) return {multiply_mirrored<d, 2 * d, d, T>, multiply_equator<d, 2 * d, d, T>};
   static_assert(gaunt_unrolled_degree == 6);
   EQUITENSOR_CASE(1) EQUITENSOR_CASE(2) EQUITENSOR_CASE(3) EQUITENSOR_CASE(4) EQUITENSOR_CASE(5) EQUITENSOR_CASE(6)
 #undef EQUITENSOR_CASE
-  return nullptr;
+  return {};
 }
 
 // Values at the angles 2 pi j / n: even parts at [0, n / 2], odd parts behind them, to sums at j and n - j; and back.
@@ -244,13 +252,19 @@ inline void contract(const GauntPlan<T>& plan, const Operands<T>& a, long begin,
   RowWriter<T> writers[3] = {{a.x_out, plan.slots[0].dim, buffer.out[0], a.sum_x},
                              {a.y_out, plan.slots[1].dim, buffer.out[1], a.sum_y},
                              {a.z_out, plan.slots[2].dim, buffer.out[2]}};
-  MirroredProduct<T> unrolled[2] = {};
+  // The synthesis leaves ring coefficients that no component reaches as they are.
+  for (int s = 0; s < 3; ++s) {
+    const GauntSlot<T>& slot = plan.slots[s];
+    const long folded = slot.parts * 2L * (2 * slot.degree + 1) * ((plan.rings + 1) / 2);
+    for (long i = 0; i < folded; ++i) buffer.folded_in[s][i] = Vector<T>{};
+  }
+  UnrolledProduct<T> unrolled[2];
   bool all_unrolled = !plan.pointwise && plan.product_count == 1;
   for (const GauntSlot<T>& slot : plan.slots) all_unrolled &= slot.parts == 1;
   for (int i = 0; i < count; ++i) {
     const Contraction& c = contractions[i];
     unrolled[i] = unrolled_product<T>(plan.slots[c.a].degree, plan.slots[c.b].degree, plan.slots[c.out].degree);
-    all_unrolled &= unrolled[i] != nullptr;
+    all_unrolled &= unrolled[i].mirrored != nullptr;
   }
   for_each_tile<T>(begin, end, a.stream, [&](const Tile& tile, bool first, bool last) {
     for (int s = 0; s < 3; ++s)
@@ -260,18 +274,21 @@ inline void contract(const GauntPlan<T>& plan, const Operands<T>& a, long begin,
         if (is_input[s])
           apply(plan.slots[s].synthesis, gather_channel<T>(plan.slots[s], buffer.tile[s], u, buffer.in_channel[s]),
                 buffer.folded_in[s]);
-      for (int ring = 0; ring < plan.rings / 2; ++ring) {
-        if (!all_unrolled) {
+      const int mirrored = plan.rings / 2, all = (plan.rings + 1) / 2;
+      for (int ring = 0; ring < all; ++ring) {
+        if (all_unrolled) {
+          for (int i = 0; i < count; ++i) {
+            const Contraction& c = contractions[i];
+            const auto at = [&](int s) { return 2L * ring * (2 * plan.slots[s].degree + 1); };
+            const auto multiply = ring < mirrored ? unrolled[i].mirrored : unrolled[i].equator;
+            multiply(buffer.folded_in[c.a] + at(c.a), buffer.folded_in[c.b] + at(c.b), buffer.folded_out[c.out] + at(c.out));
+          }
+        } else if (ring < mirrored) {
           contract_ring<2>(plan, buffer, ring, is_input, contractions, count);
-          continue;
-        }
-        for (int i = 0; i < count; ++i) {
-          const auto at = [&](int s) { return 2L * ring * (2 * plan.slots[s].degree + 1); };
-          const Contraction& c = contractions[i];
-          unrolled[i](buffer.folded_in[c.a] + at(c.a), buffer.folded_in[c.b] + at(c.b), buffer.folded_out[c.out] + at(c.out));
+        } else {
+          contract_ring<1>(plan, buffer, ring, is_input, contractions, count);
         }
       }
-      if (plan.rings % 2) contract_ring<1>(plan, buffer, plan.rings / 2, is_input, contractions, count);
       for (int i = 0; i < count; ++i) {
         const int s = contractions[i].out;
         const bool direct = plan.slots[s].direct;

@@ -63,7 +63,7 @@ inline void multiply_matrices(const Vector<T>* a, MatrixView va, const Vector<T>
 template <class T>
 struct MatrixBuffers {
   Vector<T>*tile[3], *out[3], *in_channel[3], *out_channel[3], *matrix[3], *gradient[3], *products;
-  MatrixBuffers(const MatrixPlan<T>& plan, Scratch<T>& scratch) : products(scratch.take(plan.direct.count)) {
+  MatrixBuffers(const MatrixPlan<T>& plan, Scratch<T>& scratch) {
     for (int s = 0; s < 3; ++s) {
       const MatrixSlot<T>& slot = plan.slots[s];
       const long entries = long(slot.parts) * plan.size * plan.size;
@@ -74,6 +74,9 @@ struct MatrixBuffers {
       matrix[s] = scratch.take(entries);
       gradient[s] = scratch.take(entries);
     }
+    // X and Y are not needed any more when the output is read off: their places save 6 % at L = 5, where all of it nearly fills L1.
+    if (plan.mul == 1 && plan.slots[2].dim >= plan.slots[0].parts * plan.size * plan.size) matrix[0] = out[2] + line<T>;
+    products = plan.direct.count <= plan.size * plan.size ? matrix[1] : scratch.take(plan.direct.count);
   }
 };
 

@@ -201,7 +201,7 @@ class Gaunt final : public Operation {
       const auto components = slot_components<T, GridComponent>(slot, slots[s], store_);
       const GauntSlotForm form = gaunt_slot_form(components, grid.rings, grid.angles);
       slot.degree = form.degree, slot.parts = form.parts;
-      const BlockMap in = make_block_map(form.rings_size, form.synthesis);
+      const BlockMap in = make_block_map(form.rings_size, form.synthesis, Missing::untouched);
       const BlockMap out = make_block_map(slot.components, form.analysis);
       const BlockMap to = make_block_map(grid.angles, form.to_angles);
       const BlockMap from = make_block_map(2 * form.degree + 1, form.from_angles);
