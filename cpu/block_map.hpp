@@ -6,40 +6,58 @@
 namespace equitensor {
 inline namespace EQUITENSOR_VARIANT {
 
-// `outputs` sums in registers; a round loads one input and `outputs` broadcast coefficients.
-template <int outputs, class T>
-inline void apply_run(const PlanRun<T>& run, const Vector<T>* in, Vector<T>* out) {
+// Tiles that a map is applied to at once. With AVX-512 the sums of two fit into its 32 registers and share the loads of coefficients
+// and indices: 0.78 instead of 0.94 cycles a multiply-add for a (4, 4) pair.
+inline constexpr int tiles_at_once = sizeof(Vector<float>) == 64 ? 2 : 1;
+
+// `outputs` sums a tile in registers; a round loads one input a tile and `outputs` broadcast coefficients. The second tile's inputs
+// and outputs lie in_tile and out_tile vectors behind the first one's.
+template <int outputs, int tiles, class T>
+inline void apply_run(const PlanRun<T>& run, const Vector<T>* in, Vector<T>* out, long in_tile, long out_tile) {
   const T* c = run.coefficients;
   const int *source = run.sources, *output = run.outputs;
   for (int b = 0; b < run.blocks; ++b, output += outputs) {
-    Vector<T> sum[outputs]{};
+    Vector<T> sum[tiles][outputs]{};
     for (int s = 0; s < run.source_count; ++s, c += outputs) {
-      const Vector<T> value = in[*source++];
+      const Vector<T>* value = in + *source++;
+      if constexpr (tiles == 1) {
+        const Vector<T> first = value[0];
 #pragma GCC unroll 12
-      for (int o = 0; o < outputs; ++o) sum[o] += c[o] * value;
+        for (int o = 0; o < outputs; ++o) sum[0][o] += c[o] * first;
+      } else {
+        const Vector<T> first = value[0], second = value[in_tile];
+#pragma GCC unroll 12
+        for (int o = 0; o < outputs; ++o) {
+          const Vector<T> coefficient = in_register(splat(c[o]));
+          sum[0][o] += coefficient * first;
+          sum[1][o] += coefficient * second;
+        }
+      }
     }
 #pragma GCC unroll 12
-    for (int o = 0; o < outputs; ++o) out[output[o]] = sum[o];
+    for (int o = 0; o < outputs; ++o)
+#pragma GCC unroll 2
+      for (int t = 0; t < tiles; ++t) out[output[o] + t * out_tile] = sum[t][o];
   }
 }
 
-template <class T>
-inline void apply(const PlanMap<T>& map, const Vector<T>* in, Vector<T>* out) {
+template <int tiles = 1, class T>
+inline void apply(const PlanMap<T>& map, const Vector<T>* in, Vector<T>* out, long in_tile = 0, long out_tile = 0) {
   for (int r = 0; r < map.count; ++r) {
     const PlanRun<T>& run = map.runs[r];
     switch (run.output_count) {
-      case 1: apply_run<1>(run, in, out); break;
-      case 2: apply_run<2>(run, in, out); break;
-      case 3: apply_run<3>(run, in, out); break;
-      case 4: apply_run<4>(run, in, out); break;
-      case 5: apply_run<5>(run, in, out); break;
-      case 6: apply_run<6>(run, in, out); break;
-      case 7: apply_run<7>(run, in, out); break;
-      case 8: apply_run<8>(run, in, out); break;
-      case 9: apply_run<9>(run, in, out); break;
-      case 10: apply_run<10>(run, in, out); break;
-      case 11: apply_run<11>(run, in, out); break;
-      case 12: apply_run<12>(run, in, out); break;
+      case 1: apply_run<1, tiles>(run, in, out, in_tile, out_tile); break;
+      case 2: apply_run<2, tiles>(run, in, out, in_tile, out_tile); break;
+      case 3: apply_run<3, tiles>(run, in, out, in_tile, out_tile); break;
+      case 4: apply_run<4, tiles>(run, in, out, in_tile, out_tile); break;
+      case 5: apply_run<5, tiles>(run, in, out, in_tile, out_tile); break;
+      case 6: apply_run<6, tiles>(run, in, out, in_tile, out_tile); break;
+      case 7: apply_run<7, tiles>(run, in, out, in_tile, out_tile); break;
+      case 8: apply_run<8, tiles>(run, in, out, in_tile, out_tile); break;
+      case 9: apply_run<9, tiles>(run, in, out, in_tile, out_tile); break;
+      case 10: apply_run<10, tiles>(run, in, out, in_tile, out_tile); break;
+      case 11: apply_run<11, tiles>(run, in, out, in_tile, out_tile); break;
+      case 12: apply_run<12, tiles>(run, in, out, in_tile, out_tile); break;
     }
   }
 }

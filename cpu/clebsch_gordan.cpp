@@ -7,18 +7,19 @@
 namespace equitensor {
 inline namespace EQUITENSOR_VARIANT {
 
+// Of every buffer one a tile, one behind the other.
 template <class T>
 struct ClebschGordanBuffers {
   Vector<T> *x, *y, *z, *dx, *dy, *dz, *products, *compact;
   ClebschGordanBuffers(const ClebschGordanPlan<T>& plan, Scratch<T>& scratch)
-      : x(scratch.take(plan.dim1)),
-        y(scratch.take(plan.dim2)),
-        z(scratch.take(RowWriter<T>::buffer_vectors(plan.dim_out))),
-        dx(scratch.take(RowWriter<T>::buffer_vectors(plan.dim1))),
-        dy(scratch.take(RowWriter<T>::buffer_vectors(plan.dim2))),
-        dz(scratch.take(plan.dim_out)),
-        products(scratch.take(plan.max_products)),
-        compact(scratch.take(plan.max_compact)) {}
+      : x(scratch.take(tiles_at_once * plan.dim1)),
+        y(scratch.take(tiles_at_once * plan.dim2)),
+        z(scratch.take(RowWriter<T>::buffer_vectors(plan.dim_out, tiles_at_once))),
+        dx(scratch.take(RowWriter<T>::buffer_vectors(plan.dim1, tiles_at_once))),
+        dy(scratch.take(RowWriter<T>::buffer_vectors(plan.dim2, tiles_at_once))),
+        dz(scratch.take(tiles_at_once * plan.dim_out)),
+        products(scratch.take(tiles_at_once * plan.max_products)),
+        compact(scratch.take(tiles_at_once * plan.max_compact)) {}
 };
 
 // Calls body(u, v) for the channels of both inputs that the pair connects.
@@ -32,33 +33,86 @@ EQUITENSOR_INLINE void for_each_channel(const PlanPair<T>& pair, Body&& body) {
   }
 }
 
+// Calls copy(compact, output) for the compact outputs of one channel and their components in the row.
+template <class T, class Copy>
+EQUITENSOR_INLINE void for_each_output(const PlanPair<T>& pair, int u, int v, Copy&& copy) {
+  for (int s = 0; s < pair.segment_count; ++s) {
+    const PlanSegment& segment = pair.segments[s];
+    const int first = segment.output.first + u * segment.u_step + v * segment.v_step;
+    for (int k = 0; k < segment.count; ++k) copy(segment.compact + k, first + k * segment.output.step);
+  }
+}
+
+template <int tiles, class T>
+inline void multiply_pair(const ClebschGordanPlan<T>& plan, const PlanPair<T>& pair, ClebschGordanBuffers<T>& buffer,
+                          RowWriter<T>& z) {
+  for_each_channel(pair, [&](int u, int v) {
+    for (int t = 0; t < tiles; ++t) {
+      const Vector<T>* x = buffer.x + t * plan.dim1 + pair.x_offset + u * pair.x_channel;
+      const Vector<T>* y = buffer.y + t * plan.dim2 + pair.y_offset + v * pair.y_channel;
+      Vector<T>* products = buffer.products + t * plan.max_products;
+      for (int r = 0; r < pair.rows; ++r) {
+        const Vector<T> xr = x[pair.x_component[pair.row_begin[r]]];
+        for (int p = pair.row_begin[r]; p < pair.row_begin[r + 1]; ++p) products[p] = xr * y[pair.y_component[p]];
+      }
+    }
+    if (pair.direct) return apply<tiles>(pair.forward, buffer.products, z.tile(), plan.max_products, z.slot_vectors());
+    apply<tiles>(pair.forward, buffer.products, buffer.compact, plan.max_products, plan.max_compact);
+    for (int t = 0; t < tiles; ++t)
+      for_each_output(pair, u, v, [&](int compact, int output) { z.tile(t)[output] = buffer.compact[t * plan.max_compact + compact]; });
+  });
+}
+
+template <int tiles, class T>
+inline void multiply_pair_backward(const ClebschGordanPlan<T>& plan, const PlanPair<T>& pair, ClebschGordanBuffers<T>& buffer,
+                                   RowWriter<T>& x_out, RowWriter<T>& y_out) {
+  for_each_channel(pair, [&](int u, int v) {
+    if (pair.direct) {
+      apply<tiles>(pair.backward, buffer.dz, buffer.products, plan.dim_out, plan.max_products);
+    } else {
+      for (int t = 0; t < tiles; ++t)
+        for_each_output(pair, u, v, [&](int compact, int output) {
+          buffer.compact[t * plan.max_compact + compact] = buffer.dz[t * plan.dim_out + output];
+        });
+      apply<tiles>(pair.backward, buffer.compact, buffer.products, plan.max_compact, plan.max_products);
+    }
+    const int x_first = pair.x_offset + u * pair.x_channel, y_first = pair.y_offset + v * pair.y_channel;
+    for (int t = 0; t < tiles; ++t) {
+      const Vector<T>*x = buffer.x + t * plan.dim1 + x_first, *y = buffer.y + t * plan.dim2 + y_first;
+      const Vector<T>* products = buffer.products + t * plan.max_products;
+      Vector<T>*dx = x_out.tile(t) + x_first, *dy = y_out.tile(t) + y_first;
+      for (int r = 0; r < pair.rows; ++r) {
+        const int c = pair.x_component[pair.row_begin[r]];
+        const Vector<T> xr = x[c];
+        Vector<T> sum = dx[c];
+        for (int p = pair.row_begin[r]; p < pair.row_begin[r + 1]; ++p) {
+          const Vector<T> g = products[p];
+          sum += g * y[pair.y_component[p]];
+          dy[pair.y_component[p]] += g * xr;
+        }
+        dx[c] = sum;
+      }
+    }
+  });
+}
+
 template <class T>
 void clebsch_gordan_forward(const ClebschGordanPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
   Scratch<T> scratch(memory);
   ClebschGordanBuffers<T> buffer(plan, scratch);
-  RowWriter<T> z(a.z_out, plan.dim_out, buffer.z);
-  for_each_tile<T>(begin, end, a.stream, [&](const Tile& tile, bool first, bool last) {
-    load_rows(a.x, a.x_stride, plan.dim1, tile, buffer.x);
-    load_rows(a.y, a.y_stride, plan.dim2, tile, buffer.y);
-    for (int i = 0; i < plan.pair_count; ++i) {
-      const PlanPair<T>& pair = plan.pairs[i];
-      for_each_channel(pair, [&](int u, int v) {
-        const Vector<T>* x = buffer.x + pair.x_offset + u * pair.x_channel;
-        const Vector<T>* y = buffer.y + pair.y_offset + v * pair.y_channel;
-        for (int r = 0; r < pair.rows; ++r) {
-          const Vector<T> xr = x[pair.x_component[pair.row_begin[r]]];
-          for (int p = pair.row_begin[r]; p < pair.row_begin[r + 1]; ++p) buffer.products[p] = xr * y[pair.y_component[p]];
-        }
-        apply(pair.forward, buffer.products, pair.direct ? z.tile() : buffer.compact);
-        if (pair.direct) return;
-        for (int s = 0; s < pair.segment_count; ++s) {
-          const PlanSegment& segment = pair.segments[s];
-          Vector<T>* to = z.tile() + segment.output.first + u * segment.u_step + v * segment.v_step;
-          for (int k = 0; k < segment.count; ++k) to[k * segment.output.step] = buffer.compact[segment.compact + k];
-        }
-      });
+  RowWriter<T> z(a.z_out, plan.dim_out, buffer.z, false, tiles_at_once);
+  for_each_tiles<T, tiles_at_once>(begin, end, a.stream, [&](const Tile* tiles, int count, bool first, bool last) {
+    for (int t = 0; t < count; ++t) {
+      load_rows(a.x, a.x_stride, plan.dim1, tiles[t], buffer.x + t * plan.dim1);
+      load_rows(a.y, a.y_stride, plan.dim2, tiles[t], buffer.y + t * plan.dim2);
     }
-    z.write(tile, first, last);
+    for (int i = 0; i < plan.pair_count; ++i) {
+      if (count == tiles_at_once)
+        multiply_pair<tiles_at_once>(plan, plan.pairs[i], buffer, z);
+      else
+        multiply_pair<1>(plan, plan.pairs[i], buffer, z);
+    }
+    for (int t = 0; t < count; ++t) z.write(tiles[t], first && t == 0, last && t + 1 == count, t);
   });
   stream_fence();
 }
@@ -67,44 +121,26 @@ template <class T>
 void clebsch_gordan_backward(const ClebschGordanPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
   Scratch<T> scratch(memory);
   ClebschGordanBuffers<T> buffer(plan, scratch);
-  RowWriter<T> x_out(a.x_out, plan.dim1, buffer.dx, a.sum_x), y_out(a.y_out, plan.dim2, buffer.dy, a.sum_y);
-  for_each_tile<T>(begin, end, a.stream, [&](const Tile& tile, bool first, bool last) {
-    load_rows(a.x, a.x_stride, plan.dim1, tile, buffer.x);
-    load_rows(a.y, a.y_stride, plan.dim2, tile, buffer.y);
-    load_rows(a.z, a.z_stride, plan.dim_out, tile, buffer.dz);
-    for (int c = 0; c < plan.dim1; ++c) x_out.tile()[c] = Vector<T>{};
-    for (int c = 0; c < plan.dim2; ++c) y_out.tile()[c] = Vector<T>{};
-    for (int i = 0; i < plan.pair_count; ++i) {
-      const PlanPair<T>& pair = plan.pairs[i];
-      for_each_channel(pair, [&](int u, int v) {
-        const Vector<T>* dz = buffer.dz;
-        if (!pair.direct) {
-          for (int s = 0; s < pair.segment_count; ++s) {
-            const PlanSegment& segment = pair.segments[s];
-            const Vector<T>* from = buffer.dz + segment.output.first + u * segment.u_step + v * segment.v_step;
-            for (int k = 0; k < segment.count; ++k) buffer.compact[segment.compact + k] = from[k * segment.output.step];
-          }
-          dz = buffer.compact;
-        }
-        apply(pair.backward, dz, buffer.products);
-        const int x_first = pair.x_offset + u * pair.x_channel, y_first = pair.y_offset + v * pair.y_channel;
-        const Vector<T>*x = buffer.x + x_first, *y = buffer.y + y_first;
-        Vector<T>*dx = x_out.tile() + x_first, *dy = y_out.tile() + y_first;
-        for (int r = 0; r < pair.rows; ++r) {
-          const int c = pair.x_component[pair.row_begin[r]];
-          const Vector<T> xr = x[c];
-          Vector<T> sum = dx[c];
-          for (int p = pair.row_begin[r]; p < pair.row_begin[r + 1]; ++p) {
-            const Vector<T> g = buffer.products[p];
-            sum += g * y[pair.y_component[p]];
-            dy[pair.y_component[p]] += g * xr;
-          }
-          dx[c] = sum;
-        }
-      });
+  RowWriter<T> x_out(a.x_out, plan.dim1, buffer.dx, a.sum_x, tiles_at_once);
+  RowWriter<T> y_out(a.y_out, plan.dim2, buffer.dy, a.sum_y, tiles_at_once);
+  for_each_tiles<T, tiles_at_once>(begin, end, a.stream, [&](const Tile* tiles, int count, bool first, bool last) {
+    for (int t = 0; t < count; ++t) {
+      load_rows(a.x, a.x_stride, plan.dim1, tiles[t], buffer.x + t * plan.dim1);
+      load_rows(a.y, a.y_stride, plan.dim2, tiles[t], buffer.y + t * plan.dim2);
+      load_rows(a.z, a.z_stride, plan.dim_out, tiles[t], buffer.dz + t * plan.dim_out);
+      for (int c = 0; c < plan.dim1; ++c) x_out.tile(t)[c] = Vector<T>{};
+      for (int c = 0; c < plan.dim2; ++c) y_out.tile(t)[c] = Vector<T>{};
     }
-    x_out.write(tile, first, last);
-    y_out.write(tile, first, last);
+    for (int i = 0; i < plan.pair_count; ++i) {
+      if (count == tiles_at_once)
+        multiply_pair_backward<tiles_at_once>(plan, plan.pairs[i], buffer, x_out, y_out);
+      else
+        multiply_pair_backward<1>(plan, plan.pairs[i], buffer, x_out, y_out);
+    }
+    for (int t = 0; t < count; ++t) {
+      x_out.write(tiles[t], first && t == 0, last && t + 1 == count, t);
+      y_out.write(tiles[t], first && t == 0, last && t + 1 == count, t);
+    }
   });
   x_out.finish();
   y_out.finish();

@@ -94,18 +94,22 @@ inline void store_rows(T* base, long stride, long begin, long end, const Tile& t
 template <class T>
 class RowWriter {
  public:
-  // buffer: buffer_vectors(n) vectors; tile() is where a tile's components go.
+  // buffer: buffer_vectors(n, slots) vectors. slots: tiles that are computed before they are written.
   // summed: base is a single row, which gets the sum over all items (finish() writes it).
-  RowWriter(T* base, int n, Vector<T>* buffer, bool summed = false)
-      : base_(base), n_(n), components_(buffer + line<T>), total_(summed ? components_ + n : nullptr) {
+  RowWriter(T* base, int n, Vector<T>* buffer, bool summed = false, int slots = 1)
+      : base_(base), n_(n), slots_(slots), buffer_(buffer), total_(summed ? buffer + slots * slot_vectors() : nullptr) {
     for (int c = 0; summed && c < n; ++c) total_[c] = Vector<T>{};
   }
 
-  static long buffer_vectors(int n) { return line<T> + 2L * n; }
-  Vector<T>* tile() { return components_; }
+  static long buffer_vectors(int n, int slots = 1) { return slots * (line<T> + long(n)) + n; }
+  // From one tile's components to the next one's.
+  long slot_vectors() const { return line<T> + n_; }
+  // Where a tile's components go.
+  Vector<T>* tile(int slot = 0) { return buffer_ + slot * slot_vectors() + line<T>; }
 
-  void write(const Tile& tile, bool first_of_pass, bool last_of_pass) {
+  void write(const Tile& tile, bool first_of_pass, bool last_of_pass, int slot = 0) {
     if (!base_) return;
+    components_ = this->tile(slot);
     if (total_) return add(tile);
     if (tile.step == 1) return store_rows(base_, n_, 0, n_, tile, components_);
     T* row = base_ + tile.first * n_;
@@ -131,7 +135,8 @@ class RowWriter {
       return;
     }
     const int carried = int(n_) - c;
-    for (int i = 0; i < carried; ++i) components_[i - carried] = components_[c + i];
+    Vector<T>* next = this->tile((slot + 1) % slots_);
+    for (int i = 0; i < carried; ++i) next[i - carried] = components_[c + i];
   }
 
   void finish() {
@@ -172,20 +177,36 @@ class RowWriter {
 
   T* base_;
   long n_;
+  int slots_;
   bool owns_line_ = false;
-  Vector<T>*components_, *total_;
+  Vector<T>*buffer_, *total_;
+  Vector<T>* components_ = nullptr;  // of the tile at hand
 };
 
-// Calls body(tile, first_of_pass, last_of_pass) for items [begin, end): streaming passes of `line` tiles as long as whole ones fit.
+// Calls body(tiles, count, first_of_pass, last_of_pass) for items [begin, end), up to `group` tiles at a time: streaming passes of
+// `line` tiles as long as whole ones fit.
 template <class T>
 inline constexpr int pass_items = width<T> * line<T>;
+template <class T, int group, class Body>
+EQUITENSOR_INLINE void for_each_tiles(long begin, long end, bool stream, Body&& body) {
+  constexpr int w = width<T>;
+  for (; stream && begin + pass_items<T> <= end; begin += pass_items<T>)
+    for (int t = 0; t < line<T>; t += group) {
+      Tile tiles[group];
+      for (int g = 0; g < group; ++g) tiles[g] = {begin + t + g, line<T>, w, begin + pass_items<T> + (t + g) * w};
+      body(tiles, group, t == 0, t + group == line<T>);
+    }
+  while (begin < end) {
+    Tile tiles[group];
+    int count = 0;
+    for (; count < group && begin < end; ++count, begin += w)
+      tiles[count] = {begin, 1, int(begin + w <= end ? w : end - begin), begin + w};
+    body(tiles, count, true, true);
+  }
+}
 template <class T, class Body>
 EQUITENSOR_INLINE void for_each_tile(long begin, long end, bool stream, Body&& body) {
-  for (; stream && begin + pass_items<T> <= end; begin += pass_items<T>)
-    for (int t = 0; t < line<T>; ++t)
-      body(Tile{begin + t, line<T>, width<T>, begin + pass_items<T> + t * width<T>}, t == 0, t == line<T> - 1);
-  for (; begin < end; begin += width<T>)
-    body(Tile{begin, 1, int(begin + width<T> <= end ? width<T> : end - begin), begin + width<T>}, true, true);
+  for_each_tiles<T, 1>(begin, end, stream, [&](const Tile* tiles, int, bool first, bool last) { body(*tiles, first, last); });
 }
 
 }  // namespace EQUITENSOR_VARIANT

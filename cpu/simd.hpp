@@ -49,6 +49,8 @@ EQUITENSOR_INLINE void stream_fence() {}
 template <class T>
 EQUITENSOR_INLINE void transpose(Vector<T> (&)[1]) {}
 template <class T>
+EQUITENSOR_INLINE Counted<T> in_register(Counted<T> v) { return v; }
+template <class T>
 EQUITENSOR_INLINE Vector<T> vector_sqrt(Vector<T> v) { return {T(__builtin_sqrt(v.value))}; }
 template <class T>
 EQUITENSOR_INLINE Vector<T> vector_max(Vector<T> a, T b) { return {a.value > b ? a.value : b}; }
@@ -75,6 +77,14 @@ inline constexpr int width = vector_bytes / int(sizeof(T));
 
 template <class T>
 EQUITENSOR_INLINE Vector<T> splat(T s) { return s - Vector<T>{}; }
+// Keeps the compiler from loading a broadcast anew for each of its uses.
+template <class V>
+EQUITENSOR_INLINE V in_register(V v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
 template <class T>
 EQUITENSOR_INLINE Vector<T> load(const T* p) { return *reinterpret_cast<const typename VectorOf<T>::unaligned*>(p); }
 template <class T>
