@@ -11,8 +11,6 @@ namespace equitensor {
 inline namespace EQUITENSOR_VARIANT {
 
 inline constexpr double pi = 3.14159265358979323846;
-inline constexpr int lmax_in = 11;   // degrees of inputs
-inline constexpr int lmax_out = 22;  // degrees of outputs
 
 constexpr int absolute(int v) { return v < 0 ? -v : v; }
 constexpr double absolute(double v) { return v < 0 ? -v : v; }

@@ -53,11 +53,6 @@ inline GauntSlotForm gaunt_slot_form(const std::vector<GridComponent>& component
   return form;
 }
 
-// The smallest grid that is exact for products of degrees up to l1 and l2, projected up to l3 (Driscoll & Healy's argument:
-// the integrand is a polynomial of degree l1 + l2 + l3 in cos(beta) and in the angle).
-constexpr int exact_rings(int l1, int l2, int l3) { return (l1 + l2 + l3) / 2 + 1; }
-constexpr int exact_angles(int l1, int l2, int l3) { return l1 + l2 + l3 + 1; }
-
 // Operations of multiply_coefficients in cpu/gaunt.cpp on one ring, first product into its output.
 constexpr long ring_product_operations(int df, int dg, int dh) {
   long n = 4 * minimum(df, dg) + 4;  // mean

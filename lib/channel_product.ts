@@ -2,7 +2,7 @@
 import type { DType } from './arrays'
 import { argumentError, EquitensorError } from './errors'
 import { formatIrrep, Irreps, irrepKey, type Irrep, type IrrepsLike } from './irreps'
-import { channelsOf, packChannels } from './layout'
+import { channelsOf, packChannels, packDims } from './layout'
 import type { Path } from './operation'
 import { inputIrreps, outputIrreps, type ResolvedOptions } from './options'
 
@@ -148,7 +148,7 @@ export function packChannelProduct<D extends DType>(
   const parts = ([p1, p2, p3] as const).map((p, s) => Int32Array.from(channels[s]!, ({ ir }) => part(p, ir)))
   return {
     isDouble: options.dtype === 'float64',
-    dims: Int32Array.of(in1.dim, in2.dim, out.dim),
+    dims: packDims(in1, in2, out),
     mul,
     in1: packChannels(channels[0]!),
     in2: packChannels(channels[1]!),

@@ -1,7 +1,7 @@
 import type { DType } from './arrays'
 import { argumentError, EquitensorError } from './errors'
 import { Irreps, irrepKey, multiplyIrreps, toIrreps, type Irrep, type IrrepsLike, type MulIr } from './irreps'
-import { channelRange, channelsOf, packChannels, type Channels } from './layout'
+import { channelRange, channelsOf, packChannels, packDims, type Channels } from './layout'
 import { native } from './native'
 import { TensorProduct } from './operation'
 import { commonOptions, inputIrreps, oneOf, requireKnownOptions, resolveOptions, type CommonOptions, type Layout } from './options'
@@ -210,7 +210,7 @@ export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends Ten
         algorithm,
         operation: native.createClebschGordan({
           isDouble: resolved.dtype === 'float64',
-          dims: Int32Array.of(in1.dim, in2.dim, irrepsOut.dim),
+          dims: packDims(in1, in2, irrepsOut),
           in1: packChannels(inputs[0]),
           in2: packChannels(inputs[1]),
           paths: Int32Array.from(packed),

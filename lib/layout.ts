@@ -1,4 +1,5 @@
 // Where channels of irreps lie in a row; see core/irreps.hpp.
+import { argumentError } from './errors'
 import type { Irrep, Irreps } from './irreps'
 import type { Layout } from './options'
 
@@ -29,4 +30,15 @@ export function channelRange(block: Channels, begin: number, mul: number): Chann
 /** As native code takes them: [offset, mul, l, channel, component] of each. */
 export function packChannels(channels: readonly Channels[]): Int32Array {
   return Int32Array.from(channels.flatMap(({ ir, mul, offset, channel, component }) => [offset, mul, ir.l, channel, component]))
+}
+
+/**
+ * Components of an item of both inputs and of the output.
+ * @throws EquitensorError `invalid_irreps`: native code counts them in 32 bits.
+ */
+export function packDims(in1: Irreps, in2: Irreps, out: Irreps): Int32Array {
+  for (const [argument, irreps] of Object.entries({ irrepsIn1: in1, irrepsIn2: in2, irrepsOut: out })) {
+    if (irreps.dim >= 2 ** 31) throw argumentError('invalid_irreps', argument, 'less than 2^31 components an item', `${irreps.dim}`)
+  }
+  return Int32Array.of(in1.dim, in2.dim, out.dim)
 }

@@ -154,6 +154,39 @@ export abstract class TensorProduct<D extends DType> {
     return gradients as Gradients<D>
   }
 
+  /**
+   * Gradients of a scalar that depends on the results of {@link backward}, given its gradients with respect to those.
+   * @param cotangents `x` and `y`: shapes of x and y; a missing one is zero.
+   * @returns gradients with respect to x, y and gradOut.
+   * @throws EquitensorError as {@link forward}.
+   */
+  doubleBackward(
+    x: ArrayOf<D>,
+    y: ArrayOf<D>,
+    weight: undefined,
+    gradOut: ArrayOf<D>,
+    cotangents: { x?: ArrayOf<D>; y?: ArrayOf<D> },
+  ): Gradients<D> & { gradOut: ArrayOf<D> } {
+    const { ax, ay } = this.#directions(x, y, weight, cotangents, 'cotangents')
+    // The scalar is T(ax, y, gradOut) + T(x, ay, gradOut) for the trilinear form T of the operation.
+    return {
+      x: ay ? this.backward(x, ay, undefined, gradOut, { needs: { y: false } }).x : this.#allocate(x.length),
+      y: ax ? this.backward(ax, y, undefined, gradOut, { needs: { x: false } }).y : this.#allocate(y.length),
+      gradOut: this.#derivative(x, y, ax, ay),
+    }
+  }
+
+  /**
+   * Derivative of the result in the direction of tangents of x and y.
+   * @param tangents `x` and `y`: shapes of x and y; a missing one is zero.
+   * @returns shape of the result.
+   * @throws EquitensorError as {@link forward}.
+   */
+  jvp(x: ArrayOf<D>, y: ArrayOf<D>, weight: undefined, tangents: { x?: ArrayOf<D>; y?: ArrayOf<D> }): ArrayOf<D> {
+    const { ax, ay } = this.#directions(x, y, weight, tangents, 'tangents')
+    return this.#derivative(x, y, ax, ay)
+  }
+
   /** Frees the native memory; later calls throw `disposed`. */
   dispose(): void {
     if (this.#operation) native.dispose(this.#operation)
@@ -172,6 +205,30 @@ export abstract class TensorProduct<D extends DType> {
     native.takeCount()
     native[pass](operation, { x, y, ...outputs, batch: 1, xShared: false, yShared: false, threads: 1, variant: 'counted' })
     return native.takeCount()
+  }
+
+  #directions(x: ArrayOf<D>, y: ArrayOf<D>, weight: unknown, given: { x?: ArrayOf<D>; y?: ArrayOf<D> }, argument: string) {
+    this.#live()
+    this.#inputs(x, y, weight)
+    requireKnownOptions(given, ['x', 'y'], argument)
+    for (const [slot, like] of [['x', x], ['y', y]] as const) {
+      const array = given[slot]
+      if (array === undefined) continue
+      requireArray(array, `${argument}.${slot}`, this.dtype)
+      requireLength(array, `${argument}.${slot}`, like.length, `as many as ${slot}`)
+    }
+    return { ax: given.x, ay: given.y }
+  }
+
+  #derivative(x: ArrayOf<D>, y: ArrayOf<D>, ax: ArrayOf<D> | undefined, ay: ArrayOf<D> | undefined): ArrayOf<D> {
+    if (ax && ay) {
+      const sum = this.forward(ax, y), other = this.forward(x, ay)
+      for (let i = 0; i < sum.length; i++) sum[i]! += other[i]!
+      return sum
+    }
+    if (ax) return this.forward(ax, y)
+    if (ay) return this.forward(x, ay)
+    return this.#allocate(this.#inputs(x, y, undefined).batch * this.irrepsOut.dim)
   }
 
   #live(): NativeOperation {

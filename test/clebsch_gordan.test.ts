@@ -181,3 +181,7 @@ test('elementwise needs as many irreps on both sides', () => {
     expect.objectContaining({ code: 'unequal_multiplicities', argument: 'irrepsIn2', expected: expect.stringContaining('3'), received: '2' }),
   )
 })
+
+test('an output of 2^31 components an item is refused before native code counts them in 32 bits', () => {
+  expect(() => ClebschGordanTensorProduct.full('20000x5e', '20000x5e')).toThrow(/irrepsOut: expected less than 2\^31 components an item, got \d+/)
+})
