@@ -3,6 +3,7 @@
 #pragma once
 #include "block_map.hpp"
 #include "legendre.hpp"
+#include "series.hpp"
 
 namespace equitensor {
 
@@ -51,17 +52,6 @@ inline GauntSlotForm gaunt_slot_form(const std::vector<GridComponent>& component
       form.from_angles.push_back({at, m + form.degree, value / angles});
     }
   return form;
-}
-
-// Operations of multiply_coefficients in cpu/gaunt.cpp on one ring, first product into its output.
-constexpr long ring_product_operations(int df, int dg, int dh) {
-  long n = 4 * minimum(df, dg) + 4;  // mean
-  for (int k = 1; k <= minimum(dh, df + dg); ++k) {
-    const int sum = maximum(0, minimum(k - 1, df) - maximum(1, k - dg) + 1);
-    n += 8 * (sum + maximum(0, minimum(dg, df - k)) + maximum(0, minimum(df, dg - k)));
-    n += 4 * ((k <= dg) + (k <= df)) + 2;
-  }
-  return n;
 }
 
 }  // namespace equitensor

@@ -7,64 +7,10 @@
 #include "cpu/block_map.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/rows.hpp"
-#include "cpu/unroll.hpp"
+#include "cpu/series.hpp"
 
 namespace equitensor {
 inline namespace EQUITENSOR_VARIANT {
-
-// Trigonometric coefficients of a ring: [-m] and [m] are half the coefficients of sin(m alpha) and cos(m alpha), [0] is the mean.
-// h = f g, or h += f g, truncated to degree `dh`: the convolution of their Fourier series, sum over m of F_m G_(k-m) with
-// F_m = f[m] - i f[-m] and F_(-m) its conjugate.
-// Degrees are ints, or Ints for an unrolled product.
-template <class T, class Df, class Dg, class Dh>
-EQUITENSOR_INLINE void multiply_coefficients(const Vector<T>* f, Df df, const Vector<T>* g, Dg dg, Vector<T>* h, Dh dh,
-                                             bool first) {
-  const Int<1> one;
-  Vector<T> mean{}, mean2{};
-  each(one, minimum(df, dg), [&](auto m) EQUITENSOR_LAMBDA {
-    mean += f[m] * g[m];
-    mean2 += f[-m] * g[-m];
-  });
-  mean += mean2;
-  mean = f[0] * g[0] + (mean + mean);
-  h[0] = first ? mean : h[0] + mean;
-  each(one, minimum(dh, df + dg), [&](auto k) EQUITENSOR_LAMBDA {
-    Vector<T> cosine{}, sine{}, cosine2{}, sine2{};  // two chains each, to hide the latency of the sums
-    each(maximum(one, k - dg), minimum(k - one, df), [&](auto m) EQUITENSOR_LAMBDA {
-      const Vector<T> fc = f[m], fs = f[-m], gc = g[k - m], gs = g[m - k];
-      cosine += fc * gc;
-      sine += fc * gs;
-      cosine2 -= fs * gs;
-      sine2 += fs * gc;
-    });
-    each(one, minimum(dg, df - k), [&](auto n) EQUITENSOR_LAMBDA {
-      const Vector<T> fc = f[n + k], fs = f[-n - k], gc = g[n], gs = g[-n];
-      cosine += fc * gc;
-      sine -= fc * gs;
-      cosine2 += fs * gs;
-      sine2 += fs * gc;
-    });
-    each(one, minimum(df, dg - k), [&](auto m) EQUITENSOR_LAMBDA {
-      const Vector<T> fc = f[m], fs = f[-m], gc = g[m + k], gs = g[-m - k];
-      cosine += fc * gc;
-      sine += fc * gs;
-      cosine2 += fs * gs;
-      sine2 -= fs * gc;
-    });
-    if (k <= dg) {
-      cosine += f[0] * g[k];
-      sine += f[0] * g[-k];
-    }
-    if (k <= df) {
-      cosine2 += f[k] * g[0];
-      sine2 += f[-k] * g[0];
-    }
-    cosine += cosine2;
-    sine += sine2;
-    h[k] = first ? cosine : h[k] + cosine;
-    h[-k] = first ? sine : h[-k] + sine;
-  });
-}
 
 // A ring and its mirror image at once, from and to their even and odd halves: the product of the sums goes to the northern ring, the
 // product of the differences to the southern one. Unrolled for a product of two signals of degree d and its gradients, so
@@ -77,12 +23,12 @@ void multiply_mirrored(const Vector<T>* f, const Vector<T>* g, Vector<T>* h) {
   for (int m = 0; m < nf; ++m) a[m] = f[m] + f[nf + m];
 #pragma GCC unroll 32
   for (int m = 0; m < ng; ++m) b[m] = g[m] + g[ng + m];
-  multiply_coefficients<T>(a + df, Int<df>{}, b + dg, Int<dg>{}, north + dh, Int<dh>{}, true);
+  multiply_series<T>(a + df, a + df, Int<df>{}, b + dg, b + dg, Int<dg>{}, north + dh, Int<dh>{}, true);
 #pragma GCC unroll 32
   for (int m = 0; m < nf; ++m) a[m] = f[m] - f[nf + m];
 #pragma GCC unroll 32
   for (int m = 0; m < ng; ++m) b[m] = g[m] - g[ng + m];
-  multiply_coefficients<T>(a + df, Int<df>{}, b + dg, Int<dg>{}, south + dh, Int<dh>{}, true);
+  multiply_series<T>(a + df, a + df, Int<df>{}, b + dg, b + dg, Int<dg>{}, south + dh, Int<dh>{}, true);
 #pragma GCC unroll 32
   for (int m = 0; m < nh; ++m) {
     h[m] = north[m] + south[m];
@@ -92,7 +38,7 @@ void multiply_mirrored(const Vector<T>* f, const Vector<T>* g, Vector<T>* h) {
 // The equator is its own mirror image: all of it is in the even halves.
 template <int df, int dg, int dh, class T>
 void multiply_equator(const Vector<T>* f, const Vector<T>* g, Vector<T>* h) {
-  multiply_coefficients<T>(f + df, Int<df>{}, g + dg, Int<dg>{}, h + dh, Int<dh>{}, true);
+  multiply_series<T>(f + df, f + df, Int<df>{}, g + dg, g + dg, Int<dg>{}, h + dh, Int<dh>{}, true);
 }
 template <class T>
 struct UnrolledProduct {
@@ -160,11 +106,12 @@ inline void multiply_ring(const GauntPlan<T>& plan, GauntBuffers<T>& buffer, con
   for (int p = 0; p < plan.product_count; ++p) {
     const PlanProduct& product = plan.products[p];
     const int pa = part_of(product, c.a), pb = part_of(product, c.b), pc = part_of(product, c.out);
-    for (int sign = 0; sign < signs; ++sign)
-      multiply_coefficients<T>(buffer.ring_in[c.a] + (2 * pa + sign) * a_orders + a.degree, a.degree,
-                                    buffer.ring_in[c.b] + (2 * pb + sign) * b_orders + b.degree, b.degree,
-                                    buffer.ring_out[c.out] + (2 * pc + sign) * out_orders + out.degree, out.degree,
-                                    !(written >> pc & 1));
+    for (int sign = 0; sign < signs; ++sign) {
+      const Vector<T>* f = buffer.ring_in[c.a] + (2 * pa + sign) * a_orders + a.degree;
+      const Vector<T>* g = buffer.ring_in[c.b] + (2 * pb + sign) * b_orders + b.degree;
+      multiply_series<T>(f, f, a.degree, g, g, b.degree, buffer.ring_out[c.out] + (2 * pc + sign) * out_orders + out.degree,
+                         out.degree, !(written >> pc & 1));
+    }
     written |= 1u << pc;
   }
 }

@@ -1,8 +1,10 @@
 // Matrix tensor product: the components of each operand become a matrix, the matrices are multiplied, and the product's
 // components are read off. The form is tr(X Y Z^T), so that dX = dZ Y^T and dY = X^T dZ.
+#include "core/matrix_fold.hpp"
 #include "cpu/block_map.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/rows.hpp"
+#include "cpu/series.hpp"
 
 namespace equitensor {
 inline namespace EQUITENSOR_VARIANT {
@@ -11,38 +13,39 @@ struct MatrixView {
   int row, column;  // strides: a transpose costs nothing
 };
 
-template <int rows, int columns, class T>
-inline void multiply_block(const Vector<T>* a, MatrixView va, const Vector<T>* b, MatrixView vb, Vector<T>* c, int size,
-                           bool first) {
+// Blocks of the product that leave room for both operands: 32 registers with AVX-512, 16 otherwise.
+inline constexpr int largest_block = sizeof(Vector<float>) == 64 ? 5 : 3;
+
+// A block of c = a b, or c += a b. `Size` is the matrices' size: an Int up to 13 (k = 6), whose loop over k is unrolled, since its
+// mispredicted end cost as much as a third of a block; an int beyond.
+template <int rows, int columns, class T, class Size>
+EQUITENSOR_NOINLINE void multiply_block(const Vector<T>* a, MatrixView va, const Vector<T>* b, MatrixView vb, Vector<T>* c, Size size,
+                                        bool first) {
   Vector<T> sum[rows][columns];
-#pragma GCC unroll 4
+#pragma GCC unroll 5
   for (int i = 0; i < rows; ++i)
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int j = 0; j < columns; ++j) sum[i][j] = first ? Vector<T>{} : c[i * size + j];
-  for (int k = 0; k < size; ++k) {
+  each(Int<0>{}, size - Int<1>{}, [&](auto k) EQUITENSOR_LAMBDA {
     Vector<T> right[columns];
-#pragma GCC unroll 4
-    for (int j = 0; j < columns; ++j) right[j] = b[k * vb.row + j * vb.column];
-#pragma GCC unroll 4
+#pragma GCC unroll 5
+    for (int j = 0; j < columns; ++j) right[j] = in_register(b[k * vb.row + j * vb.column]);
+#pragma GCC unroll 5
     for (int i = 0; i < rows; ++i) {
-      const Vector<T> left = a[i * va.row + k * va.column];
-#pragma GCC unroll 4
+      const Vector<T> left = in_register(a[i * va.row + k * va.column]);
+#pragma GCC unroll 5
       for (int j = 0; j < columns; ++j) sum[i][j] += left * right[j];
     }
-  }
-#pragma GCC unroll 4
+  });
+#pragma GCC unroll 5
   for (int i = 0; i < rows; ++i)
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int j = 0; j < columns; ++j) c[i * size + j] = sum[i][j];
 }
 
-// Blocks of the product that leave room for both operands: 32 registers with AVX-512, 16 otherwise.
-inline constexpr int largest_block = sizeof(Vector<float>) == 64 ? 4 : 3;
-
-// c = a b, or c += a b; size x size matrices of vectors, c by rows. Blocks of nearly equal sides.
-template <class T>
-inline void multiply_matrices(const Vector<T>* a, MatrixView va, const Vector<T>* b, MatrixView vb, Vector<T>* c, int size,
-                              bool first) {
+// All blocks, of nearly equal sides.
+template <class T, class Size>
+inline void multiply_blocks(const Vector<T>* a, MatrixView va, const Vector<T>* b, MatrixView vb, Vector<T>* c, Size size, bool first) {
   const int blocks = (size + largest_block - 1) / largest_block;
   const auto begin = [&](int block) { return block * size / blocks; };
   for (int bi = 0; bi < blocks; ++bi)
@@ -53,16 +56,29 @@ inline void multiply_matrices(const Vector<T>* a, MatrixView va, const Vector<T>
 #define EQUITENSOR_CASE(r, c) \
   case 8 * r + c: multiply_block<r, c, T>(left, va, right, vb, out, size, first); break;
       switch (8 * rows + columns) {
-        EQUITENSOR_CASE(4, 4) EQUITENSOR_CASE(4, 3) EQUITENSOR_CASE(3, 4) EQUITENSOR_CASE(3, 3) EQUITENSOR_CASE(3, 2)
+        EQUITENSOR_CASE(5, 5) EQUITENSOR_CASE(5, 4) EQUITENSOR_CASE(4, 5) EQUITENSOR_CASE(4, 4) EQUITENSOR_CASE(4, 3) EQUITENSOR_CASE(3, 4) EQUITENSOR_CASE(3, 3) EQUITENSOR_CASE(3, 2)
         EQUITENSOR_CASE(2, 3) EQUITENSOR_CASE(2, 2) EQUITENSOR_CASE(2, 1) EQUITENSOR_CASE(1, 2) EQUITENSOR_CASE(1, 1)
       }
 #undef EQUITENSOR_CASE
     }
 }
+// c = a b, or c += a b; size x size matrices of vectors, c by rows.
+template <class T>
+inline void multiply_matrices(const Vector<T>* a, MatrixView va, const Vector<T>* b, MatrixView vb, Vector<T>* c, int size,
+                              bool first) {
+  switch (size) {
+    case 5: return multiply_blocks<T>(a, va, b, vb, c, Int<5>{}, first);
+    case 7: return multiply_blocks<T>(a, va, b, vb, c, Int<7>{}, first);
+    case 9: return multiply_blocks<T>(a, va, b, vb, c, Int<9>{}, first);
+    case 11: return multiply_blocks<T>(a, va, b, vb, c, Int<11>{}, first);
+    case 13: return multiply_blocks<T>(a, va, b, vb, c, Int<13>{}, first);
+    default: return multiply_blocks<T>(a, va, b, vb, c, size, first);
+  }
+}
 
 template <class T>
 struct MatrixBuffers {
-  Vector<T>*tile[3], *out[3], *in_channel[3], *out_channel[3], *matrix[3], *gradient[3], *products;
+  Vector<T>*tile[3], *out[3], *in_channel[3], *out_channel[3], *matrix[3], *gradient[3], *series;
   MatrixBuffers(const MatrixPlan<T>& plan, Scratch<T>& scratch) {
     for (int s = 0; s < 3; ++s) {
       const MatrixSlot<T>& slot = plan.slots[s];
@@ -76,41 +92,46 @@ struct MatrixBuffers {
     }
     // X and Y are not needed any more when the output is read off: their places save 6 % at L = 5, where all of it nearly fills L1.
     if (plan.mul == 1 && plan.slots[2].dim >= plan.slots[0].parts * plan.size * plan.size) matrix[0] = out[2] + line<T>;
-    products = plan.direct.count <= plan.size * plan.size ? matrix[1] : scratch.take(plan.direct.count);
+    // Both factors, their mirrors and the product, of degrees l1 + l2 < size together: fewer than Y has.
+    series = matrix[1];
   }
 };
 
-// Between a matrix and its symmetric and antisymmetric halves, see core/matrix.hpp.
-template <class T>
-inline void fold(Vector<T>* matrix, int size) {
-  for (int i = 0; i < size; ++i)
-    for (int j = i + 1; j < size; ++j) {
-      const Vector<T> upper = matrix[i * size + j], lower = matrix[j * size + i];
-      matrix[i * size + j] = upper + lower;
-      matrix[j * size + i] = upper - lower;
-    }
-}
 template <class T>
 inline void to_matrix(const MatrixPlan<T>& plan, MatrixBuffers<T>& buffer, int s, int u) {
   const MatrixSlot<T>& slot = plan.slots[s];
   apply(slot.to_matrix, gather_channel<T>(slot, buffer.tile[s], u, buffer.in_channel[s]), buffer.matrix[s]);
-  for (int part = 0; part < slot.parts; ++part) fold<T>(buffer.matrix[s] + part * plan.size * plan.size, plan.size);
+  for (int part = 0; part < slot.parts; ++part) unfold<false>(buffer.matrix[s] + part * plan.size * plan.size, plan.size / 2);
 }
 template <class T>
 inline const Vector<T>* channel_of(const MatrixPlan<T>& plan, const MatrixBuffers<T>& buffer, int s) {
   return plan.slots[s].direct ? buffer.tile[s] : buffer.in_channel[s];
 }
+template <class T, class D1, class D2, class D3>
+EQUITENSOR_INLINE void multiply_top(const PlanTop<T>& top, D1 l1, D2 l2, D3 l3, const Vector<T>* x, const Vector<T>* y,
+                                    Vector<T>* z, Vector<T>* f) {
+  const int n1 = 2 * l1 + 1, n2 = 2 * l2 + 1, n3 = 2 * l3 + 1;
+  Vector<T>*f_mirror = f + n1, *g = f_mirror + n1, *g_mirror = g + n2, *h = g_mirror + n2;
+  for (int m = 0; m < n1; ++m) f[m] = top.scale1[m] * x[m], f_mirror[m] = top.mirror1[m] * x[m];
+  for (int m = 0; m < n2; ++m) g[m] = top.scale2[m] * y[m], g_mirror[m] = top.mirror2[m] * y[m];
+  multiply_series<T>(f + l1, f_mirror + l1, l1, g + l2, g_mirror + l2, l2, h + l3, l3, true);
+  for (int m = 0; m < n3; ++m) z[m] = top.first ? top.scale_out[m] * h[m] : z[m] + top.scale_out[m] * h[m];
+}
+// Unrolled where the full product of one L needs it: core/matrix.hpp.
+template <class T>
+inline void multiply_tops(const PlanTop<T>& top, const Vector<T>* x, const Vector<T>* y, Vector<T>* z, Vector<T>* series) {
+  x += top.x_first, y += top.y_first, z += top.out_first;
+  if (top.l1 == 6 && top.l2 == 6) return multiply_top<T>(top, Int<6>{}, Int<6>{}, Int<12>{}, x, y, z, series);
+  multiply_top<T>(top, top.l1, top.l2, top.l1 + top.l2, x, y, z, series);
+}
 template <class T>
 inline void from_matrix(const MatrixPlan<T>& plan, MatrixBuffers<T>& buffer, int s, int u, Vector<T>* out) {
   const MatrixSlot<T>& slot = plan.slots[s];
-  for (int part = 0; part < slot.parts; ++part) fold<T>(buffer.gradient[s] + part * plan.size * plan.size, plan.size);
+  for (int part = 0; part < slot.parts; ++part) unfold<true>(buffer.gradient[s] + part * plan.size * plan.size, plan.size / 2);
   Vector<T>* channel = slot.direct ? out : buffer.out_channel[s];
   apply(slot.from_matrix, buffer.gradient[s], channel);
-  if (s == 2 && plan.direct.count > 0) {
-    const Vector<T>*x = channel_of(plan, buffer, 0), *y = channel_of(plan, buffer, 1);
-    for (int p = 0; p < plan.direct.count; ++p) buffer.products[p] = x[plan.direct.x_component[p]] * y[plan.direct.y_component[p]];
-    apply(plan.direct.map, buffer.products, channel);
-  }
+  for (int t = 0; s == 2 && t < plan.top_count; ++t)
+    multiply_tops(plan.tops[t], channel_of(plan, buffer, 0), channel_of(plan, buffer, 1), channel, buffer.series);
   scatter_channel<T>(slot, out, u, buffer.out_channel[s]);
 }
 

@@ -229,7 +229,7 @@ class Gaunt final : public Operation {
       const long added = n - slot[out].parts;  // the first product of a part is not added to anything
       const long ring = grid.pointwise
                             ? n * grid.angles + added * grid.angles + slot[out].parts * (angle_fold + from_angles[out])
-                            : n * ring_product_operations(slot[a].degree, slot[b].degree, slot[out].degree) + added * orders(out);
+                            : n * series_product_operations(slot[a].degree, slot[b].degree, slot[out].degree) + added * orders(out);
       return grid.rings * ring + folds(out) + analysis[out];
     };
     forward_flops = mul * (input(0) + input(1) + contraction(0, 1, 2));
@@ -279,7 +279,7 @@ class Matrix final : public Operation {
       const BlockMap to_matrix = make_block_map(slot.parts * size * size, entries);
       const BlockMap from_matrix = make_block_map(slot.components, reverse);
       slot.to_matrix = store_.map(to_matrix), slot.from_matrix = store_.map(from_matrix);
-      const long folds = long(slot.parts) * size * (size - 1);
+      const long folds = slot.parts * fold_additions(k);
       to[s] = 2 * to_matrix.multiply_adds + folds, from[s] = 2 * from_matrix.multiply_adds + folds;
     }
     dim1 = plan_.slots[0].dim, dim2 = plan_.slots[1].dim, dim_out = plan_.slots[2].dim;
@@ -312,27 +312,27 @@ class Matrix final : public Operation {
 
   // Returns the operations that it takes.
   long compute_top_directly(const std::vector<MatrixComponent> (&components)[3], const std::vector<PlanProduct>& products, int k) {
-    std::vector<int> x, y;
-    std::vector<MapEntry> entries;
+    const auto mirror = [](std::vector<double> scale) {
+      for (int i = 0, l = int(scale.size()) / 2; i <= 2 * l; ++i)
+        if ((i - l) % 2) scale[i] = -scale[i];
+      return scale;
+    };
+    std::vector<PlanTop<T>> tops;
+    long flops = 0;
     for (const PlanProduct& p : products) {
-      const MatrixTopForm form = matrix_top(components[0], components[1], components[2], p.part1, p.part2, p.part_out, k);
-      for (MapEntry e : form.entries) {
-        direct_outputs_.insert(e.output);
-        e.input += int(x.size());
-        entries.push_back(e);
-      }
-      x.insert(x.end(), form.x_component.begin(), form.x_component.end());
-      y.insert(y.end(), form.y_component.begin(), form.y_component.end());
+      const std::optional<MatrixTop> top = matrix_top(components[0], components[1], components[2], p.part1, p.part2, p.part_out, k);
+      if (!top) continue;
+      const int l1 = top->l1, l2 = top->l2, l3 = l1 + l2;
+      const bool first = direct_outputs_.insert(top->out_first).second;
+      for (int m = 1; m <= 2 * l3; ++m) direct_outputs_.insert(top->out_first + m);
+      tops.push_back({l1, l2, top->x_first, top->y_first, top->out_first, first, store_.values(top->scale1),
+                      store_.values(mirror(top->scale1)), store_.values(top->scale2), store_.values(mirror(top->scale2)),
+                      store_.values(top->scale_out)});
+      flops += series_product_operations(l1, l2, l3) + 2 * (2 * l1 + 1) + 2 * (2 * l2 + 1) + (first ? 1 : 2) * (2 * l3 + 1);
     }
-    // The map writes these outputs only: they are numbered from 0 and put in place afterwards.
-    const std::vector<int> outputs(direct_outputs_.begin(), direct_outputs_.end());
-    for (MapEntry& e : entries) e.output = int(std::lower_bound(outputs.begin(), outputs.end(), e.output) - outputs.begin());
-    BlockMap map = make_block_map(int(outputs.size()), entries);
-    for (MapBlock& b : map.blocks)
-      for (int& o : b.outputs) o = outputs[o];
-    const int count = int(x.size());
-    plan_.direct = {count, store_.ints(x), store_.ints(y), store_.map(map)};
-    return count + 2 * map.multiply_adds;
+    plan_.top_count = int(tops.size());
+    plan_.tops = store_.items(std::move(tops));
+    return flops;
   }
   std::set<int> direct_outputs_;  // components of a channel of the output
   static constexpr long converted_items = 64;

@@ -89,20 +89,21 @@ struct MatrixSlot : PlanSlot {
   PlanMap<T> to_matrix;    // components -> [part][row][column]
   PlanMap<T> from_matrix;  // its transpose
 };
-// Outputs that are computed from products of components instead: out = map(x[x_component] y[y_component]).
+// Outputs of degree l1 + l2, computed by their only path: core/matrix.hpp.
 template <class T>
-struct PlanProducts {
-  int count;
-  const int *x_component, *y_component;
-  PlanMap<T> map;
+struct PlanTop {
+  int l1, l2, x_first, y_first, out_first;  // component m = -l
+  bool first;                               // of those that write these outputs
+  const T *scale1, *mirror1, *scale2, *mirror2, *scale_out;  // mirror: with the sign (-1)^m
 };
 template <class T>
 struct MatrixPlan {
   int mul, size;
-  PlanProducts<T> direct;
   MatrixSlot<T> slots[3];
   const PlanProduct* products;
   int product_count;
+  const PlanTop<T>* tops;
+  int top_count;
 };
 
 template <class T>

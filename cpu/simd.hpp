@@ -11,6 +11,7 @@ namespace equitensor {
 inline namespace EQUITENSOR_VARIANT {
 
 #define EQUITENSOR_INLINE inline __attribute__((always_inline))
+#define EQUITENSOR_NOINLINE __attribute__((noinline))
 #define EQUITENSOR_LAMBDA __attribute__((always_inline))
 
 #if defined(EQUITENSOR_COUNT)
