@@ -55,6 +55,32 @@ function options() {
   ]
 }
 
+/**
+ * Options of node-gyp's link. The binary that the package contains runs with older C++ libraries than the builder's, so it brings its
+ * own. libgcc_s stays outside: Node needs it anyway, and g++ 12's static one asks for glibc 2.35 (_dl_find_object).
+ */
+function linkOptions() {
+  return process.env.EQUITENSOR_PORTABLE ? ['-static-libstdc++', '-Wl,--exclude-libs,libstdc++.a'] : []
+}
+
+/**
+ * The architectures that this toolkit can compile for: the list's, or those named by EQUITENSOR_CUDA_ARCHITECTURES (90-real is the
+ * quickest build for an H100). A toolkit that is older than the last of them gets PTX of the newest that it knows, for the driver.
+ */
+function cudaArchitectures(nvcc = 'nvcc') {
+  const wanted = process.env.EQUITENSOR_CUDA_ARCHITECTURES?.split(/[;,\s]+/).filter(Boolean) ?? list.cuda.architectures
+  const known = new Set(execFileSync(nvcc, ['--list-gpu-arch'], { encoding: 'utf8' }).match(/(?<=compute_)\d+/g))
+  const possible = wanted.filter((architecture) => known.has(parseInt(architecture).toString()))
+  if (possible.length === 0) throw new Error(`${nvcc} compiles for none of ${wanted.join(', ')}`)
+  const newest = Math.max(...possible.map((architecture) => parseInt(architecture)))
+  return possible.length < wanted.length ? [...possible.filter((one) => one !== `${newest}-virtual`), `${newest}-virtual`] : possible
+}
+
+/** Options of nvcc, with the standard among them as CMake knows nvcc's only from 3.25 on. As on the CPU no fast-math: its division, square root and denormals are not IEEE's. */
+function cudaOptions() {
+  return ['-std=c++20', '-O3', '-DNDEBUG', '--expt-relaxed-constexpr', '-Xptxas=-warn-spills', '-Xptxas=-warn-lmem-usage']
+}
+
 function filesUnder(folder) {
   if (!fs.existsSync(path.join(root, folder))) return []
   return fs.readdirSync(path.join(root, folder), { withFileTypes: true }).flatMap((entry) => {
@@ -75,16 +101,23 @@ function stamp() {
   return `${version}+${hash.digest('hex').slice(0, 12)}`
 }
 
-module.exports = { root, variants, stamp }
+module.exports = { root, variants, stamp, cuda: list.cuda, cudaArchitectures, cudaOptions }
 
 const questions = {
   common: () => list.common,
   kernels: () => list.kernels,
   options,
+  'link-options': linkOptions,
   stamp: () => [stamp()],
   variants: (arch) => Object.keys(variants(arch)),
   'variant-options': variantOptions,
   'variant-defines': variantDefines,
+  'cuda-hosts': () => list.cuda.hosts,
+  'cuda-kernels': () => list.cuda.kernels,
+  'cuda-architectures': cudaArchitectures,
+  'cuda-options': cudaOptions,
+  'emulation-header': () => [list.cuda.emulation.header],
+  'emulation-sources': () => list.cuda.emulation.sources,
 }
 
 if (require.main === module) {
