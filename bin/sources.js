@@ -92,9 +92,9 @@ function filesUnder(folder) {
 /** Names the state of the native sources: `<package version>+<hash of every file that the binary is made from>`. */
 function stamp() {
   const { version } = JSON.parse(fs.readFileSync(path.join(root, 'package.json'), 'utf8'))
-  const files = ['addon', 'core', 'cpu', 'cuda'].flatMap(filesUnder).filter((name) => /\.(cpp|hpp|h|cu|cuh|json)$/.test(name))
+  const files = ['addon', 'core', 'cpu', 'cuda'].flatMap(filesUnder).filter((name) => /\.(cpp|hpp|h|cu|cuh)$/.test(name))
   const hash = createHash('sha256')
-  for (const name of [...files, 'binding.gyp', 'CMakeLists.txt', 'bin/sources.js'].sort()) {
+  for (const name of [...files, 'addon/sources.json', 'binding.gyp', 'CMakeLists.txt', 'bin/sources.js'].sort()) {
     const text = fs.readFileSync(path.join(root, name))
     hash.update(`${name} ${text.length}\n`).update(text)
   }
