@@ -10,7 +10,7 @@ const { root, stamp } = require('./sources.js')
 /** C++20 came with nvcc 12.0. */
 const oldestToolkit = '12.0'
 
-/** Rocky Linux 9's, Ubuntu 22.04 has 2.35 and Debian 12 2.36. */
+/** Rocky Linux 9's; Ubuntu 22.04 has 2.35 and Debian 12 has 2.36. */
 const newestGlibc = '2.34'
 
 /** The CUDA toolkit that a build would use: `{ nvcc, version, tooOld }`, or undefined where there is none. */
@@ -133,7 +133,6 @@ function buildPrebuilt() {
   const glibc = glibcNeeded(built)
   if (compareVersions(glibc, newestGlibc) > 0) throw new Error(`the binary needs glibc ${glibc}, newer than ${newestGlibc}: see objdump -T ${built}`)
   fs.mkdirSync(path.dirname(target), { recursive: true })
-  // Symbols are a quarter of it.
   execFileSync('strip', ['--strip-unneeded', '-o', target, built])
   return target
 }

@@ -57,10 +57,11 @@ function options() {
 
 /**
  * Options of node-gyp's link. The binary that the package contains runs with older C++ libraries than the builder's, so it brings its
- * own. libgcc_s stays outside: Node needs it anyway, and g++ 12's static one asks for glibc 2.35 (_dl_find_object).
+ * own. libgcc_s stays outside: Node needs it anyway, and g++ 12's static one asks for glibc 2.35 (_dl_find_object). What is not called
+ * is left out, since std::random_device, which comes along with std::string, asks for glibc 2.36 (arc4random).
  */
 function linkOptions() {
-  return process.env.EQUITENSOR_PORTABLE ? ['-static-libstdc++', '-Wl,--exclude-libs,libstdc++.a'] : []
+  return process.env.EQUITENSOR_PORTABLE ? ['-static-libstdc++', '-Wl,--exclude-libs,libstdc++.a', '-Wl,--gc-sections'] : []
 }
 
 /**

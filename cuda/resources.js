@@ -210,9 +210,14 @@ async function main(args) {
       console.log(`recorded with toolkit ${record.toolkit}, this is ${toolkit.version}: only spills and local memory are checked`)
     }
   } else {
-    for (const { what, values } of lines(kernels)) if (values) console.log(`${what}  ${values.registers} registers, ${values.shared} bytes shared, ${values.code} bytes of code, occupancy ${values.occupancy}`)
+    for (const { what, values } of lines(kernels)) {
+      if (values?.registers) console.log(`${what}: ${values.registers} registers, ${values.shared} bytes shared, ${values.code} bytes of code, occupancy ${values.occupancy}`)
+    }
     const rest = named.length > 0 ? record.kernels : {}
     fs.writeFileSync(recordFile, format(toolkit.version, { ...rest, ...kernels }))
+  }
+  for (const { what, values } of lines(kernels)) {
+    if (values?.occupancy < 0.25) console.log(`${what} has an occupancy of ${values.occupancy}: its source should say what hides the latency`)
   }
   for (const problem of problems) console.error(problem)
   const count = [...lines(kernels)].length
