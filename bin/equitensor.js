@@ -68,7 +68,7 @@ function describeBinary(file, record) {
 }
 
 function doctor() {
-  const say = (what, text) => console.log(`${what.padEnd(14)}${text}`)
+  const say = (what, text) => console.log(`${what.padEnd(15)}${text}`)
 
   const { version } = require('../package.json')
   const { glibcVersionRuntime } = process.report.getReport().header
@@ -98,7 +98,8 @@ function doctor() {
     for (const { file, reason } of binary.refused) say('not loaded', `${path.relative(root, file)}: ${reason}`)
     say('cpu', `${variant} (can run ${variants.join(', ')}; built ${Object.keys(builtVariants()).join(', ')}), ${threads} threads`)
     const { cuda } = require('../dist/index.js').backends()
-    say('cuda', cuda.available ? 'available' : `unavailable: ${cuda.reason}`)
+    const remedy = binary.flavour === 'cpu' ? '; this binary has CPU kernels only (npx equitensor build --cuda)' : ''
+    say('cuda', cuda.available ? 'available' : `unavailable: ${cuda.reason}${remedy}`)
     return 0
   } catch (error) {
     say('loaded', 'nothing: the addon does not load')
