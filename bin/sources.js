@@ -5,6 +5,7 @@
 const { execFileSync } = require('node:child_process')
 const { createHash } = require('node:crypto')
 const fs = require('node:fs')
+const os = require('node:os')
 const path = require('node:path')
 
 const root = path.join(__dirname, '..')
@@ -82,6 +83,11 @@ function cudaOptions() {
   return ['-std=c++20', '-O3', '-DNDEBUG', '--expt-relaxed-constexpr', '-Xptxas=-warn-spills', '-Xptxas=-warn-lmem-usage']
 }
 
+/** nvcc goes through the architectures one by one. Where there are more processors than kernel sources, it gets several of them. */
+function cudaThreads() {
+  return `--threads=${Math.max(1, Math.floor(os.availableParallelism() / list.cuda.kernels.length))}`
+}
+
 function filesUnder(folder) {
   if (!fs.existsSync(path.join(root, folder))) return []
   return fs.readdirSync(path.join(root, folder), { withFileTypes: true }).flatMap((entry) => {
@@ -116,7 +122,7 @@ const questions = {
   'cuda-hosts': () => list.cuda.hosts,
   'cuda-kernels': () => list.cuda.kernels,
   'cuda-architectures': cudaArchitectures,
-  'cuda-options': cudaOptions,
+  'cuda-options': () => [...cudaOptions(), cudaThreads()],
   'emulation-header': () => [list.cuda.emulation.header],
   'emulation-sources': () => list.cuda.emulation.sources,
 }

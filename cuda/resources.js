@@ -111,7 +111,7 @@ async function inspect(nvcc, source, card, folder) {
       result[name] = { ...found, code }
       return
     }
-    const launch = cuda.launches?.[short.replace(/<.*/, '')] ?? {}
+    const launch = cuda.launches?.[short] ?? cuda.launches?.[short.replace(/<.*/, '')] ?? {}
     const threads = launch.threads ?? launchBound(parts.get(`.nv.info.${mangled}`)?.bytes) ?? 256
     const shared = found.shared + (launch.dynamicShared ?? 0)
     result[name] = { registers, ...found, shared, code, threads, occupancy: occupancy(card, { registers, shared, threads }) }
