@@ -38,6 +38,7 @@
         'EQUITENSOR_STAMP="<!(node bin/sources.js stamp)"',
         '<!@(node bin/sources.js variant-defines <(target_arch))',
       ],
+      'ldflags': ['<!@(node bin/sources.js link-options)'],
       # The baseline comes first: of an inline function that several variants share, the linker keeps the first copy.
       'dependencies': ['kernels_baseline', 'kernels_counted'],
       'conditions': [

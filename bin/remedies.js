@@ -12,6 +12,9 @@ module.exports = `What helps:
       Alpine:          apk add g++ make python3
       macOS:           xcode-select --install
       Windows:         not supported natively; use WSL
+  - Where a CUDA toolkit is found (nvcc on PATH or in CUDA_HOME), its kernels are built too, which needs the toolkit 12.0 or newer
+    and CMake 3.22 or newer. Without them:  npx equitensor build --cpu
   - The addon was built for another Node (20.17 or newer is needed), processor architecture or C library, as happens when
     node_modules is copied between machines or containers. Build it again where it runs:  npx equitensor build
+  - The environment variable EQUITENSOR_BINARY (cpu, cuda or emulated) asks for a binary that is not there: unset it, or build that one.
   - See what was built and what this machine can run:  npx equitensor doctor`

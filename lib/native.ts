@@ -94,6 +94,7 @@ const packageRoot = path.join(__dirname, '..')
 const load = createRequire(__filename)
 const remedies = load('../bin/remedies.js') as string
 const { stamp: stampOfSources } = load('../bin/sources.js') as { stamp(): string }
+const { candidates } = load('../bin/binaries.js') as { candidates(root: string): { flavour: Flavour; file: string }[] }
 
 const versionOf = (stamp: string) => stamp.split('+')[0]
 
@@ -106,20 +107,39 @@ function checkStamp(actual: string) {
   }
 }
 
-/** @internal Loads the binary below `root`, which only a test names. */
-export function loadNative(root = packageRoot): NativeAddon {
+/** Which kernels a binary has: the CPU's; CUDA's too; or those of CUDA run by the CPU, for tests. */
+export type Flavour = 'cpu' | 'cuda' | 'emulated'
+
+/** A loaded binary, and those that were there and could not be used. */
+export interface LoadedBinary {
+  native: NativeAddon
+  flavour: Flavour
+  file: string
+  refused: { file: string; reason: string }[]
+}
+
+const messageOf = (error: unknown) => (error instanceof Error ? error.message : String(error))
+
+/** @internal Loads the first usable binary below `root`, which only a test names. */
+export function loadNative(root = packageRoot): LoadedBinary {
+  const refused: LoadedBinary['refused'] = []
   try {
-    const addon = bindings({
-      bindings: 'equitensor_cpu',
-      module_root: root,
-      try: [['module_root', 'build', 'Release', 'bindings']],
-    }) as NativeAddon
-    checkStamp(addon.stamp)
-    return addon
+    const all = candidates(root)
+    for (const { flavour, file } of all.filter(({ file }) => existsSync(file))) {
+      try {
+        const place = path.relative(root, path.dirname(file)).split(path.sep)
+        const native = bindings({ bindings: path.basename(file), module_root: root, try: [['module_root', ...place, 'bindings']] }) as NativeAddon
+        checkStamp(native.stamp)
+        return { native, flavour, file, refused }
+      } catch (error) {
+        refused.push({ file, reason: messageOf(error) })
+      }
+    }
+    throw new Error(refused.length > 0 ? refused.map(({ file, reason }) => `\n  ${file}: ${reason}`).join('') : `there is none of ${all.map(({ file }) => file).join(', ')}`)
   } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error)
-    throw new EquitensorError('native_unavailable', `The native addon of equitensor cannot be loaded: ${reason}\n\n${remedies}`, { cause: error })
+    throw new EquitensorError('native_unavailable', `The native addon of equitensor cannot be loaded: ${messageOf(error)}\n\n${remedies}`, { cause: error })
   }
 }
 
-export const native: NativeAddon = loadNative()
+export const binary: LoadedBinary = loadNative()
+export const native: NativeAddon = binary.native

@@ -1,20 +1,41 @@
 // The package as it is installed: its two entries, its command line, its loader, and what the linker made of the kernels.
-import { execFile, spawn, spawnSync } from 'node:child_process'
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { execFile, execFileSync, spawn, spawnSync } from 'node:child_process'
+import { chmodSync, copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
 import { promisify } from 'node:util'
-import { describe, expect, test } from 'vitest'
+import { afterAll, afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
 import { EquitensorError } from '../lib/errors'
-import { loadNative, native } from '../lib/native'
+import { binary, loadNative, native } from '../lib/native'
 
 const root = path.join(__dirname, '..')
 const packageJson = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8'))
 
-const equitensor = (...args: string[]) =>
-  spawnSync(process.execPath, [path.join(root, packageJson.bin.equitensor), ...args], { encoding: 'utf8' })
+const load = createRequire(__filename)
+
+const equitensorWith = (env: NodeJS.ProcessEnv, ...args: string[]) =>
+  spawnSync(process.execPath, [path.join(root, packageJson.bin.equitensor), ...args], { encoding: 'utf8', env: { ...process.env, ...env } })
+const equitensor = (...args: string[]) => equitensorWith({}, ...args)
+
+const scratch = mkdtempSync(path.join(tmpdir(), 'equitensor-'))
+afterAll(() => rmSync(scratch, { recursive: true }))
+
+const hasTool = (tool: string) => spawnSync(tool, ['--version']).status === 0
+const without = (tool: string) => (hasTool(tool) ? '' : ` (skipped: ${tool} is missing)`)
+
+/** A folder with an `nvcc` that knows its version and the architectures it can compile for, and nothing else. */
+function fakeToolkit(release: string, ...architectures: number[]) {
+  const folder = mkdtempSync(path.join(scratch, 'nvcc-'))
+  const list = architectures.map((architecture) => `compute_${architecture}`).join('\\n')
+  writeFileSync(
+    path.join(folder, 'nvcc'),
+    `#!/bin/sh\n[ "$1" = --version ] && echo "Cuda compilation tools, release ${release}, V${release}.1"\n[ "$1" = --list-gpu-arch ] && printf '${list}\\n'\nexit 0\n`,
+  )
+  chmodSync(path.join(folder, 'nvcc'), 0o755)
+  return folder
+}
 
 describe('entries', () => {
   test('ESM and CommonJS export the same objects under the same names', async () => {
@@ -46,8 +67,31 @@ describe('command line', () => {
     const { status, stdout } = equitensor('doctor')
     expect(stdout).toContain(native.stamp)
     expect(stdout).toContain(native.cpuInfo().variant)
-    expect(stdout).toContain(path.join('build', 'Release', 'equitensor_cpu.node'))
+    expect(stdout).toContain(path.relative(root, binary.file))
+    expect(stdout).toMatch(/^cuda +(available|unavailable: .)/m)
+    if (process.platform === 'linux') expect(stdout).toMatch(/needs glibc 2\.\d+/)
     expect(status).toBe(0)
+  })
+
+  test('doctor says which toolkit a build would use', () => {
+    const old = fakeToolkit('11.8')
+    expect(equitensorWith({ CUDA_HOME: '', CUDA_PATH: '', PATH: old }, 'doctor').stdout).toContain(`11.8 (${path.join(old, 'nvcc')}), too old`)
+    expect(equitensorWith({ CUDA_HOME: '', CUDA_PATH: '', PATH: '' }, 'doctor').stdout).toMatch(/cuda toolkit +none found/)
+  })
+
+  test.each(['help', '--help', '-h'])('%s prints the usage', (flag) => {
+    const { status, stdout } = equitensor(flag)
+    for (const part of ['Usage: equitensor', '--cuda', '--cpu', '--emulated', '--cmake', 'EQUITENSOR_BUILD', 'EQUITENSOR_BINARY']) {
+      expect(stdout).toContain(part)
+    }
+    expect(status).toBe(0)
+    expect(equitensor('build', '--help').stdout).toBe(stdout)
+  })
+
+  test.each([['--cuda', '--cpu'], ['--gpu'], ['cuda']])('build %s %s is refused before anything is built', (...args) => {
+    const { status, stderr } = equitensor('build', ...args)
+    expect(stderr).toContain('Usage: equitensor')
+    expect(status).toBe(2)
   })
 
   test('an unknown command gets the usage', () => {
@@ -58,45 +102,163 @@ describe('command line', () => {
 })
 
 describe('loader', () => {
+  // As for a user, also where the whole suite runs with one flavour.
+  beforeEach(() => void vi.stubEnv('EQUITENSOR_BINARY', ''))
+  afterEach(() => void vi.unstubAllEnvs())
+
   test('the stamp is the one of these sources', () => {
-    const { stamp } = createRequire(__filename)('../bin/sources.js')
+    const { stamp } = load('../bin/sources.js')
     expect(native.stamp).toBe(stamp())
     expect(native.stamp.startsWith(`${packageJson.version}+`)).toBe(true)
   })
 
   test('without a binary the error lists every remedy', () => {
-    const empty = mkdtempSync(path.join(tmpdir(), 'equitensor-'))
-    try {
-      loadNative(empty)
-      expect.unreachable()
-    } catch (error) {
-      expect(error).toBeInstanceOf(EquitensorError)
-      expect(error).toHaveProperty('code', 'native_unavailable')
-      for (const remedy of [
-        'npx equitensor build',
-        'npm approve-scripts equitensor',
-        'pnpm approve-builds',
-        'apt-get install g++ make python3',
-        'xcode-select --install',
-        'another Node',
-        'npx equitensor doctor',
-      ]) {
-        expect((error as Error).message).toContain(remedy)
-      }
-    } finally {
-      rmSync(empty, { recursive: true })
+    const empty = mkdtempSync(path.join(scratch, 'empty-'))
+    const error = failureOf(empty)
+    expect(error).toHaveProperty('code', 'native_unavailable')
+    for (const remedy of [
+      'npx equitensor build',
+      'npm approve-scripts equitensor',
+      'pnpm approve-builds',
+      'apt-get install g++ make python3',
+      'xcode-select --install',
+      'npx equitensor build --cpu',
+      'EQUITENSOR_BINARY',
+      'another Node',
+      'npx equitensor doctor',
+    ]) {
+      expect(error.message).toContain(remedy)
     }
+    for (const name of ['equitensor_cuda.node', 'equitensor_cpu.node', 'prebuilds']) expect(error.message).toContain(name)
+  })
+
+  test('one that does not load gives way to the next, down to the one of the package', () => {
+    const place = mkdtempSync(path.join(scratch, 'several-'))
+    const put = (folder: string, name: string, from?: string) => {
+      mkdirSync(path.join(place, folder), { recursive: true })
+      const file = path.join(place, folder, name)
+      if (from) copyFileSync(from, file)
+      else writeFileSync(file, 'no addon')
+      return file
+    }
+    const cuda = put('build/Release', 'equitensor_cuda.node')
+    const cpu = put('build/Release', 'equitensor_cpu.node')
+    expect(failureOf(place).message).toContain(cuda)
+    expect(failureOf(place).message).toContain(cpu)
+    const prebuilt = put(`prebuilds/${process.platform}-${process.arch}`, 'equitensor_cpu.node', binary.file)
+    expect(loadNative(place)).toMatchObject({ flavour: 'cpu', file: prebuilt, refused: [{ file: cuda }, { file: cpu }] })
+
+    const emulated = put('build/Release', 'equitensor_emulated.node', binary.file)
+    vi.stubEnv('EQUITENSOR_BINARY', 'emulated')
+    expect(loadNative(place)).toMatchObject({ flavour: 'emulated', file: emulated, refused: [] })
+    vi.stubEnv('EQUITENSOR_BINARY', 'cuda')
+    expect(failureOf(place).message).toContain(cuda)
+    vi.stubEnv('EQUITENSOR_BINARY', 'gpu')
+    expect(failureOf(place).message).toContain("not 'gpu'")
+  })
+
+  test.skipIf(!hasTool('objdump') || process.platform !== 'linux')('knows the C library that a binary needs', () => {
+    const { glibcNeeded, compareVersions } = load('../bin/elf.js')
+    const symbols = execFileSync('objdump', ['-T', binary.file], { encoding: 'utf8', maxBuffer: 1 << 26 })
+    const versions = Array.from(symbols.matchAll(/\(?GLIBC_([\d.]+)\)?/g), ([, version]) => version)
+    expect(glibcNeeded(binary.file)).toBe(versions.sort(compareVersions).at(-1))
+    expect(compareVersions('2.4', '2.34')).toBeLessThan(0)
+    expect(compareVersions('12.0', '12')).toBe(0)
+  })
+})
+
+/** The error of a loader that finds nothing usable below `place`. */
+function failureOf(place: string): EquitensorError {
+  try {
+    loadNative(place)
+  } catch (error) {
+    expect(error).toBeInstanceOf(EquitensorError)
+    return error as EquitensorError
+  }
+  return expect.unreachable()
+}
+
+describe('CUDA sources', () => {
+  const { cuda, cudaArchitectures } = load('../bin/sources.js')
+
+  test('older toolkits compile for what they know and leave the rest to the driver', () => {
+    const architectures = (...known: number[]) => cudaArchitectures(path.join(fakeToolkit('12.0', ...known), 'nvcc'))
+    expect(architectures(50, 75, 80, 86, 90, 100, 120)).toEqual(['75-real', '80-real', '90-real', '100-real', '100-virtual'])
+    expect(architectures(50, 75, 80, 86, 90)).toEqual(['75-real', '80-real', '90-real', '90-virtual'])
+    expect(() => architectures(50)).toThrow('compiles for none of')
+    vi.stubEnv('EQUITENSOR_CUDA_ARCHITECTURES', '90-real')
+    expect(architectures(80, 90)).toEqual(['90-real'])
+    vi.unstubAllEnvs()
+  })
+
+  test('every kernel is in the record of resources, for every card, without spills and local memory', () => {
+    const { faults } = load('../cuda/resources.js')
+    const { kernels } = JSON.parse(readFileSync(path.join(root, 'cuda/resources.json'), 'utf8'))
+    expect(Object.keys(kernels).sort()).toEqual([...cuda.kernels].sort())
+    for (const byName of Object.values<object>(kernels)) {
+      for (const byCard of Object.values(byName)) expect(Object.keys(byCard)).toEqual(['sm_75', 'sm_80', 'sm_90', 'sm_100'])
+    }
+    expect(faults(kernels)).toEqual([])
+  })
+
+  test('spills, local memory and changes are named by kernel, card and field', () => {
+    const { parseVerbose, faults, changes, shortName } = load('../cuda/resources.js')
+    const found = parseVerbose(`
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_Z1kPf' for 'sm_90'
+ptxas info    : Function properties for _Z1kPf
+    48 bytes stack frame, 52 bytes spill stores, 56 bytes spill loads
+ptxas info    : Used 32 registers, used 1 barriers, 400 bytes smem
+ptxas info    : Function properties for helper
+    40 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+`)
+    expect(Object.fromEntries(found)).toEqual({
+      _Z1kPf: { spillStores: 52, spillLoads: 56, stack: 48, shared: 400, registers: 32 },
+      helper: { spillStores: 0, spillLoads: 0, stack: 40, shared: 0 },
+    })
+    const of = (values: object) => ({ 'a.cu': { k: { sm_90: values } } })
+    expect(faults(of(found.get('_Z1kPf')))).toEqual(['a.cu k sm_90 spills: 52 bytes of stores, 56 of loads'])
+    expect(faults(of(found.get('helper')))).toEqual(['a.cu k sm_90 uses local memory: a stack frame of 40 bytes'])
+    expect(changes(of({ registers: 32, code: 5 }), of({ registers: 33, code: 5 }))).toEqual(['a.cu k sm_90 registers: recorded 32, now 33'])
+    expect(changes({}, of({ code: 5 }))).toEqual(['a.cu k sm_90 is not recorded'])
+    expect(changes(of({ code: 5 }), {})).toEqual(['a.cu k sm_90 is recorded and no longer there'])
+    expect(shortName('void equitensor::cuda::(anonymous namespace)::f<(int)3, A<float> >(float const*)')).toBe('f<(int)3, A<float> >')
+  })
+
+  // By the formulas of CUDA's occupancy calculator: registers come in units of 256 a warp, warps in fours, and a block of compute capability
+  // 8 and newer costs 1 KiB of shared memory more than it asks for.
+  test.each([
+    ['sm_75', 64, 0, 256, 1],
+    ['sm_80', 32, 0, 256, 1],
+    ['sm_80', 33, 0, 256, 0.75],
+    ['sm_80', 64, 0, 256, 0.5],
+    ['sm_90', 255, 0, 256, 0.13],
+    ['sm_90', 32, 100 << 10, 256, 0.25],
+    ['sm_90', 32, 0, 32, 0.5],
+  ])('occupancy on %s of %d registers and %d bytes at %d threads is %d', (card, registers, shared, threads, expected) => {
+    expect(load('../cuda/resources.js').occupancy(card, { registers, shared, threads })).toBe(expected)
+  })
+
+  test.skipIf(!hasTool('nvcc'))(`loads and stores of the copy kernel are 16 bytes wide${without('nvcc')}`, () => {
+    const { cudaOptions } = load('../bin/sources.js')
+    const file = path.join(scratch, 'machine.ptx')
+    const options = cudaOptions().filter((option: string) => !option.startsWith('-Xptxas'))
+    execFileSync('nvcc', [...options, '-I.', '-arch=compute_90', '-ptx', '-o', file, 'cuda/machine.cu'], { cwd: root })
+    const copy = readFileSync(file, 'utf8').split('.entry').find((entry) => /^\s*\w*4copyE/.test(entry))!
+    const accesses = Array.from(copy.matchAll(/\b(ld|st)\.global[\w.]*\.(v4|u8|b8)\b/g), ([, kind, width]) => `${kind} ${width}`)
+    expect(new Set(accesses)).toEqual(new Set(['ld v4', 'st v4', 'ld u8', 'st u8']))
+    expect(copy.match(/\b(ld|st)\.global/g)).toHaveLength(accesses.length)
+    // Four loads are in flight before the first store.
+    expect(accesses.slice(0, 5)).toEqual(['ld v4', 'ld v4', 'ld v4', 'ld v4', 'st v4'])
   })
 })
 
 // An inline function that is compiled for AVX-512 under a name that the baseline shares replaces the baseline's copy, and
 // the addon then dies of an illegal instruction on older processors. The machine code shows it.
-const disassembler = spawnSync('objdump', ['--version']).status === 0
-const unchecked = process.arch !== 'x64' ? 'only x64 has wider variants' : disassembler ? '' : 'objdump is missing'
+const unchecked = process.arch !== 'x64' ? 'only x64 has wider variants' : hasTool('objdump') ? '' : 'objdump is missing'
 
 test.skipIf(unchecked)(`only the AVX variants use AVX instructions ${unchecked && `(skipped: ${unchecked})`}`, async () => {
-  const binary = path.join(root, 'build/Release/equitensor_cpu.node')
-  const objdump = spawn('objdump', ['--disassemble', '--demangle', '--no-show-raw-insn', binary])
+  const objdump = spawn('objdump', ['--disassemble', '--demangle', '--no-show-raw-insn', binary.file])
 
   const variantOf = /\b(avx2|avx512)::/
   // Everything encoded with VEX or EVEX: v... except three system instructions, and those on mask registers.
