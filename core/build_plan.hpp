@@ -78,10 +78,14 @@ ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], con
     pair.direct = in_row && channels == 1;
     std::vector<PlanSegment> segments;
     std::vector<int> row_component;
+    std::vector<PlanPlace> places;
     for (const ClebschGordanPath& path : form.paths) {
       segments.push_back({pair.compact_outputs, 2 * path.l3 + 1, {path.offset, path.component}, path.u_step, path.v_step});
       pair.compact_outputs += 2 * path.l3 + 1;
-      for (int k = 0; k <= 2 * path.l3; ++k) row_component.push_back(path.offset + k * path.component);
+      for (int k = 0; k <= 2 * path.l3; ++k) {
+        row_component.push_back(path.offset + k * path.component);
+        places.push_back({row_component.back(), path.u_step, path.v_step});
+      }
     }
     BlockMap forward = make_block_map(pair.compact_outputs, form.entries);
     BlockMap backward = make_block_map(pair.products, transposed(form.entries));
@@ -96,6 +100,7 @@ ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], con
     pair.forward = build_map<T>(store, forward), pair.backward = build_map<T>(store, backward);
     pair.x_component = store.ints(x), pair.y_component = store.ints(y), pair.row_begin = store.ints(rows);
     pair.column_begin = store.ints(columns), pair.column_product = store.ints(column_products);
+    pair.places = store.items(std::move(places));
     pair.segment_count = int(segments.size());
     pair.segments = store.items(std::move(segments));
     plan.max_products = std::max(plan.max_products, pair.products);

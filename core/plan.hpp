@@ -10,7 +10,7 @@ namespace equitensor {
 template <class T>
 struct PlanRun {
   int blocks, source_count, output_count;
-  const T* coefficients;  // [block][source][output]
+  const T* coefficients;  // [block][source][output], rows as the store pads them
   const int* sources;     // [block][source]
   const int* outputs;     // [block][output]
 };
@@ -42,8 +42,12 @@ struct PlanPair {
   PlanMap<T> forward;          // products -> outputs
   PlanMap<T> backward;         // outputs -> products
   bool direct;                 // one channel: the maps name components of the output row itself
+  const struct PlanPlace* places;      // of every compact output
   const struct PlanSegment* segments;  // otherwise of the compact outputs of one channel, which these put in place
   int segment_count, compact_outputs;
+};
+struct PlanPlace {
+  int first, u_step, v_step;  // component of channels u, v in the row: first + u * u_step + v * v_step
 };
 struct PlanSegment {
   int compact, count;  // components [compact, compact + count)

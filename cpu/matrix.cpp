@@ -1,10 +1,10 @@
 // Matrix tensor product: the components of each operand become a matrix, the matrices are multiplied, and the product's
 // components are read off. The form is tr(X Y Z^T), so that dX = dZ Y^T and dY = X^T dZ.
 #include "core/matrix_fold.hpp"
+#include "core/series.hpp"
 #include "cpu/block_map.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/rows.hpp"
-#include "cpu/series.hpp"
 
 namespace equitensor {
 inline namespace EQUITENSOR_VARIANT {
@@ -116,7 +116,7 @@ EQUITENSOR_INLINE void multiply_top(const PlanTop<T>& top, D1 l1, D2 l2, D3 l3, 
   Vector<T>*f_mirror = f + n1, *g = f_mirror + n1, *g_mirror = g + n2, *h = g_mirror + n2;
   for (int m = 0; m < n1; ++m) f[m] = top.scale1[m] * x[m], f_mirror[m] = top.mirror1[m] * x[m];
   for (int m = 0; m < n2; ++m) g[m] = top.scale2[m] * y[m], g_mirror[m] = top.mirror2[m] * y[m];
-  multiply_series<T>(f + l1, f_mirror + l1, l1, g + l2, g_mirror + l2, l2, h + l3, l3, true);
+  multiply_series<Vector<T>>(f + l1, f_mirror + l1, l1, g + l2, g_mirror + l2, l2, h + l3, l3, true);
   for (int m = 0; m < n3; ++m) z[m] = top.first ? top.scale_out[m] * h[m] : z[m] + top.scale_out[m] * h[m];
 }
 // Unrolled where the full product of one L needs it: core/matrix.hpp.
