@@ -11,4 +11,9 @@ struct IrrepsBlock {
   int at(int u, int m) const { return offset + u * channel + m * component; }
 };
 
+// Of a product of signals channel by channel: these parts of the inputs' components, into that part of the output's.
+struct PlanProduct {
+  int part1, part2, part_out;
+};
+
 }  // namespace equitensor

@@ -1,5 +1,6 @@
 // An operation ready to run on the CPU: its plan, and the division of a batch into tasks.
 #pragma once
+#include "core/channels.hpp"
 #include "core/clebsch_gordan.hpp"
 #include "core/gaunt.hpp"
 #include "core/matrix.hpp"
@@ -26,18 +27,6 @@ class Operation {
   bool is_double = false;
   int dim1 = 0, dim2 = 0, dim_out = 0;
   long forward_flops = 0, backward_flops = 0;  // an item; a multiply-add counts two
-};
-
-// A channel's components of every slot; see core/gaunt.hpp and core/matrix.hpp.
-struct ChannelSlot {
-  int dim;
-  std::vector<IrrepsBlock> blocks;
-  std::vector<int> parts;  // of each block
-};
-
-struct Grid {
-  int rings, angles;
-  bool pointwise;  // values at the angles; otherwise products of the rings' trigonometric coefficients
 };
 
 // dims: components of an item of both inputs and of the output.

@@ -1,6 +1,7 @@
 // What a kernel is given: plain data, built once by operation.cpp and shared by every variant of the kernels. No functions
 // here: anything inline would be compiled for AVX-512 under a name that the baseline shares.
 #pragma once
+#include "core/irreps.hpp"
 #include <cstdint>
 
 namespace equitensor {
@@ -59,9 +60,6 @@ struct PlanSlot {
   int dim, components;     // components of a channel
   const Strided* channel;  // component c of channel u lies at first + u * step
   bool direct;             // one channel, and component c lies at c
-};
-struct PlanProduct {
-  int part1, part2, part_out;
 };
 
 template <class T>
