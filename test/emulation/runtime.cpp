@@ -1,4 +1,5 @@
-#include "runtime.hpp"
+#include "test/emulation/runtime.hpp"
+#include "test/emulation/device.hpp"
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
@@ -11,7 +12,7 @@
 #include <string>
 #include <vector>
 
-namespace emulated {
+namespace emulated::runtime {
 
 using Work = std::function<cudaError_t()>;
 
@@ -33,23 +34,26 @@ struct Queue {
   bool running = false;
 };
 
-struct Graph {
+}  // namespace emulated::runtime
+
+struct CUgraph_st {
   int device;
-  std::vector<Work> work;
+  std::vector<emulated::runtime::Work> work;
 };
-struct Stream {
-  std::shared_ptr<Queue> queue;
-  std::unique_ptr<Graph> capture;
+struct CUstream_st {
+  std::shared_ptr<emulated::runtime::Queue> queue;
+  std::unique_ptr<CUgraph_st> capture;
   bool invalidated = false;
 };
-struct Event {
-  Place place;
+struct CUevent_st {
+  emulated::runtime::Place place;
   std::shared_ptr<double> time = std::make_shared<double>(0);  // of its last record, in milliseconds
 };
-struct Pool {
+struct CUmemPoolHandle_st {
   int device;
 };
 
+namespace emulated::runtime {
 namespace {
 
 struct Allocation {
@@ -241,6 +245,11 @@ double milliseconds() {
 }
 
 }  // namespace
+}  // namespace emulated::runtime
+
+using namespace emulated::runtime;
+
+namespace emulated {
 
 cudaError_t enqueue(cudaStream_t stream, Work work) {
   BEGIN(cudaLaunchKernel);
@@ -264,8 +273,6 @@ long long calls(const char* call) {
 }
 
 }  // namespace emulated
-
-using namespace emulated;
 
 // ---- errors
 
@@ -327,7 +334,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
   p->major = 9, p->minor = 0;
   p->totalGlobalMem = state().memory;
   p->multiProcessorCount = 4;
-  p->sharedMemPerBlockOptin = 227 << 10;
+  p->sharedMemPerBlockOptin = emulated::device.shared_limit;
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
@@ -361,10 +368,7 @@ cudaError_t cudaDeviceSynchronize() {
 }
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
   BEGIN(cudaFuncSetAttribute);
-  if (value < 0 || value > 227 << 10) return result(cudaErrorInvalidValue);
-  lock.unlock();
-  allow_shared(kernel, size_t(value));
-  return cudaSuccess;
+  return result(value >= 0 && emulated::allow_shared(kernel, size_t(value)) ? cudaSuccess : cudaErrorInvalidValue);
 }
 
 // ---- memory
@@ -389,7 +393,7 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
 }
 cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* wanted) {
   BEGIN(cudaMemPoolCreate);
-  *pool = new Pool{wanted->location.id};
+  *pool = new CUmemPoolHandle_st{wanted->location.id};
   return cudaSuccess;
 }
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) {
@@ -453,7 +457,7 @@ cudaError_t cudaMemset(void* memory, int byte, size_t bytes) { return cudaMemset
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   BEGIN(cudaStreamCreateWithFlags);
-  *stream = new Stream{std::make_shared<Queue>(), nullptr, false};
+  *stream = new CUstream_st{std::make_shared<Queue>(), nullptr, false};
   (*stream)->queue->device = current;
   std::erase_if(state().queues, [](const auto& queue) { return queue.expired(); });
   state().queues.push_back((*stream)->queue);
@@ -505,7 +509,7 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void*
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   BEGIN(cudaEventCreateWithFlags);
-  *event = new Event;
+  *event = new CUevent_st;
   return cudaSuccess;
 }
 cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, cudaEventDefault); }
@@ -550,20 +554,20 @@ cudaError_t cudaEventElapsedTime(float* elapsed, cudaEvent_t begin, cudaEvent_t 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   BEGIN(cudaStreamBeginCapture);
   if (!stream || stream->capture) return result(cudaErrorStreamCaptureUnsupported);
-  stream->capture = std::make_unique<Graph>(Graph{stream->queue->device, {}});
+  stream->capture = std::make_unique<CUgraph_st>(CUgraph_st{stream->queue->device, {}});
   stream->invalidated = false;
   return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   BEGIN(cudaStreamEndCapture);
   if (!stream || !stream->capture) return result(cudaErrorInvalidValue);
-  const std::unique_ptr<Graph> captured = std::move(stream->capture);
-  *graph = stream->invalidated ? nullptr : new Graph(*captured);
+  const std::unique_ptr<CUgraph_st> captured = std::move(stream->capture);
+  *graph = stream->invalidated ? nullptr : new CUgraph_st(*captured);
   return result(stream->invalidated ? cudaErrorStreamCaptureInvalidated : cudaSuccess);
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
   BEGIN(cudaGraphInstantiate);
-  *executable = new Graph(*graph);
+  *executable = new CUgraph_st(*graph);
   return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {

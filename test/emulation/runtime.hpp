@@ -52,17 +52,12 @@ const char* cudaGetErrorString(cudaError_t);
 cudaError_t cudaGetLastError();
 cudaError_t cudaPeekAtLastError();
 
-namespace emulated {
-struct Stream;
-struct Event;
-struct Graph;
-struct Pool;
-}  // namespace emulated
-using cudaStream_t = emulated::Stream*;  // null: the legacy default stream, which has done everything when the call returns
-using cudaEvent_t = emulated::Event*;
-using cudaGraph_t = emulated::Graph*;
-using cudaGraphExec_t = emulated::Graph*;
-using cudaMemPool_t = emulated::Pool*;
+// Named as the real ones, and outside of our namespaces: argument-dependent lookup must not find emulated::launch.
+using cudaStream_t = struct CUstream_st*;  // null: the legacy default stream, which has done everything when the call returns
+using cudaEvent_t = struct CUevent_st*;
+using cudaGraph_t = struct CUgraph_st*;
+using cudaGraphExec_t = struct CUgraph_st*;
+using cudaMemPool_t = struct CUmemPoolHandle_st*;
 
 // ---- devices
 
@@ -157,9 +152,6 @@ namespace emulated {
 // A kernel launch, once its configuration has been checked. Recorded while the stream is capturing. What `work` returns other than
 // cudaSuccess is an asynchronous error: it disables the device, and whoever asks it next hears of it.
 cudaError_t enqueue(cudaStream_t, std::function<cudaError_t()> work);
-
-// Defined with the kernels' emulation: dynamic shared memory that a kernel may ask for, beyond 48 KiB.
-void allow_shared(const void* kernel, size_t bytes);
 
 // The call of that name, after `skip` more, returns `error` and does nothing else. "kernel" is the work of enqueue().
 void fail_next(const char* call, cudaError_t error, int skip = 0);
