@@ -1,4 +1,6 @@
 // The N-API glue: typed arrays in, kernels called, nothing kept but plans. Arguments come from lib/, which has checked them.
+#include "addon/arguments.hpp"
+#include "addon/cuda.hpp"
 #include "core/sixj.hpp"
 #include "core/wigner_d.hpp"
 #include "cpu/dispatch.hpp"
@@ -35,70 +37,21 @@ const Operation& operation_of(const Napi::Value& value) {
   return *handle.operation;
 }
 
-std::vector<int> ints(const Napi::Value& value) {
-  const auto array = value.As<Napi::Int32Array>();
-  return {array.Data(), array.Data() + array.ElementLength()};
-}
-std::vector<double> doubles(const Napi::Value& value) {
-  const auto array = value.As<Napi::Float64Array>();
-  return {array.Data(), array.Data() + array.ElementLength()};
-}
-int integer(const Napi::Object& o, const char* key) { return o.Get(key).As<Napi::Number>().Int32Value(); }
-bool boolean(const Napi::Object& o, const char* key) { return o.Get(key).As<Napi::Boolean>().Value(); }
-
-// [offset, mul, l, channel, component] of each block, flat.
-std::vector<IrrepsBlock> blocks(const Napi::Value& value) {
-  const std::vector<int> flat = ints(value);
-  std::vector<IrrepsBlock> result;
-  for (size_t i = 0; i + 4 < flat.size(); i += 5)
-    result.push_back({flat[i], flat[i + 1], flat[i + 2], flat[i + 3], flat[i + 4]});
-  return result;
-}
-void read_dims(const Napi::Object& o, int (&dims)[3]) {
-  const std::vector<int> flat = ints(o.Get("dims"));
-  for (int s = 0; s < 3; ++s) dims[s] = flat[s];
-}
-
 Napi::Value create_clebsch_gordan(const Napi::CallbackInfo& info) {
-  const auto o = info[0].As<Napi::Object>();
-  int dims[3];
-  read_dims(o, dims);
-  const std::vector<int> flat = ints(o.Get("paths"));  // the fields of ClebschGordanPath before its coefficient
-  const std::vector<double> coefficients = doubles(o.Get("coefficients"));
-  std::vector<ClebschGordanPath> paths;
-  for (size_t p = 0; p < coefficients.size(); ++p) {
-    const int* f = flat.data() + 8 * p;
-    paths.push_back({f[0], f[1], f[2] != 0, f[3], f[4], f[5], f[6], f[7], coefficients[p]});
-  }
-  return wrap(info.Env(), make_clebsch_gordan(boolean(o, "isDouble"), dims, blocks(o.Get("in1")), blocks(o.Get("in2")), paths,
-                                              boolean(o, "dense")));
-}
-
-void read_channel_slots(const Napi::Object& o, ChannelSlot (&slots)[3], std::vector<PlanProduct>& products) {
-  int dims[3];
-  read_dims(o, dims);
-  const char* names[3] = {"in1", "in2", "out"};
-  const char* parts[3] = {"parts1", "parts2", "partsOut"};
-  for (int s = 0; s < 3; ++s) slots[s] = {dims[s], blocks(o.Get(names[s])), ints(o.Get(parts[s]))};
-  const std::vector<int> flat = ints(o.Get("products"));
-  for (size_t p = 0; p + 2 < flat.size(); p += 3) products.push_back({flat[p], flat[p + 1], flat[p + 2]});
+  const ClebschGordanForm f = read_clebsch_gordan(info[0].As<Napi::Object>());
+  return wrap(info.Env(), make_clebsch_gordan(f.is_double, f.dims, f.in1, f.in2, f.paths, f.dense));
 }
 
 Napi::Value create_gaunt(const Napi::CallbackInfo& info) {
   const auto o = info[0].As<Napi::Object>();
-  ChannelSlot slots[3];
-  std::vector<PlanProduct> products;
-  read_channel_slots(o, slots, products);
-  return wrap(info.Env(), make_gaunt(boolean(o, "isDouble"), integer(o, "mul"), slots, products,
-                                     {integer(o, "rings"), integer(o, "angles"), boolean(o, "pointwise")}));
+  const ChannelForm f = read_channel_product(o);
+  return wrap(info.Env(), make_gaunt(f.is_double, f.mul, f.slots, f.products, read_grid(o)));
 }
 
 Napi::Value create_matrix(const Napi::CallbackInfo& info) {
   const auto o = info[0].As<Napi::Object>();
-  ChannelSlot slots[3];
-  std::vector<PlanProduct> products;
-  read_channel_slots(o, slots, products);
-  return wrap(info.Env(), make_matrix(boolean(o, "isDouble"), integer(o, "mul"), slots, products, integer(o, "k")));
+  const ChannelForm f = read_channel_product(o);
+  return wrap(info.Env(), make_matrix(f.is_double, f.mul, f.slots, f.products, integer(o, "k")));
 }
 
 Napi::Value create_spherical_harmonics(const Napi::CallbackInfo& info) {
@@ -121,13 +74,6 @@ Napi::Value flops(const Napi::CallbackInfo& info) {
 }
 
 // ---- calls
-
-void* data_of(const Napi::Value& value) {
-  if (!value.IsTypedArray()) return nullptr;
-  void* data = nullptr;  // of shared memory too, which Napi::TypedArray::ArrayBuffer() does not accept
-  napi_get_typedarray_info(value.Env(), value, nullptr, nullptr, &data, nullptr, nullptr);
-  return data;
-}
 
 Napi::Value overlap(const Napi::CallbackInfo& info) {
   const auto *a = static_cast<char*>(data_of(info[0])), *b = static_cast<char*>(data_of(info[1]));
@@ -298,6 +244,9 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   add("wignerD", wigner_d_array);
   add("measureCopyBandwidth", measure_copy_bandwidth);
   add("measureFmaPeak", measure_fma_peak);
+#ifdef EQUITENSOR_CUDA
+  cuda::register_cuda(env, exports);
+#endif
   return exports;
 }
 

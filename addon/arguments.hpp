@@ -1,0 +1,74 @@
+// How arguments from lib/, which has checked them, are read.
+#pragma once
+#include "core/channels.hpp"
+#include "core/clebsch_gordan.hpp"
+#include <napi.h>
+#include <vector>
+
+namespace equitensor {
+
+inline std::vector<int> ints(const Napi::Value& value) {
+  const auto array = value.As<Napi::Int32Array>();
+  return {array.Data(), array.Data() + array.ElementLength()};
+}
+inline std::vector<double> doubles(const Napi::Value& value) {
+  const auto array = value.As<Napi::Float64Array>();
+  return {array.Data(), array.Data() + array.ElementLength()};
+}
+inline int integer(const Napi::Object& o, const char* key) { return o.Get(key).As<Napi::Number>().Int32Value(); }
+inline bool boolean(const Napi::Object& o, const char* key) { return o.Get(key).As<Napi::Boolean>().Value(); }
+
+// Null for anything else than a typed array.
+inline void* data_of(const Napi::Value& value) {
+  if (!value.IsTypedArray()) return nullptr;
+  void* data = nullptr;  // of shared memory too, which Napi::TypedArray::ArrayBuffer() does not accept
+  napi_get_typedarray_info(value.Env(), value, nullptr, nullptr, &data, nullptr, nullptr);
+  return data;
+}
+
+// [offset, mul, l, channel, component] of each block, flat.
+inline std::vector<IrrepsBlock> blocks(const Napi::Value& value) {
+  const std::vector<int> flat = ints(value);
+  std::vector<IrrepsBlock> result;
+  for (size_t i = 0; i + 4 < flat.size(); i += 5)
+    result.push_back({flat[i], flat[i + 1], flat[i + 2], flat[i + 3], flat[i + 4]});
+  return result;
+}
+
+struct ClebschGordanForm {
+  bool is_double, dense;
+  int dims[3];
+  std::vector<IrrepsBlock> in1, in2;
+  std::vector<ClebschGordanPath> paths;
+};
+inline ClebschGordanForm read_clebsch_gordan(const Napi::Object& o) {
+  const std::vector<int> dims = ints(o.Get("dims"));
+  const std::vector<int> flat = ints(o.Get("paths"));  // the fields of ClebschGordanPath before its coefficient
+  const std::vector<double> coefficients = doubles(o.Get("coefficients"));
+  std::vector<ClebschGordanPath> paths;
+  for (size_t p = 0; p < coefficients.size(); ++p) {
+    const int* f = flat.data() + 8 * p;
+    paths.push_back({f[0], f[1], f[2] != 0, f[3], f[4], f[5], f[6], f[7], coefficients[p]});
+  }
+  return {boolean(o, "isDouble"), boolean(o, "dense"), {dims[0], dims[1], dims[2]}, blocks(o.Get("in1")), blocks(o.Get("in2")), paths};
+}
+
+struct ChannelForm {
+  bool is_double;
+  int mul;
+  ChannelSlot slots[3];
+  std::vector<PlanProduct> products;
+};
+inline ChannelForm read_channel_product(const Napi::Object& o) {
+  ChannelForm form{boolean(o, "isDouble"), integer(o, "mul"), {}, {}};
+  const std::vector<int> dims = ints(o.Get("dims"));
+  const char* names[3] = {"in1", "in2", "out"};
+  const char* parts[3] = {"parts1", "parts2", "partsOut"};
+  for (int s = 0; s < 3; ++s) form.slots[s] = {dims[size_t(s)], blocks(o.Get(names[s])), ints(o.Get(parts[s]))};
+  const std::vector<int> flat = ints(o.Get("products"));
+  for (size_t p = 0; p + 2 < flat.size(); p += 3) form.products.push_back({flat[p], flat[p + 1], flat[p + 2]});
+  return form;
+}
+inline Grid read_grid(const Napi::Object& o) { return {integer(o, "rings"), integer(o, "angles"), boolean(o, "pointwise")}; }
+
+}  // namespace equitensor
