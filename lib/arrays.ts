@@ -1,4 +1,5 @@
 // Checks on the arrays of a call. They run before native code does, and before anything is written.
+import { arraysOverlap, DeviceArray } from './device_array'
 import { argumentError, describe } from './errors'
 import { native } from './native'
 
@@ -21,8 +22,9 @@ function isDetached(buffer: ArrayBufferLike): boolean {
   }
 }
 
-/** @throws EquitensorError `wrong_dtype` or `detached`. */
+/** @throws EquitensorError `wrong_kind`, `wrong_dtype` or `detached`. */
 export function requireArray<D extends DType>(value: unknown, argument: string, dtype: D): ArrayOf<D> {
+  if (value instanceof DeviceArray) throw argumentError('wrong_kind', argument, `a ${constructors[dtype].name} on the host`, describe(value))
   if (!(value instanceof constructors[dtype])) {
     const name = constructors[dtype].name
     const isOther = value instanceof Float32Array || value instanceof Float64Array
@@ -47,7 +49,8 @@ export function requireLength(array: { length: number }, argument: string, lengt
   if (array.length !== length) throw argumentError('wrong_length', argument, `${length} numbers, ${shape}`, `${array.length}`)
 }
 
-function overlap(a: ArrayBufferView, b: ArrayBufferView): boolean {
+function overlap(a: ArrayBufferView | DeviceArray, b: ArrayBufferView | DeviceArray): boolean {
+  if (a instanceof DeviceArray || b instanceof DeviceArray) return a instanceof DeviceArray && b instanceof DeviceArray && arraysOverlap(a, b)
   if (a.buffer !== b.buffer) {
     // A SharedArrayBuffer that has been to another thread is a new object on the same memory.
     return a.buffer instanceof SharedArrayBuffer && b.buffer instanceof SharedArrayBuffer && native.overlap(a, b)
@@ -56,7 +59,10 @@ function overlap(a: ArrayBufferView, b: ArrayBufferView): boolean {
 }
 
 /** @throws EquitensorError `overlap` if an output shares memory with another array of the call. */
-export function requireSeparate(outputs: Record<string, ArrayBufferView | undefined>, inputs: Record<string, ArrayBufferView | undefined>): void {
+export function requireSeparate(
+  outputs: Record<string, ArrayBufferView | DeviceArray | undefined>,
+  inputs: Record<string, ArrayBufferView | DeviceArray | undefined>,
+): void {
   const seen = Object.entries(inputs)
   for (const [name, output] of Object.entries(outputs)) {
     if (!output) continue

@@ -1,5 +1,5 @@
-import { native } from './native'
-import { cudaUnavailable } from './options'
+import { cudaDevices } from './cuda'
+import { native, type CudaDevice } from './native'
 
 export interface Backends {
   cpu: {
@@ -10,14 +10,16 @@ export interface Backends {
     instructionSets: string[]
     threads: number
   }
-  cuda: { available: false; reason: string }
+  /** The index of a device in the list is the `device` of options and arrays. */
+  cuda: { available: true; devices: readonly CudaDevice[] } | { available: false; reason: string }
 }
 
 /** What this process can run. */
 export function backends(): Backends {
   const { variant, variants, threads } = native.cpuInfo()
+  const { devices, reason } = cudaDevices()
   return {
     cpu: { available: true, instructionSet: variant, instructionSets: variants, threads },
-    cuda: { available: false, reason: cudaUnavailable },
+    cuda: devices.length > 0 ? { available: true, devices } : { available: false, reason },
   }
 }

@@ -2,8 +2,7 @@ import type { DType } from './arrays'
 import { argumentError, EquitensorError } from './errors'
 import { Irreps, irrepKey, multiplyIrreps, toIrreps, type Irrep, type IrrepsLike, type MulIr } from './irreps'
 import { channelRange, channelsOf, packChannels, packDims, type Channels } from './layout'
-import { native } from './native'
-import { TensorProduct } from './operation'
+import { createPlan, TensorProduct } from './operation'
 import { commonOptions, inputIrreps, oneOf, requireKnownOptions, resolveOptions, type CommonOptions, type Layout } from './options'
 
 export interface ClebschGordanOptions<D extends DType> extends CommonOptions<D> {
@@ -208,15 +207,19 @@ export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends Ten
           return { in1, in2, out: position[i]!, l, coefficient: factor(...l) }
         }),
         algorithm,
-        operation: native.createClebschGordan({
-          isDouble: resolved.dtype === 'float64',
-          dims: packDims(in1, in2, irrepsOut),
-          in1: packChannels(inputs[0]),
-          in2: packChannels(inputs[1]),
-          paths: Int32Array.from(packed),
-          coefficients: Float64Array.from(coefficients),
-          dense: algorithm === 'dense',
-        }),
+        plan: createPlan(
+          'createClebschGordan',
+          {
+            isDouble: resolved.dtype === 'float64',
+            dims: packDims(in1, in2, irrepsOut),
+            in1: packChannels(inputs[0]),
+            in2: packChannels(inputs[1]),
+            paths: Int32Array.from(packed),
+            coefficients: Float64Array.from(coefficients),
+            dense: algorithm === 'dense',
+          },
+          resolved,
+        ),
         expressivity: planned.expressivity,
       },
       resolved,

@@ -26,6 +26,9 @@ export const errorCodes = {
   not_orthogonal: 'A rotation is not an orthogonal 3x3 matrix.',
   out_of_memory: 'An allocation on the host or on the device failed.',
   cuda: 'The CUDA runtime reported an error.',
+  device_disabled: 'An earlier CUDA error has made the device unusable for the rest of the process.',
+  capturing: 'A call inside capture() cannot be part of a graph.',
+  not_supported: 'The backend of the operation does not have this call.',
   aborted: 'An asynchronous call was cancelled through its signal.',
 } as const satisfies Record<string, string>
 
@@ -43,17 +46,23 @@ export class EquitensorError extends Error {
   readonly argument: string | undefined
   readonly expected: string | undefined
   readonly received: string | undefined
+  /** Function of the CUDA runtime that failed. */
+  readonly call: string | undefined
+  /** Bytes that this function was asked for. */
+  readonly bytes: number | undefined
 
   constructor(
     code: ErrorCode,
     message: string,
-    details: { argument?: string; expected?: string; received?: string; cause?: unknown } = {},
+    details: { argument?: string; expected?: string; received?: string; call?: string; bytes?: number; cause?: unknown } = {},
   ) {
     super(message, details.cause === undefined ? undefined : { cause: details.cause })
     this.code = code
     this.argument = details.argument
     this.expected = details.expected
     this.received = details.received
+    this.call = details.call
+    this.bytes = details.bytes
   }
 }
 

@@ -3,7 +3,7 @@ import { channelProductForm, packChannelProduct } from './channel_product'
 import { argumentError, describe } from './errors'
 import type { IrrepsLike } from './irreps'
 import { native } from './native'
-import { TensorProduct } from './operation'
+import { createPlan, TensorProduct } from './operation'
 import { commonOptions, oneOf, requireKnownOptions, resolveOptions, type CommonOptions } from './options'
 
 /** Rings (`beta`, Gauss-Legendre) and equally spaced angles on each (`alpha`). */
@@ -71,10 +71,12 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
       }
     }
     const packed = packChannelProduct(form, (l1, l2, l3) => native.gauntPath(l1, l2, l3) !== 0, resolved)
-    const create = (pointwise: boolean) => native.createGaunt({ ...packed, rings: grid.beta, angles: grid.alpha, pointwise })
-    const candidates = (internals.ring ? [internals.ring] : (['coefficients', 'values'] as const)).map((ring) => create(ring === 'values'))
-    const [operation, ...others] = candidates.sort((a, b) => native.flops(a).forward - native.flops(b).forward)
-    for (const other of others) native.dispose(other)
+    const candidates = (internals.ring ? [internals.ring] : (['coefficients', 'values'] as const)).map((ring) => {
+      const form = { ...packed, rings: grid.beta, angles: grid.alpha, pointwise: ring === 'values' }
+      return { form, cpu: native.createGaunt(form) }
+    })
+    const [fastest, ...others] = candidates.sort((a, b) => native.flops(a.cpu).forward - native.flops(b.cpu).forward)
+    for (const { cpu } of others) native.dispose(cpu)
     super(
       {
         irrepsIn1: form.in1,
@@ -82,7 +84,7 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
         irrepsOut: form.out,
         paths: form.paths,
         algorithm: 'grid',
-        operation: operation!,
+        plan: createPlan('createGaunt', fastest!.form, resolved, fastest!.cpu),
         expressivity: form.expressivity,
       },
       resolved,

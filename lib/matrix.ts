@@ -3,7 +3,7 @@ import { channelProductForm, packChannelProduct } from './channel_product'
 import { argumentError, describe } from './errors'
 import type { IrrepsLike } from './irreps'
 import { native } from './native'
-import { TensorProduct } from './operation'
+import { createPlan, TensorProduct } from './operation'
 import { commonOptions, inputIrreps, oneOf, outputIrreps, requireKnownOptions, resolveOptions, type CommonOptions } from './options'
 
 export interface MatrixOptions<D extends DType> extends CommonOptions<D> {
@@ -57,7 +57,7 @@ export class MatrixTensorProduct<D extends DType = 'float32'> extends TensorProd
         irrepsOut: form.out,
         paths: form.paths,
         algorithm: shape,
-        operation: native.createMatrix({ ...packChannelProduct(form, (...l) => coefficient(...l) !== 0, resolved), k }),
+        plan: createPlan('createMatrix', { ...packChannelProduct(form, (...l) => coefficient(...l) !== 0, resolved), k }, resolved),
         expressivity: form.expressivity,
       },
       resolved,

@@ -49,6 +49,101 @@ interface NativeChannelProduct extends NativeProduct {
   products: Int32Array
 }
 
+/** A plan on a device, a device array, a stream and a graph: all in native memory. */
+export interface NativeCudaOperation {
+  readonly kind: unique symbol
+}
+export interface NativeArray {
+  readonly kind: unique symbol
+}
+export interface NativeStream {
+  readonly kind: unique symbol
+}
+export interface NativeGraph {
+  readonly kind: unique symbol
+}
+
+/** As {@link NativeCall}, all arrays of one kind. */
+export interface NativeCudaCall<A extends Floats | NativeArray> {
+  x: A
+  y?: A | undefined
+  z?: A | undefined
+  xOut?: A | undefined
+  yOut?: A | undefined
+  zOut?: A | undefined
+  batch: number
+  xShared: boolean
+  yShared: boolean
+}
+
+export interface CudaDevice {
+  readonly name: string
+  /** `'9.0'` */
+  readonly computeCapability: string
+  /** Bytes. */
+  readonly memory: number
+  readonly multiprocessors: number
+  /** Bytes that a block of threads can have at most. */
+  readonly sharedMemoryPerBlock: number
+}
+
+type CudaCreate<K extends 'createClebschGordan' | 'createGaunt' | 'createMatrix' | 'createSphericalHarmonics'> = (
+  device: number,
+  form: Parameters<NativeAddon[K]>[0],
+) => NativeCudaOperation
+
+/** The CUDA half of the addon. Errors have `code`, `call` and `bytes`; call it through `cuda()` of lib/cuda.ts. Everything but
+ * what says so only enqueues, on the stream that `chooseStream` chose. */
+export interface NativeCuda {
+  devices(): { devices: CudaDevice[]; reason?: string }
+  /** Bytes of arrays, and of arrays and memory kept for reuse. */
+  memory(device: number): { used: number; reserved: number }
+
+  allocate(device: number, bytes: number): NativeArray
+  /** Waits, as every copy between host and device does. */
+  from(device: number, array: Floats): NativeArray
+  /** Bytes begin to end, in the same memory. */
+  slice(array: NativeArray, begin: number, end: number): NativeArray
+  copyFromHost(array: NativeArray, from: Floats): void
+  copyFromDevice(array: NativeArray, from: NativeArray): void
+  download(array: NativeArray, to: Floats): void
+  overlap(a: NativeArray, b: NativeArray): boolean
+  /** a += b */
+  add(isDouble: boolean, a: NativeArray, b: NativeArray): void
+  fillZero(array: NativeArray): void
+  disposeArray(array: NativeArray): void
+
+  createClebschGordan: CudaCreate<'createClebschGordan'>
+  createGaunt: CudaCreate<'createGaunt'>
+  createMatrix: CudaCreate<'createMatrix'>
+  createSphericalHarmonics: CudaCreate<'createSphericalHarmonics'>
+  disposeOperation(operation: NativeCudaOperation): void
+  run(operation: NativeCudaOperation, pass: Pass, call: NativeCudaCall<NativeArray>): void
+  /** Waits. */
+  runHost(operation: NativeCudaOperation, pass: Pass, call: NativeCudaCall<Floats>): void
+  runHostAsync(operation: NativeCudaOperation, pass: Pass, call: NativeCudaCall<Floats>): Promise<void>
+  /** When the stream has done what was enqueued so far. */
+  finished(device: number): Promise<void>
+
+  createStream(device: number): NativeStream
+  /** `undefined`: the thread's default stream. */
+  chooseStream(device: number, stream: NativeStream | undefined): void
+  /** Waits. */
+  synchronize(stream: NativeStream): void
+  isDone(stream: NativeStream): boolean
+  disposeStream(stream: NativeStream): void
+  beginCapture(device: number): void
+  endCapture(): NativeGraph
+  abandonCapture(): void
+  replay(graph: NativeGraph): void
+  disposeGraph(graph: NativeGraph): void
+
+  /** Emulation only: the call of that name, after `skip` more, fails with an error of CUDA's number. "kernel" is a launch's work. */
+  failNext?(call: string, error: number, skip: number): void
+  /** Emulation only: calls of that name so far. */
+  calls?(call: string): number
+}
+
 /** What the C++ addon exports. */
 export interface NativeAddon {
   /** Names the sources that the binary was made from. */
@@ -84,6 +179,9 @@ export interface NativeAddon {
   measureCopyBandwidth(options: { bytes: number; threads: number }): number
   /** Multiply-adds a second, all lanes. */
   measureFmaPeak(options: { dtype: 'float32' | 'float64'; threads: number }): number
+
+  /** In binaries that were built with it. */
+  readonly cuda?: NativeCuda
 }
 
 // This file lies one folder below the root both as lib/native.ts and as dist/native.js. `bindings` has to be told,

@@ -1,6 +1,7 @@
 // The options that all operations have in common.
 import type { DType } from './arrays'
-import { argumentError, describe, EquitensorError } from './errors'
+import { requireCuda, requireDevice } from './cuda'
+import { argumentError, describe } from './errors'
 import { Irreps, maxOutputDegree, requireInputDegrees, toIrreps, type IrrepsLike } from './irreps'
 import { native } from './native'
 
@@ -9,8 +10,10 @@ export type Layout = 'mul_ir' | 'ir_mul'
 export type Backend = 'cpu' | 'cuda'
 
 export interface CommonOptions<D extends DType> {
-  /** `'auto'` (default) takes what this machine has; `op.backend` tells. */
+  /** `'auto'` (default) is at present `'cpu'`; `op.backend` tells. `'cuda'` takes arrays on the host and on the device. */
   backend?: 'auto' | Backend
+  /** Index of the CUDA device, by default 0. */
+  device?: number
   /** Default `'float32'`. */
   dtype?: D
   /** Default `'mul_ir'`, e3nn's. */
@@ -21,6 +24,8 @@ export interface CommonOptions<D extends DType> {
 
 export interface ResolvedOptions<D extends DType> {
   backend: Backend
+  /** Of the backend 'cuda'. */
+  device: number
   dtype: D
   layout: Layout
   threads: number
@@ -42,30 +47,33 @@ export function requireKnownOptions(options: unknown, known: readonly string[], 
   }
 }
 
-export const commonOptions = ['irrepsOut', 'backend', 'dtype', 'layout', 'threads'] as const
+export const commonOptions = ['irrepsOut', 'backend', 'device', 'dtype', 'layout', 'threads'] as const
 
 export function resolveOptions<D extends DType>(options: CommonOptions<D>): ResolvedOptions<D> {
-  const backend = oneOf(options.backend ?? 'auto', 'options.backend', ['auto', 'cpu', 'cuda'])
-  if (backend === 'cuda') {
-    throw new EquitensorError('backend_unavailable', `options.backend: expected 'auto' or 'cpu', got 'cuda': ${cudaUnavailable}`, {
-      argument: 'options.backend',
-      expected: "'auto' or 'cpu'",
-      received: "'cuda'",
-    })
-  }
+  const { backend, device } = resolveBackend(options)
   const threads = options.threads ?? native.cpuInfo().threads
   if (!Number.isInteger(threads) || threads < 1 || threads > 1024) {
     throw argumentError('invalid_option', 'options.threads', 'an integer from 1 to 1024', describe(threads))
   }
   return {
-    backend: 'cpu',
+    backend,
+    device,
     dtype: oneOf(options.dtype ?? 'float32', 'options.dtype', ['float32', 'float64'] as const) as D,
     layout: oneOf(options.layout ?? 'mul_ir', 'options.layout', ['mul_ir', 'ir_mul']),
     threads,
   }
 }
 
-export const cudaUnavailable = 'this version has no CUDA kernels'
+/** @throws EquitensorError `invalid_option`, `backend_unavailable`. */
+export function resolveBackend(options: { backend?: 'auto' | Backend; device?: number }): { backend: Backend; device: number } {
+  const chosen = oneOf(options.backend ?? 'auto', 'options.backend', ['auto', 'cpu', 'cuda'])
+  if (chosen === 'cuda') {
+    requireCuda('options.backend', "'auto' or 'cpu'", "'cuda'")
+    return { backend: 'cuda', device: requireDevice(options.device) }
+  }
+  if (options.device !== undefined) throw argumentError('invalid_option', 'options.device', "none without backend 'cuda'", describe(options.device))
+  return { backend: 'cpu', device: 0 }
+}
 
 /** Irreps of an input: not empty, degrees up to 11. */
 export function inputIrreps(value: IrrepsLike, argument: string): Irreps {

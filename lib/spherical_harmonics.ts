@@ -1,16 +1,22 @@
 import { allocate, requireArray, requireLength, requireSeparate, rowCount, type ArrayOf, type DType } from './arrays'
+import { cuda } from './cuda'
+import { DeviceArray, nativeArray, requireDeviceArray } from './device_array'
 import { argumentError, describe } from './errors'
 import { Irreps, requireInputDegrees, toIrreps, type IrrepsLike } from './irreps'
-import { native } from './native'
-import { oneOf, requireKnownOptions } from './options'
+import { native, type NativeCudaOperation } from './native'
+import { oneOf, requireKnownOptions, resolveBackend, type Backend } from './options'
 
-export interface SphericalHarmonicsOptions<D extends DType> {
+export interface SphericalHarmonicsOptions<D extends DType, A = ArrayOf<D>> {
   /** Normalise the vectors first (default). Otherwise the result is homogeneous of degree l in the vector. */
   normalize?: boolean
   /** `'component'` (default): sum over m of Y^2 is 2l+1 on the unit sphere; `'norm'`: it is 1; `'integral'`: the integral of Y^2 is 1. */
   normalization?: 'integral' | 'component' | 'norm'
   threads?: number
-  out?: ArrayOf<D>
+  /** Where vectors of the host are evaluated, by default `'cpu'`; device arrays are on their device. */
+  backend?: 'auto' | Backend
+  /** Index of the CUDA device of backend 'cuda', by default 0. */
+  device?: number
+  out?: A
 }
 
 // On harmonics whose mean square over the sphere is 1 ('component').
@@ -36,24 +42,56 @@ function requireHarmonics(value: IrrepsLike | number): Irreps {
   throw argumentError('invalid_irreps', 'irreps', 'parities p^l of one p (0e+1o+2e or 0e+1e+2e)', `'${irreps}'`)
 }
 
+// Plans on devices, most recently used last: making one uploads its coefficients.
+const plans = new Map<string, NativeCudaOperation>()
+const mostPlans = 64
+
+function planOnDevice(device: number, form: Parameters<typeof native.createSphericalHarmonics>[0]): NativeCudaOperation {
+  const key = [device, form.isDouble, form.normalize, form.degrees, form.scale].join(';')
+  const plan = plans.get(key) ?? cuda((addon) => addon.createSphericalHarmonics(device, form))
+  plans.delete(key)
+  plans.set(key, plan)
+  for (const [oldest, unused] of plans) {
+    if (plans.size <= mostPlans) break
+    plans.delete(oldest)
+    cuda((addon) => addon.disposeOperation(unused))
+  }
+  return plan
+}
+
 /**
  * Real spherical harmonics of vectors; `e3nn.o3.spherical_harmonics`. Polar axis y, so that degree 1 is proportional to (x, y, z).
  * @param irreps which degrees, up to 11, in the order of the result; or lmax for 0..lmax. A multiplicity repeats a degree.
  * @param vectors (n, 3).
  * @returns (n, irreps.dim), in the dtype of `vectors`. At the zero vector, with `normalize`, degree 0 has its value and the
  * others are zero, as in e3nn.
- * @throws EquitensorError `invalid_irreps`, `degree_limit`, `wrong_length`, `invalid_argument`, `invalid_option`, `detached`, `overlap`.
+ * @throws EquitensorError `invalid_irreps`, `degree_limit`, `wrong_length`, `invalid_argument`, `invalid_option`, `wrong_kind`, `detached`, `overlap`,
+ * `backend_unavailable`.
  */
 export function sphericalHarmonics<A extends Float32Array | Float64Array>(
   irreps: IrrepsLike | number,
   vectors: A,
-  options: SphericalHarmonicsOptions<A extends Float32Array ? 'float32' : 'float64'> = {},
-): A extends Float32Array ? Float32Array : Float64Array {
-  type Result = A extends Float32Array ? Float32Array : Float64Array
-  requireKnownOptions(options, ['normalize', 'normalization', 'threads', 'out'])
+  options?: SphericalHarmonicsOptions<A extends Float32Array ? 'float32' : 'float64'>,
+): A extends Float32Array ? Float32Array : Float64Array
+export function sphericalHarmonics<D extends DType>(
+  irreps: IrrepsLike | number,
+  vectors: DeviceArray<D>,
+  options?: SphericalHarmonicsOptions<D, DeviceArray<D>>,
+): DeviceArray<D>
+export function sphericalHarmonics(
+  irreps: IrrepsLike | number,
+  vectors: Float32Array | Float64Array | DeviceArray,
+  options: SphericalHarmonicsOptions<DType, Float32Array | Float64Array | DeviceArray> = {},
+): Float32Array | Float64Array | DeviceArray {
+  requireKnownOptions(options, ['normalize', 'normalization', 'threads', 'backend', 'device', 'out'])
   const harmonics = requireHarmonics(irreps)
-  const dtype: DType = (vectors as unknown) instanceof Float64Array ? 'float64' : 'float32'
-  requireArray(vectors, 'vectors', dtype)
+  const isOnDevice = vectors instanceof DeviceArray
+  const dtype: DType = isOnDevice ? vectors.dtype : vectors instanceof Float64Array ? 'float64' : 'float32'
+  const require = (array: unknown, argument: string) =>
+    isOnDevice ? requireDeviceArray(array, argument, dtype, vectors.device) : requireArray(array, argument, dtype)
+  require(vectors, 'vectors')
+  const { backend, device } = resolveBackend(isOnDevice ? { backend: 'cuda', device: vectors.device } : options)
+  if (isOnDevice && options.backend === 'cpu') throw argumentError('wrong_kind', 'vectors', "an array on the host, with backend 'cpu'", describe(vectors))
   const batch = rowCount(vectors, 'vectors', 3, '(n, 3)')
   const normalize = options.normalize ?? true
   if (typeof normalize !== 'boolean') throw argumentError('invalid_option', 'options.normalize', 'a boolean', describe(normalize))
@@ -62,21 +100,29 @@ export function sphericalHarmonics<A extends Float32Array | Float64Array>(
   if (!Number.isInteger(threads) || threads < 1 || threads > 1024) {
     throw argumentError('invalid_option', 'options.threads', 'an integer from 1 to 1024', describe(threads))
   }
-  const out = (options.out ?? allocate(dtype, batch * harmonics.dim)) as Float32Array | Float64Array
   if (options.out) {
-    requireArray(out, 'out', dtype)
-    requireLength(out, 'out', batch * harmonics.dim, `(n ${batch}, irreps.dim ${harmonics.dim})`)
-    requireSeparate({ out }, { vectors })
+    require(options.out, 'out')
+    requireLength(options.out, 'out', batch * harmonics.dim, `(n ${batch}, irreps.dim ${harmonics.dim})`)
+    requireSeparate({ out: options.out }, { vectors })
   }
+  const length = batch * harmonics.dim
+  const out = options.out ?? (isOnDevice ? DeviceArray.alloc(dtype, length, { device }) : allocate(dtype, length))
   const degrees = harmonics.blocks.flatMap(({ mul, ir }) => Array<number>(mul).fill(ir.l))
-  const operation = native.createSphericalHarmonics({
+  const form = {
     isDouble: dtype === 'float64',
     degrees: Int32Array.from(degrees),
     scale: Float64Array.from({ length: harmonics.lmax + 1 }, (_, l) => scale(l)),
     normalize,
-  })
-  native.forward(operation, { x: vectors, zOut: out, batch, xShared: false, yShared: false, threads })
+  }
+  const call = { batch, xShared: false, yShared: false }
+  if (backend === 'cuda') {
+    const plan = planOnDevice(device, form)
+    if (isOnDevice) cuda((addon) => addon.run(plan, 'forward', { x: nativeArray(vectors), zOut: nativeArray(out as DeviceArray), ...call }))
+    else cuda((addon) => addon.runHost(plan, 'forward', { x: vectors, zOut: out as Float32Array | Float64Array, ...call }))
+    return out
+  }
+  const operation = native.createSphericalHarmonics(form)
+  native.forward(operation, { x: vectors as Float32Array | Float64Array, zOut: out as Float32Array | Float64Array, ...call, threads })
   native.dispose(operation)
-  return out as Result
+  return out
 }
-
