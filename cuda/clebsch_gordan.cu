@@ -139,7 +139,8 @@ class ClebschGordan final : public Operation {
           "clebsch_gordan_forward");
   }
   void backward(const Call& call, cudaStream_t stream) const override {
-    SummedGradient<T> dx(call.x_out, call.x_shared, dim1, call.batch, stream), dy(call.y_out, call.y_shared, dim2, call.batch, stream);
+    const Gradient<T> dx(call.x_out, call.x_shared, device, dim1, call.batch, stream);
+    const Gradient<T> dy(call.y_out, call.y_shared, device, dim2, call.batch, stream);
     if (call.batch > 0)
       check(launch(clebsch_gordan_backward<T>, backward_.grid(call.batch), threads, backward_.shared_bytes, stream, plan_,
                    whole_rows(dim1, call.x_shared), whole_rows(dim2, call.y_shared), whole_rows(dim1, false), whole_rows(dim2, false),

@@ -93,32 +93,24 @@ void sum_rows(const double* rows, double* out, int dim, long long batch, cudaStr
 
 // A gradient as the kernels write it, a row an item. That of an operand which all items share is summed afterwards.
 template <class T>
-class SummedGradient {
+class Gradient {
  public:
-  SummedGradient(void* out, bool shared, int dim, long long batch, cudaStream_t stream)
-      : out_(static_cast<T*>(out)), rows_(out_), dim_(dim), batch_(batch), stream_(stream) {
-    if (!out || !shared) return;
-    const size_t bytes = size_t(batch) * dim * sizeof(T);
-    rows_ = nullptr;
-    if (batch > 0) check(cudaMallocAsync(reinterpret_cast<void**>(&rows_), bytes, stream), "cudaMallocAsync", bytes);
-    summed_ = true;
-  }
-  ~SummedGradient() {
-    if (summed_ && rows_) cudaFreeAsync(rows_, stream_);
-  }
-  SummedGradient(const SummedGradient&) = delete;
+  Gradient(void* out, bool shared, int device, int dim, long long batch, cudaStream_t stream)
+      : out_(static_cast<T*>(out)), summed_(out && shared), dim_(dim), batch_(batch), stream_(stream),
+        workspace_(device, summed_ ? size_t(batch) * dim * sizeof(T) : 0, stream) {}
 
-  T* rows() const { return rows_; }
-  void finish() {
-    if (summed_) sum_rows(rows_, out_, dim_, batch_, stream_);
+  T* rows() const { return summed_ ? static_cast<T*>(workspace_.data()) : out_; }
+  void finish() const {
+    if (summed_) sum_rows(rows(), out_, dim_, batch_, stream_);
   }
 
  private:
-  T *out_, *rows_;
+  T* out_;
+  bool summed_;
   int dim_;
   long long batch_;
   cudaStream_t stream_;
-  bool summed_ = false;
+  Workspace workspace_;
 };
 
 template <template <class> class Kind, class... Arguments>

@@ -223,7 +223,8 @@ class Matrix final : public Operation {
   }
   void backward(const Call& call, cudaStream_t stream) const override {
     const long long signals = call.batch * plan_.mul;
-    SummedGradient<T> dx(call.x_out, call.x_shared, dim1, call.batch, stream), dy(call.y_out, call.y_shared, dim2, call.batch, stream);
+    const Gradient<T> dx(call.x_out, call.x_shared, device, dim1, call.batch, stream);
+    const Gradient<T> dy(call.y_out, call.y_shared, device, dim2, call.batch, stream);
     if (signals > 0)
       check(launch(matrix_backward<T, C>, backward_.grid(signals), threads, backward_.shared_bytes, stream, plan_,
                    rows(call.x_shared, call.y_shared), rows(false, false), backward_.items, signals, static_cast<const T*>(call.x),
