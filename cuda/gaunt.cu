@@ -85,9 +85,9 @@ __device__ __forceinline__ void contract_rings(const GauntPlan<T>& plan, const G
     for (int p = 0; p < plan.product_count; ++p) {
       const PlanProduct product = load_table(plan.products + p).value[0];
       const int part = part_of(product, c.out);
-      multiply_ring(ring(tile.rings_in[c.a], c.a, at, part_of(product, c.a), sign), plan.slots[c.a].degree,
-                    ring(tile.rings_in[c.b], c.b, at, part_of(product, c.b), sign), plan.slots[c.b].degree,
-                    ring(tile.rings_out[c.out], c.out, at, part, sign), plan.slots[c.out].degree, !(written >> part & 1));
+      multiply_ring(ring(choose(tile.rings_in, c.a), c.a, at, part_of(product, c.a), sign), plan.slots[c.a].degree,
+                    ring(choose(tile.rings_in, c.b), c.b, at, part_of(product, c.b), sign), plan.slots[c.b].degree,
+                    ring(choose(tile.rings_out, c.out), c.out, at, part, sign), plan.slots[c.out].degree, !(written >> part & 1));
       written |= 1u << part;
     }
   }
@@ -99,7 +99,7 @@ struct GauntRows {
 
 template <class T>
 __device__ __forceinline__ void synthesize(const GauntPlan<T>& plan, const GauntTiles<T>& tile, int s, const Team& team) {
-  apply(plan.slots[s].synthesis, tile.channel[s] + team.item, tile.rings_in[s] + team.item, team);
+  apply(plan.slots[s].synthesis, choose(tile.channel, s) + team.item, choose(tile.rings_in, s) + team.item, team);
 }
 // The synthesis leaves ring coefficients that no component reaches as they are.
 template <class T>
@@ -117,14 +117,14 @@ __global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void gaunt_f
   const GauntTiles<T> tile(plan, dynamic_shared<T>(), pitch, false);
   load_tile(rows.slot[0], x, first, live, tile.channel[0], pitch);
   load_tile(rows.slot[1], y, first, live, tile.channel[1], pitch);
-#pragma unroll
-  for (int s = 0; s < 2; ++s) clear_rings(plan, s, tile.rings_in[s], team);
+#pragma unroll 1
+  for (int s = 0; s < 2; ++s) clear_rings(plan, s, choose(tile.rings_in, s), team);
   __syncthreads();
-#pragma unroll
+#pragma unroll 1
   for (int s = 0; s < 2; ++s) synthesize(plan, tile, s, team);
   __syncthreads();
-#pragma unroll
-  for (int s = 0; s < 2; ++s) fold_rings(plan, s, tile.rings_in[s], team);
+#pragma unroll 1
+  for (int s = 0; s < 2; ++s) fold_rings(plan, s, choose(tile.rings_in, s), team);
   __syncthreads();
   contract_rings(plan, tile, {0, 1, 2}, team);
   __syncthreads();
@@ -145,23 +145,23 @@ __global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void gaunt_b
   load_tile(rows.slot[0], x, first, live, tile.channel[0], pitch);
   load_tile(rows.slot[1], y, first, live, tile.channel[1], pitch);
   load_tile(rows.slot[2], dz, first, live, tile.channel[2], pitch);
-#pragma unroll
-  for (int s = 0; s < 3; ++s) clear_rings(plan, s, tile.rings_in[s], team);
+#pragma unroll 1
+  for (int s = 0; s < 3; ++s) clear_rings(plan, s, choose(tile.rings_in, s), team);
   __syncthreads();
-#pragma unroll
+#pragma unroll 1
   for (int s = 0; s < 3; ++s) synthesize(plan, tile, s, team);
   __syncthreads();
-#pragma unroll
-  for (int s = 0; s < 3; ++s) fold_rings(plan, s, tile.rings_in[s], team);
+#pragma unroll 1
+  for (int s = 0; s < 3; ++s) fold_rings(plan, s, choose(tile.rings_in, s), team);
   __syncthreads();
-  contract_rings(plan, tile, {1, 2, 0}, team);
-  contract_rings(plan, tile, {0, 2, 1}, team);
+#pragma unroll 1
+  for (int out = 0; out < 2; ++out) contract_rings(plan, tile, {1 - out, 2, out}, team);
   __syncthreads();
-#pragma unroll
-  for (int s = 0; s < 2; ++s) fold_rings(plan, s, tile.rings_out[s], team);
+#pragma unroll 1
+  for (int s = 0; s < 2; ++s) fold_rings(plan, s, choose(tile.rings_out, s), team);
   __syncthreads();
-#pragma unroll
-  for (int s = 0; s < 2; ++s) apply(plan.slots[s].analysis, tile.rings_out[s] + team.item, tile.channel[s] + team.item, team);
+#pragma unroll 1
+  for (int s = 0; s < 2; ++s) apply(plan.slots[s].analysis, choose(tile.rings_out, s) + team.item, choose(tile.channel, s) + team.item, team);
   __syncthreads();
   if (dx) store_tile(gradient_rows.slot[0], dx, first, live, tile.channel[0], pitch);
   if (dy) store_tile(gradient_rows.slot[1], dy, first, live, tile.channel[1], pitch);

@@ -136,11 +136,11 @@ __global__ __launch_bounds__(threads, blocks_per_multiprocessor<C>) void matrix_
   load_tile(rows.slot[0], x, first, live, tile.channel[0], pitch);
   load_tile(rows.slot[1], y, first, live, tile.channel[1], pitch);
   __syncthreads();
-#pragma unroll
-  for (int s = 0; s < 2; ++s) apply(plan.slots[s].to_matrix, tile.channel[s] + team.item, tile.matrix[s] + team.item, team);
+#pragma unroll 1
+  for (int s = 0; s < 2; ++s) apply(plan.slots[s].to_matrix, choose(tile.channel, s) + team.item, choose(tile.matrix, s) + team.item, team);
   __syncthreads();
-#pragma unroll
-  for (int s = 0; s < 2; ++s) unfold_parts(plan.slots[s], n, tile.matrix[s], team, false);
+#pragma unroll 1
+  for (int s = 0; s < 2; ++s) unfold_parts(plan.slots[s], n, choose(tile.matrix, s), team, false);
   __syncthreads();
   unsigned written = 0;
   for (int p = 0; p < plan.product_count; ++p) {
@@ -171,11 +171,11 @@ __global__ __launch_bounds__(threads, blocks_per_multiprocessor<C>) void matrix_
   load_tile(rows.slot[1], y, first, live, tile.channel[1], pitch);
   load_tile(rows.slot[2], dz, first, live, tile.channel[2], pitch);
   __syncthreads();
-#pragma unroll
-  for (int s = 0; s < 3; ++s) apply(plan.slots[s].to_matrix, tile.channel[s] + team.item, tile.matrix[s] + team.item, team);
+#pragma unroll 1
+  for (int s = 0; s < 3; ++s) apply(plan.slots[s].to_matrix, choose(tile.channel, s) + team.item, choose(tile.matrix, s) + team.item, team);
   __syncthreads();
-#pragma unroll
-  for (int s = 0; s < 3; ++s) unfold_parts(plan.slots[s], n, tile.matrix[s], team, false);
+#pragma unroll 1
+  for (int s = 0; s < 3; ++s) unfold_parts(plan.slots[s], n, choose(tile.matrix, s), team, false);
   __syncthreads();
   unsigned written1 = 0, written2 = 0;
   for (int p = 0; p < plan.product_count; ++p) {
@@ -189,11 +189,11 @@ __global__ __launch_bounds__(threads, blocks_per_multiprocessor<C>) void matrix_
     written2 |= 1u << product.part2;
   }
   __syncthreads();
-#pragma unroll
-  for (int s = 0; s < 2; ++s) unfold_parts(plan.slots[s], n, tile.gradient[s], team, true);
+#pragma unroll 1
+  for (int s = 0; s < 2; ++s) unfold_parts(plan.slots[s], n, choose(tile.gradient, s), team, true);
   __syncthreads();
-#pragma unroll
-  for (int s = 0; s < 2; ++s) apply(plan.slots[s].from_matrix, tile.gradient[s] + team.item, tile.channel[s] + team.item, team);
+#pragma unroll 1
+  for (int s = 0; s < 2; ++s) apply(plan.slots[s].from_matrix, choose(tile.gradient, s) + team.item, choose(tile.channel, s) + team.item, team);
   __syncthreads();
   if (dx) store_tile(gradient_rows.slot[0], dx, first, live, tile.channel[0], pitch);
   if (dy) store_tile(gradient_rows.slot[1], dy, first, live, tile.channel[1], pitch);

@@ -112,6 +112,8 @@ __device__ __forceinline__ void apply_block(const PlanRun<T>& run, int block, co
   const T* coefficients = run.coefficients + long(block) * run.source_count * packs * lanes;
   const int *source = run.sources + block * run.source_count, *output = run.outputs + block * outputs;
   T sum[outputs] = {};
+  // Two sources at a time: four cost registers that sm_75 and sm_80 do not have.
+#pragma unroll 2
   for (int s = 0; s < run.source_count; ++s, coefficients += packs * lanes) {
     const T value = in[load_table(source + s).value[0] * pitch];
 #pragma unroll
@@ -150,6 +152,12 @@ __device__ __forceinline__ void apply(const PlanMap<T>& map, const T* in, T* out
     }
     block -= run.blocks;
   }
+}
+
+// One of three by a number that is known at run time only, without an array in local memory: so that code for a slot is there once.
+template <class P>
+__host__ __device__ __forceinline__ P* choose(P* const (&of)[3], int s) {
+  return s == 0 ? of[0] : s == 1 ? of[1] : of[2];
 }
 
 // A component's place in a tile, indexed like a pointer: by orders from -degree to degree, or by matrix entries.
