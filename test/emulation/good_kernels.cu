@@ -45,7 +45,7 @@ bool multiply_matrices(int rows, int columns, int inner) {
   }
   return true;
 }
-bool matmul() { return multiply_matrices(69, 61, 65); }
+bool matmul() { return multiply_matrices(37, 21, 33); }
 
 using Partial = float[32];
 
@@ -226,7 +226,7 @@ bool limits() {
   for (const dim3 grid : {dim3(0), dim3(1, 0), dim3(0x80000000u), dim3(1, 65536), dim3(1, 1, 65536)}) {
     right &= expect(configure(grid, 1) == cudaErrorInvalidConfiguration, "grid size");
   }
-  right &= expect(configure(dim3(1, 2, 3), dim3(16, 8, 8)) == cudaSuccess, "1024 threads");
+  right &= expect(configure(1, dim3(16, 8, 8)) == cudaSuccess, "1024 threads");
 
   const void* kernel = reinterpret_cast<const void*>(nothing);
   right &= expect(configure(1, 1, 48 << 10) == cudaSuccess, "48 KiB");
@@ -245,25 +245,21 @@ bool limits() {
 bool host_threads() {
   std::atomic<int> right = 0;
   std::vector<std::thread> threads;
-  for (int i = 0; i < 4; ++i) threads.emplace_back([&] { right += multiply_matrices(20, 20, 20); });
+  for (int i = 0; i < 4; ++i) threads.emplace_back([&] { right += multiply_matrices(10, 10, 40); });
   for (std::thread& thread : threads) thread.join();
   return expect(right == 4, "four host threads at once");
 }
 
-__global__ void wait_for_nobody() {
-  if (threadIdx.x < 32) {
-    __syncthreads();
-  } else {
-    __syncwarp();
-    if (threadIdx.x < 40) __syncwarp();
-  }
-  if (threadIdx.x < 40) __shfl_sync(0xffffffff, 1, 0);
+// Deadlock: threads from 8 to 39 wait for the block while others of their warps wait for them.
+__global__ void wait_for_each_other() {
+  if (threadIdx.x < 40) __syncthreads();
+  if (threadIdx.x % 32 >= 8) __syncwarp();
 }
 bool recovery() {
-  return expect(launch(wait_for_nobody, 1, 64, 0, nullptr) == cudaErrorLaunchFailure, "a failing launch") && matmul() && reduce();
+  return expect(launch(wait_for_each_other, 1, 64, 0, nullptr) == cudaErrorLaunchFailure, "a failing launch") && matmul() && reduce();
 }
 
-// Not a check: how long a thread and a barrier take.
+// How long a thread and a barrier take.
 __global__ void wait_often(int times) {
   for (int time = 0; time < times; ++time) __syncthreads();
 }
@@ -296,5 +292,5 @@ const std::vector<Check> good_checks = {
     {"limits", limits},
     {"host_threads", host_threads},
     {"recovery", recovery},
-    {"timing", timing},
 };
+const std::vector<Check> measurements = {{"timing", timing}};
