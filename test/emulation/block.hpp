@@ -67,7 +67,8 @@ struct Warp {
 // block without it: a store to them is found in every build.
 class SharedMemory {
  public:
-  SharedMemory(const void* key, size_t bytes) : key(key), bytes_(bytes), whole_(static_cast<unsigned char*>(operator new(bytes + 2 * guard_bytes, alignment))) {
+  SharedMemory(const void* key, size_t bytes) : key(key), bytes_(bytes) {
+    whole_ = static_cast<unsigned char*>(operator new(bytes + 2 * guard_bytes, alignment));
     std::memset(whole_, guard_value, guard_bytes);
     std::memset(data(), 0xff, bytes);
     std::memset(data() + bytes, guard_value, guard_bytes);

@@ -83,9 +83,14 @@ inline void prepare_registers(Context& context, char* stack, size_t bytes, void 
   makecontext(&context.registers, entry, 0);
 }
 #else
-// Saves what the System V ABI lets a callee rely on, on the stack itself; 2 ns.
-__attribute__((naked, noinline, no_sanitize("thread", "address", "undefined"))) inline void exchange_stacks(void** /*from: rdi*/,
-                                                                                                           void* /*to: rsi*/) {
+#ifdef __clang__
+#define EQUITENSOR_OPAQUE noinline
+#else
+#define EQUITENSOR_OPAQUE noipa  // g++ would look inside, see no register used, and keep values in all of them
+#endif
+// Saves on the stack itself the registers that a call preserves in the System V ABI (`from` is rdi, `to` is rsi); 2 ns.
+__attribute__((naked, EQUITENSOR_OPAQUE, no_sanitize("thread", "address", "undefined"))) inline void exchange_stacks(void** /*from*/,
+                                                                                                                  void* /*to*/) {
   asm("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
       "movq %rsp, (%rdi)\n movq %rsi, %rsp\n"
       "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n"

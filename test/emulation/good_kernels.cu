@@ -87,7 +87,7 @@ bool scatter() {
     expected[bin[i]] += value[i];
     ++expected_counts[bin[i]];
   }
-  if (!succeeded(launch(add_to_bins, (n + 127) / 128, 128, 0, nullptr, bin.data(), value.data(), sums.data(), counts.data(), n))) return false;
+  if (!succeeded(launch(add_to_bins, 8, 128, 0, nullptr, bin.data(), value.data(), sums.data(), counts.data(), n))) return false;
   for (int i = 0; i < bins; ++i) {
     if (!is_close(sums[i], expected[i])) return expect(false, "sum of a bin");
   }
@@ -115,7 +115,8 @@ bool warps() {
   bool right = true;
   for (int lane = 0; lane < 20; ++lane) {
     const int first = lane & ~3;
-    const int expected[8] = {first + 3, std::max(lane - 1, first), std::min(lane + 1, first + 3), lane ^ 2, 0xaaaaa, 1, 1, lane < 8 ? 0xff : 0x100};
+    const int before = std::max(lane - 1, first), after = std::min(lane + 1, first + 3);
+    const int expected[8] = {first + 3, before, after, lane ^ 2, 0xaaaaa, 1, 1, lane < 8 ? 0xff : 0x100};
     right &= std::equal(expected, expected + 8, out.data() + lane * 8);
   }
   return expect(right, "shuffles and votes");
@@ -131,7 +132,8 @@ __global__ void return_early(int* out) {
 }
 bool early_return() {
   std::vector<int> out(40);
-  return succeeded(launch(return_early, 1, 64, 0, nullptr, out.data())) && expect(out[0] == 16 && out[32] == 4 && out[1] == 0, "votes of those who stayed");
+  return succeeded(launch(return_early, 1, 64, 0, nullptr, out.data())) &&
+         expect(out[0] == 16 && out[32] == 4 && out[1] == 0, "votes of those who stayed");
 }
 
 // Lane 0 writes what the others read: __syncwarp orders that.
@@ -193,7 +195,8 @@ bool count_copy() {
   };
   return expect(counts.launches == 2 && counts.barriers == 0 && counts.atomics == 0, "launches") &&
          expect(is(counts.loaded, times * bytes, bytes, lines), "bytes loaded") &&
-         expect(is(counts.stored, times * bytes, bytes, lines), "bytes stored") && expect(is(counts.table, 7 * 4, 4, 1), "bytes of a table");
+         expect(is(counts.stored, times * bytes, bytes, lines), "bytes stored") &&
+         expect(is(counts.table, 7 * 4, 4, 1), "bytes of a table");
 }
 bool counted_once() { return count_copy<1>(); }
 bool counted_twice() { return count_copy<2>(); }
