@@ -68,7 +68,7 @@ const execute = promisify(execFile)
 
 async function compile(name: string, flags: string[]) {
   const sources = ['checks.cpp', 'good_kernels.cu', 'broken_kernels.cu'].map((file) => `test/emulation/${file}`)
-  const common = ['-std=c++20', '-O1', '-g', '-Wall', '-Wextra', '-Werror', '-I.', '-include', 'test/emulation/cuda.hpp']
+  const common = ['-std=c++20', '-O1', '-g1', '-Wall', '-Wextra', '-Werror', '-I.', '-include', 'test/emulation/cuda.hpp']
   const binary = path.join(directory, name)
   try {
     await execute('g++', [...common, ...flags, '-x', 'c++', ...sources, '-o', binary, '-pthread'], { cwd: root })
