@@ -67,7 +67,8 @@ struct Warp {
 // block without it: a store to them is found in every build.
 class SharedMemory {
  public:
-  SharedMemory(const void* key, size_t bytes) : key(key), bytes_(bytes), whole_(static_cast<unsigned char*>(operator new(bytes + 2 * guard_bytes, alignment))) {
+  SharedMemory(const void* key, size_t bytes) : key(key), bytes_(bytes) {
+    whole_ = static_cast<unsigned char*>(operator new(bytes + 2 * guard_bytes, alignment));
     std::memset(whole_, guard_value, guard_bytes);
     std::memset(data(), 0xff, bytes);
     std::memset(data() + bytes, guard_value, guard_bytes);
@@ -124,8 +125,12 @@ class Block {
   void report(std::source_location where, const char* format, va_list arguments);
   void report_deadlock();
   void recycle(Thread& thread);
-  void suspend() { switch_context(thread_->context, scheduler_); }
+  void suspend() {
+    sanitizer::release(&end_token_);  // the end of the launch also follows threads that are never resumed
+    switch_context(thread_->context, scheduler_);
+  }
   static void run_thread();
+  struct Failure {};  // thrown from the kernel to its beginning, so that destructors run
 
   const Launch* launch_ = nullptr;
   std::vector<Thread> threads_;
@@ -136,6 +141,7 @@ class Block {
   Thread* thread_ = nullptr;
   Context scheduler_;
   StackPool stacks_;
+  TsanFibers tsan_fibers_;
   std::minstd_rand shuffle_;
   unsigned live_ = 0, at_barrier_ = 0;
   uint64_t barriers_ = 0;
@@ -173,6 +179,7 @@ inline bool Block::run(const Launch& launch) {
   for (uint64_t i = 0; i < blocks && !failed_; ++i, at = (at + step) % blocks) {
     run_one({unsigned(at % grid.x), unsigned(at / grid.x % grid.y), unsigned(at / grid.x / grid.y)});
   }
+  tsan_fibers_.shrink(0);
   sanitizer::acquire(&end_token_);  // what follows the launch follows all its threads
   counted.barriers = barriers_;
   return !failed_;
@@ -257,7 +264,10 @@ inline void Block::resume(Thread& thread) {
 inline void Block::run_thread() {
   Block& block = *detail::block;
   entered_from(block.scheduler_);
-  block.launch_->call(block.launch_->closure);
+  try {
+    block.launch_->call(block.launch_->closure);
+  } catch (Failure) {
+  }
   {
     const sanitizer::Unobserved unobserved;
     block.thread_->state = State::finished;
@@ -269,7 +279,7 @@ inline void Block::run_thread() {
 
 inline void Block::recycle(Thread& thread) {
   if (!thread.stack) return;
-  destroy_context(thread.context);
+  tsan_fibers_.retire(thread.context, threads_.size());  // those of the last block are told apart from this one's
   stacks_.give_back(std::exchange(thread.stack, nullptr));
 }
 
@@ -370,7 +380,7 @@ inline void Block::report(std::source_location where, const char* format, va_lis
   std::fprintf(stderr, " [thread (%u,%u,%u) of block (%u,%u,%u)]\n", thread.x, thread.y, thread.z, block.x, block.y, block.z);
 }
 
-// Ends the launch from within a thread of it, which is not resumed.
+// Ends the launch from within a thread of it.
 inline void Block::fail(std::source_location where, const char* format, ...) {
   {
     const sanitizer::Unobserved unobserved;
@@ -380,8 +390,7 @@ inline void Block::fail(std::source_location where, const char* format, ...) {
     va_end(arguments);
     failed_ = true;
   }
-  switch_context(thread_->context, scheduler_, true);
-  std::abort();
+  throw Failure();
 }
 
 inline void Block::report_deadlock() {

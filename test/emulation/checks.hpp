@@ -11,7 +11,7 @@ struct Check {
   const char* name;
   bool (*run)();
 };
-extern const std::vector<Check> good_checks, broken_checks;
+extern const std::vector<Check> good_checks, broken_checks, measurements;
 
 inline bool expect(bool condition, const char* what) {
   if (!condition) std::fprintf(stderr, "failed: %s\n", what);

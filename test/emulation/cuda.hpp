@@ -33,23 +33,30 @@ inline cudaError_t check_launch(const void* kernel, dim3 grid, dim3 block, size_
   return cudaSuccess;
 }
 
+// Runs a kernel now, whatever streams wait for. False: it misbehaved, stderr says how.
+template <class... Parameters>
+bool execute(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, const std::tuple<Parameters...>& arguments) {
+  const auto call = [&] { std::apply(kernel, arguments); };
+  Launch launch;
+  launch.grid = grid;
+  launch.block = block;
+  launch.shared_bytes = shared_bytes;
+  const bool opted_in = shared_bytes <= allowed_shared(reinterpret_cast<const void*>(kernel));
+  launch.shared_limit = opted_in ? device.shared_limit : device.default_shared_limit;
+  launch.call = [](const void* closure) { (*static_cast<decltype(call)*>(closure))(); };
+  launch.closure = &call;
+  return run_grid(launch);
+}
+
 // kernel<<<grid, block, shared_bytes, stream>>>(arguments...)
 template <class... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                    std::type_identity_t<Parameters>... arguments) {
   static_assert((std::is_trivially_copyable_v<Parameters> && ...), "CUDA copies a kernel's arguments byte by byte");
-  const void* key = reinterpret_cast<const void*>(kernel);
-  if (const cudaError_t error = check_launch(key, grid, block, shared_bytes)) return error;
+  const cudaError_t error = check_launch(reinterpret_cast<const void*>(kernel), grid, block, shared_bytes);
+  if (error != cudaSuccess) return error;
   return enqueue(stream, [=, values = std::tuple<Parameters...>(arguments...)] {
-    const auto call = [&] { std::apply(kernel, values); };
-    Launch launch;
-    launch.grid = grid;
-    launch.block = block;
-    launch.shared_bytes = shared_bytes;
-    launch.shared_limit = shared_bytes <= allowed_shared(key) ? device.shared_limit : device.default_shared_limit;
-    launch.call = [](const void* closure) { (*static_cast<decltype(call)*>(closure))(); };
-    launch.closure = &call;
-    return run_grid(launch) ? cudaSuccess : cudaErrorLaunchFailure;
+    return execute(kernel, grid, block, shared_bytes, values) ? cudaSuccess : cudaErrorLaunchFailure;
   });
 }
 

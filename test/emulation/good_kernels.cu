@@ -1,4 +1,4 @@
-// Kernels that are right, and what the emulation counts and refuses.
+// Kernels that are right, and what the emulation counts and refuses. Small: ThreadSanitizer takes 0.3 ms a thread.
 #include "checks.hpp"
 #include <algorithm>
 #include <atomic>
@@ -10,7 +10,7 @@ using namespace equitensor::cuda;
 
 namespace {
 
-constexpr int tile = 16;
+constexpr int tile = 8;
 
 __global__ void multiply(const float* a, const float* b, float* c, int rows, int columns, int inner) {
   float* a_tile = dynamic_shared<float>();
@@ -45,7 +45,7 @@ bool multiply_matrices(int rows, int columns, int inner) {
   }
   return true;
 }
-bool matmul() { return multiply_matrices(69, 61, 65); }
+bool matmul() { return multiply_matrices(21, 13, 19); }
 
 using Partial = float[32];
 
@@ -65,7 +65,7 @@ __global__ void sum_all(const float* x, float* total, int n) {
 bool reduce() {
   const std::vector<float> x = random_floats(2000);
   float total = 0;
-  return succeeded(launch(sum_all, 3, 256, 0, nullptr, x.data(), &total, 2000)) &&
+  return succeeded(launch(sum_all, 3, 96, 0, nullptr, x.data(), &total, 2000)) &&
          expect(is_close(total, std::accumulate(x.begin(), x.end(), 0.0)), "sum");
 }
 
@@ -76,7 +76,7 @@ __global__ void add_to_bins(const int* bin, const float* value, float* sums, uns
   atomicAdd(&counts[bin[i]], 1u);
 }
 bool scatter() {
-  constexpr int n = 1000, bins = 7;
+  constexpr int n = 250, bins = 7;
   const std::vector<float> value = random_floats(n);
   std::vector<int> bin(n);
   std::vector<float> sums(bins);
@@ -87,7 +87,7 @@ bool scatter() {
     expected[bin[i]] += value[i];
     ++expected_counts[bin[i]];
   }
-  if (!succeeded(launch(add_to_bins, (n + 127) / 128, 128, 0, nullptr, bin.data(), value.data(), sums.data(), counts.data(), n))) return false;
+  if (!succeeded(launch(add_to_bins, 4, 64, 0, nullptr, bin.data(), value.data(), sums.data(), counts.data(), n))) return false;
   for (int i = 0; i < bins; ++i) {
     if (!is_close(sums[i], expected[i])) return expect(false, "sum of a bin");
   }
@@ -115,7 +115,8 @@ bool warps() {
   bool right = true;
   for (int lane = 0; lane < 20; ++lane) {
     const int first = lane & ~3;
-    const int expected[8] = {first + 3, std::max(lane - 1, first), std::min(lane + 1, first + 3), lane ^ 2, 0xaaaaa, 1, 1, lane < 8 ? 0xff : 0x100};
+    const int before = std::max(lane - 1, first), after = std::min(lane + 1, first + 3);
+    const int expected[8] = {first + 3, before, after, lane ^ 2, 0xaaaaa, 1, 1, lane < 8 ? 0xff : 0x100};
     right &= std::equal(expected, expected + 8, out.data() + lane * 8);
   }
   return expect(right, "shuffles and votes");
@@ -131,7 +132,8 @@ __global__ void return_early(int* out) {
 }
 bool early_return() {
   std::vector<int> out(40);
-  return succeeded(launch(return_early, 1, 64, 0, nullptr, out.data())) && expect(out[0] == 16 && out[32] == 4 && out[1] == 0, "votes of those who stayed");
+  return succeeded(launch(return_early, 1, 64, 0, nullptr, out.data())) &&
+         expect(out[0] == 16 && out[32] == 4 && out[1] == 0, "votes of those who stayed");
 }
 
 // Lane 0 writes what the others read: __syncwarp orders that.
@@ -158,11 +160,11 @@ __global__ void sum_last(const float* x, float* partial, unsigned* finished, flo
   *total = sum;
 }
 bool last_block() {
-  const std::vector<float> x = random_floats(50);
-  std::vector<float> partial(50);
+  const std::vector<float> x = random_floats(20);
+  std::vector<float> partial(20);
   unsigned finished = 0;
   float total = 0;
-  return succeeded(launch(sum_last, 50, 32, 0, nullptr, x.data(), partial.data(), &finished, &total)) &&
+  return succeeded(launch(sum_last, 20, 8, 0, nullptr, x.data(), partial.data(), &finished, &total)) &&
          expect(is_close(total, std::accumulate(x.begin(), x.end(), 0.0)), "sum");
 }
 
@@ -193,7 +195,8 @@ bool count_copy() {
   };
   return expect(counts.launches == 2 && counts.barriers == 0 && counts.atomics == 0, "launches") &&
          expect(is(counts.loaded, times * bytes, bytes, lines), "bytes loaded") &&
-         expect(is(counts.stored, times * bytes, bytes, lines), "bytes stored") && expect(is(counts.table, 7 * 4, 4, 1), "bytes of a table");
+         expect(is(counts.stored, times * bytes, bytes, lines), "bytes stored") &&
+         expect(is(counts.table, 7 * 4, 4, 1), "bytes of a table");
 }
 bool counted_once() { return count_copy<1>(); }
 bool counted_twice() { return count_copy<2>(); }
@@ -226,7 +229,7 @@ bool limits() {
   for (const dim3 grid : {dim3(0), dim3(1, 0), dim3(0x80000000u), dim3(1, 65536), dim3(1, 1, 65536)}) {
     right &= expect(configure(grid, 1) == cudaErrorInvalidConfiguration, "grid size");
   }
-  right &= expect(configure(dim3(1, 2, 3), dim3(16, 8, 8)) == cudaSuccess, "1024 threads");
+  right &= expect(configure(1, dim3(16, 8, 8)) == cudaSuccess, "1024 threads");
 
   const void* kernel = reinterpret_cast<const void*>(nothing);
   right &= expect(configure(1, 1, 48 << 10) == cudaSuccess, "48 KiB");
@@ -245,25 +248,22 @@ bool limits() {
 bool host_threads() {
   std::atomic<int> right = 0;
   std::vector<std::thread> threads;
-  for (int i = 0; i < 4; ++i) threads.emplace_back([&] { right += multiply_matrices(20, 20, 20); });
+  for (int i = 0; i < 4; ++i) threads.emplace_back([&] { right += multiply_matrices(10, 10, 40); });
   for (std::thread& thread : threads) thread.join();
   return expect(right == 4, "four host threads at once");
 }
 
-__global__ void wait_for_nobody() {
-  if (threadIdx.x < 32) {
-    __syncthreads();
-  } else {
-    __syncwarp();
-    if (threadIdx.x < 40) __syncwarp();
-  }
-  if (threadIdx.x < 40) __shfl_sync(0xffffffff, 1, 0);
+// Deadlock: threads from 8 to 39 wait for the block while others of their warps wait for them.
+__global__ void wait_for_each_other() {
+  if (threadIdx.x < 40) __syncthreads();
+  if (threadIdx.x % 32 >= 8) __syncwarp();
 }
+// The emulator runs on, though the runtime API disables a device whose kernel failed.
 bool recovery() {
-  return expect(launch(wait_for_nobody, 1, 64, 0, nullptr) == cudaErrorLaunchFailure, "a failing launch") && matmul() && reduce();
+  return expect(!emulated::execute(wait_for_each_other, 1, 64, 0, {}), "a failing kernel") && matmul() && reduce();
 }
 
-// Not a check: how long a thread and a barrier take.
+// How long a thread and a barrier take.
 __global__ void wait_often(int times) {
   for (int time = 0; time < times; ++time) __syncthreads();
 }
@@ -296,5 +296,5 @@ const std::vector<Check> good_checks = {
     {"limits", limits},
     {"host_threads", host_threads},
     {"recovery", recovery},
-    {"timing", timing},
 };
+const std::vector<Check> measurements = {{"timing", timing}};
