@@ -115,8 +115,7 @@ struct Devices {
     if (result != cudaSuccess) {
       cudaGetLastError();
       reason = result == cudaErrorInsufficientDriver
-                   ? "the NVIDIA driver is missing or too old for this build's CUDA runtime " + version(CUDART_VERSION) + ", driver " +
-                         driver_version()
+                   ? missing_driver()
                    : describe(result, "cudaGetDeviceCount", 0);
       return;
     }
@@ -132,10 +131,10 @@ struct Devices {
   }
 
   static std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }
-  static std::string driver_version() {
+  static std::string missing_driver() {
     int number = 0;
-    if (cudaDriverGetVersion(&number) != cudaSuccess || number == 0) return "none";
-    return "for CUDA " + version(number);
+    if (cudaDriverGetVersion(&number) != cudaSuccess || number == 0) return "there is no NVIDIA driver";
+    return "the NVIDIA driver is for CUDA " + version(number) + " and older, and this build has the runtime of CUDA " + version(CUDART_VERSION);
   }
 };
 const Devices& devices() {
