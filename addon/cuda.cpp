@@ -170,6 +170,7 @@ Napi::Value memory(const Napi::CallbackInfo& info) {
   auto result = Napi::Object::New(info.Env());
   result.Set("used", double(use.used));
   result.Set("reserved", double(use.reserved));
+  result.Set("reported", double(Napi::MemoryManagement::AdjustExternalMemory(info.Env(), 0)));
   return result;
 }
 

@@ -98,8 +98,7 @@ function doctor() {
     for (const { file, reason } of binary.refused) say('not loaded', `${path.relative(root, file)}: ${reason}`)
     say('cpu', `${variant} (can run ${variants.join(', ')}; built ${Object.keys(builtVariants()).join(', ')}), ${threads} threads`)
     const { cuda } = require('../dist/index.js').backends()
-    const remedy = binary.flavour === 'cpu' ? '; this binary has CPU kernels only (npx equitensor build --cuda)' : ''
-    say('cuda', cuda.available ? 'available' : `unavailable: ${cuda.reason}${remedy}`)
+    say('cuda', cuda.available ? `available: ${cuda.devices.map(({ name }) => name).join(', ')}` : `unavailable: ${cuda.reason}`)
     return 0
   } catch (error) {
     say('loaded', 'nothing: the addon does not load')

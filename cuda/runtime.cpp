@@ -16,6 +16,9 @@ std::mutex disabled_mutex;
 std::map<int, std::string> disabled;
 std::atomic<bool> any_disabled = false;
 
+// Of all threads. Waiting for a whole device would end those on it.
+std::atomic<int> captures = 0;
+
 // After these a context answers nothing else, and only a new process gets another one.
 bool is_sticky(cudaError_t error) {
   switch (error) {
@@ -115,8 +118,7 @@ struct Devices {
     if (result != cudaSuccess) {
       cudaGetLastError();
       reason = result == cudaErrorInsufficientDriver
-                   ? "the NVIDIA driver is missing or too old for this build's CUDA runtime " + version(CUDART_VERSION) + ", driver " +
-                         driver_version()
+                   ? missing_driver()
                    : describe(result, "cudaGetDeviceCount", 0);
       return;
     }
@@ -132,10 +134,10 @@ struct Devices {
   }
 
   static std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }
-  static std::string driver_version() {
+  static std::string missing_driver() {
     int number = 0;
-    if (cudaDriverGetVersion(&number) != cudaSuccess || number == 0) return "none";
-    return "for CUDA " + version(number);
+    if (cudaDriverGetVersion(&number) != cudaSuccess || number == 0) return "there is no NVIDIA driver";
+    return "the NVIDIA driver is for CUDA " + version(number) + " and older, and this build has the runtime of CUDA " + version(CUDART_VERSION);
   }
 };
 const Devices& devices() {
@@ -152,20 +154,21 @@ int device_count(std::string& reason) {
 
 const DeviceProperties& properties(int device) { return devices().properties.at(size_t(device)); }
 
-OnDevice::OnDevice(int device) : previous(current_device) {
+OnDevice::OnDevice(int device) : outer(current_device) {
   require_usable(device);
+  if (cudaGetDevice(&previous) != cudaSuccess) previous = device;
   current_device = device;
   const cudaError_t result = cudaSetDevice(device);
   if (result == cudaSuccess) return;
   try {
     check(result, "cudaSetDevice");
   } catch (...) {
-    current_device = previous;
+    current_device = outer;
     throw;
   }
 }
 OnDevice::~OnDevice() {
-  current_device = previous;
+  current_device = outer;
   cudaSetDevice(previous);
 }
 
@@ -264,7 +267,8 @@ void* allocate(int device, size_t bytes, cudaStream_t stream) {
   if (result == cudaErrorMemoryAllocation) {
     // What other streams have freed becomes available once they have been there, and pieces too small for this one can be given back.
     cudaGetLastError();
-    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    if (captures == 0) check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    else check(cudaStreamSynchronize(writer->get()), "cudaStreamSynchronize");
     check(cudaMemPoolTrimTo(pool, 0), "cudaMemPoolTrimTo");
     result = cudaMallocFromPoolAsync(&memory, bytes, pool, stream);
   }
@@ -352,6 +356,7 @@ void copy(void* to, const void* from, size_t bytes, const Stream& stream) {
 Graph::Graph(int device) : device(device), capturing(std::make_shared<Stream>(device)) {
   const OnDevice on(device);
   check(cudaStreamBeginCapture(capturing->get(), cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture");
+  ++captures;
 }
 
 void Graph::end() {
@@ -359,6 +364,7 @@ void Graph::end() {
   cudaGraph_t graph = nullptr;
   const cudaError_t result = cudaStreamEndCapture(capturing->get(), &graph);
   capturing.reset();
+  --captures;
   check(result, "cudaStreamEndCapture");
   const cudaError_t made = cudaGraphInstantiate(&executable, graph, 0);
   cudaGraphDestroy(graph);
@@ -380,6 +386,7 @@ Graph::~Graph() {
     if (capturing) {
       cudaGraph_t graph = nullptr;
       if (cudaStreamEndCapture(capturing->get(), &graph) == cudaSuccess && graph) cudaGraphDestroy(graph);
+      --captures;
     }
     // Work under way reads plans that may go with this graph.
     for (const SharedStream& stream : launched) cudaStreamSynchronize(stream->get());

@@ -54,7 +54,7 @@ class OnDevice {
   OnDevice(const OnDevice&) = delete;
 
  private:
-  int previous = 0;
+  int outer, previous = 0;  // of this class, and of the thread's other users of CUDA
 };
 
 // ---- streams, events

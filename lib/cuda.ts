@@ -10,7 +10,7 @@ export function cudaDevices(): { devices: readonly CudaDevice[]; reason: string 
     return { devices: [], reason: `${reason} has CPU kernels only: npx equitensor build --cuda, with the CUDA toolkit 12.0 or newer` }
   }
   const { devices, reason } = native.cuda.devices()
-  return { devices, reason: `${reason}; nvidia-smi shows whether a driver finds a card` }
+  return { devices, reason: `${reason} (nvidia-smi shows the driver and its cards)` }
 }
 
 /** @throws EquitensorError `backend_unavailable` that names the remedy. */

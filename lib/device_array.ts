@@ -12,7 +12,8 @@ let open: (array: DeviceArray) => NativeArray | undefined
 /**
  * An array of numbers in the memory of a CUDA device. Calls on device arrays return at once, and the device does the work in the order of
  * the calls; `download` waits for it. The memory is freed, for reuse by later arrays, when every array that shares it has been disposed of or
- * collected and the device has no more use for it.
+ * collected and the device has no more use for it. The collector needs the event loop to turn: a loop that does not `await` should
+ * dispose of its arrays (`using`), or give `out`.
  */
 export class DeviceArray<D extends DType = DType> {
   readonly dtype: D

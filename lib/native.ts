@@ -96,8 +96,8 @@ type CudaCreate<K extends 'createClebschGordan' | 'createGaunt' | 'createMatrix'
  * what says so only enqueues, on the stream that `chooseStream` chose. */
 export interface NativeCuda {
   devices(): { devices: CudaDevice[]; reason?: string }
-  /** Bytes of arrays, and of arrays and memory kept for reuse. */
-  memory(device: number): { used: number; reserved: number }
+  /** Bytes of arrays, of arrays and memory kept for reuse, and of everything that V8 has been told of in this thread. */
+  memory(device: number): { used: number; reserved: number; reported: number }
 
   allocate(device: number, bytes: number): NativeArray
   /** Waits, as every copy between host and device does. */

@@ -1,6 +1,6 @@
 // Every error that a caller can cause: its code, the argument, what was expected and what came; and nothing has been written.
 import { describe, expect, test } from 'vitest'
-import { ClebschGordanTensorProduct, EquitensorError, errorCodes, GauntTensorProduct, Irreps, MatrixTensorProduct } from '../lib/index'
+import { backends, ClebschGordanTensorProduct, EquitensorError, errorCodes, GauntTensorProduct, Irreps, MatrixTensorProduct } from '../lib/index'
 import { products } from './reference'
 import { guarded, random, randomArray } from './support'
 
@@ -170,7 +170,7 @@ const constructorProblems: [name: string, code: string, argument: string, in1: a
   ['an unknown backend', 'invalid_option', 'options.backend', '1o', '1o', { backend: 'metal' }],
   ['an unknown algorithm', 'invalid_option', 'options.algorithm', '1o', '1o', { algorithm: 'fastest' }],
   ['a name of the prototype as layout', 'invalid_option', 'options.layout', '1o', '1o', { layout: 'constructor' }],
-  ['no CUDA', 'backend_unavailable', 'options.backend', '1o', '1o', { backend: 'cuda' }],
+  ...(backends().cuda.available ? [] : [['no CUDA', 'backend_unavailable', 'options.backend', '1o', '1o', { backend: 'cuda' }] as [string, string, string, any, any, any]]),
   ...[0, -1, 1.5, NaN, Infinity, 1025, '2', true].map((v): [string, string, string, any, any, any] => [`threads ${v}`, 'invalid_option', 'options.threads', '1o', '1o', { threads: v }]),
   ['an unknown option', 'invalid_option', 'options.dType', '1o', '1o', { dType: 'float32' }],
   ['an option of the prototype', 'invalid_option', 'options.toString', '1o', '1o', { toString: 1 }],
