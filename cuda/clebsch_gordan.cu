@@ -136,7 +136,7 @@ class ClebschGordan final : public Operation {
     check(launch(clebsch_gordan_forward<T>, forward_.grid(call.batch), threads, forward_.shared_bytes, stream, plan_,
                  whole_rows(dim1, call.x_shared), whole_rows(dim2, call.y_shared), forward_.items, call.batch,
                  static_cast<const T*>(call.x), static_cast<const T*>(call.y), static_cast<T*>(call.z_out)),
-          "clebsch_gordan_forward");
+          "cudaLaunchKernel");
   }
   void backward(const Call& call, cudaStream_t stream) const override {
     const Gradient<T> dx(call.x_out, call.x_shared, device, dim1, call.batch, stream);
@@ -146,7 +146,7 @@ class ClebschGordan final : public Operation {
                    whole_rows(dim1, call.x_shared), whole_rows(dim2, call.y_shared), whole_rows(dim1, false), whole_rows(dim2, false),
                    backward_.items, call.batch, static_cast<const T*>(call.x), static_cast<const T*>(call.y),
                    static_cast<const T*>(call.z), dx.rows(), dy.rows()),
-            "clebsch_gordan_backward");
+            "cudaLaunchKernel");
     dx.finish(), dy.finish();
   }
 

@@ -14,9 +14,17 @@ __host__ __device__ inline int part_of(const PlanProduct& product, int slot) {
   return slot == 0 ? product.part1 : slot == 1 ? product.part2 : product.part_out;
 }
 
+// The product of values at angles is there to check the other one by: few teams are enough.
+constexpr int pointwise_teams = 4;
+template <class T>
+__host__ __device__ inline long ring_values(const GauntPlan<T>& plan) {
+  return long(plan.slots[0].parts + plan.slots[1].parts + plan.slots[2].parts) * plan.angles;
+}
+
 template <class T>
 struct GauntTiles {
   T *channel[3], *rings_in[3], *rings_out[3];
+  T* values;  // pointwise product: on one ring, [team][slot][part][angle]
   int bytes;
   __host__ __device__ GauntTiles(const GauntPlan<T>& plan, T* memory, int pitch, bool backward) {
     T* at = memory;
@@ -34,6 +42,7 @@ struct GauntTiles {
       rings_in[s] = take(is_input ? rings : 0);
       rings_out[s] = take(is_output ? rings : 0);
     }
+    values = take(plan.pointwise ? pointwise_teams * ring_values(plan) : 0);
     bytes = int((at - memory) * long(sizeof(T)));
   }
 };
@@ -71,6 +80,43 @@ __device__ __forceinline__ void multiply_ring(const Strip<T>& f, int df, const S
   multiply_series<T>(f, f, df, g, g, dg, h, dh, first);
 }
 
+// Values at the angles 2 pi j / n: even parts at [0, n / 2], odd parts behind them, to sums at j and n - j; and back.
+template <class T>
+__device__ __forceinline__ void unfold_angles(const Strip<T>& values, int n) {
+  for (int j = 1; j <= (n - 1) / 2; ++j) butterfly(values[j], values[n / 2 + j]);
+}
+// One team, one ring. ring(rings, slot, part): the ring's coefficients, from order -degree on.
+template <class T, class Ring>
+__device__ __forceinline__ void multiply_pointwise(const GauntPlan<T>& plan, const GauntTiles<T>& tile, const Contraction& c, const Team& team,
+                                                   Ring&& ring) {
+  const int n = plan.angles;
+  const Team alone{team.item, 0, 1, team.items, team.pitch};
+  const auto values = [&](int s, int part) {
+    const int before = (s > 0 ? plan.slots[0].parts : 0) + (s > 1 ? plan.slots[1].parts : 0);
+    return Strip<T>{tile.values + (team.index * ring_values(plan) + (before + part) * n) * team.pitch + team.item, team.pitch};
+  };
+#pragma unroll 1
+  for (int input = 0; input < 2; ++input) {
+    const int s = input ? c.b : c.a;
+    for (int part = 0; part < plan.slots[s].parts; ++part) {
+      apply(plan.slots[s].to_angles, ring(choose(tile.rings_in, s), s, part).at, values(s, part).at, alone);
+      unfold_angles(values(s, part), n);
+    }
+  }
+  unsigned written = 0;
+  for (int p = 0; p < plan.product_count; ++p) {
+    const PlanProduct product = load_table(plan.products + p).value[0];
+    const int part = part_of(product, c.out);
+    const Strip<T> f = values(c.a, part_of(product, c.a)), g = values(c.b, part_of(product, c.b)), h = values(c.out, part);
+    for (int j = 0; j < n; ++j) h[j] = written >> part & 1 ? h[j] + f[j] * g[j] : f[j] * g[j];
+    written |= 1u << part;
+  }
+  for (int part = 0; part < plan.slots[c.out].parts; ++part) {
+    unfold_angles(values(c.out, part), n);
+    apply(plan.slots[c.out].from_angles, values(c.out, part).at, ring(choose(tile.rings_out, c.out), c.out, part).at, alone);
+  }
+}
+
 template <class T>
 __device__ __forceinline__ void contract_rings(const GauntPlan<T>& plan, const GauntTiles<T>& tile, const Contraction& c, const Team& team) {
   const auto ring = [&](T* rings, int s, int at, int part, int sign) {
@@ -78,6 +124,17 @@ __device__ __forceinline__ void contract_rings(const GauntPlan<T>& plan, const G
     const int orders = 2 * slot.degree + 1;
     return Strip<T>{rings + (((at * slot.parts + part) * 2 + sign) * orders + slot.degree) * team.pitch + team.item, team.pitch};
   };
+  if (plan.pointwise) {
+    const int teams = team.count < pointwise_teams ? team.count : pointwise_teams;
+    for (int r = team.index; team.index < teams && r < plan.rings; r += teams) {
+      const int half = (plan.rings + 1) / 2, sign = r >= half, at = sign ? r - half : r;
+      multiply_pointwise(plan, tile, c, team, [&](T* rings, int s, int part) {
+        const Strip<T> centre = ring(rings, s, at, part, sign);
+        return Strip<T>{centre.at - plan.slots[s].degree * team.pitch, team.pitch};
+      });
+    }
+    return;
+  }
   // Northern rings, then their mirror images.
   for (int r = team.index; r < plan.rings; r += team.count) {
     const int half = (plan.rings + 1) / 2, sign = r >= half, at = sign ? r - half : r;
@@ -187,7 +244,7 @@ class Gaunt final : public Operation {
     check(launch(gaunt_forward<T>, forward_.grid(signals), threads, forward_.shared_bytes, stream, plan_,
                  rows(call.x_shared, call.y_shared), forward_.items, signals, static_cast<const T*>(call.x),
                  static_cast<const T*>(call.y), static_cast<T*>(call.z_out)),
-          "gaunt_forward");
+          "cudaLaunchKernel");
   }
   void backward(const Call& call, cudaStream_t stream) const override {
     const long long signals = call.batch * plan_.mul;
@@ -197,7 +254,7 @@ class Gaunt final : public Operation {
       check(launch(gaunt_backward<T>, backward_.grid(signals), threads, backward_.shared_bytes, stream, plan_,
                    rows(call.x_shared, call.y_shared), rows(false, false), backward_.items, signals, static_cast<const T*>(call.x),
                    static_cast<const T*>(call.y), static_cast<const T*>(call.z), dx.rows(), dy.rows()),
-            "gaunt_backward");
+            "cudaLaunchKernel");
     dx.finish(), dy.finish();
   }
 

@@ -219,7 +219,7 @@ class Matrix final : public Operation {
     check(launch(matrix_forward<T, C>, forward_.grid(signals), threads, forward_.shared_bytes, stream, plan_,
                  rows(call.x_shared, call.y_shared), forward_.items, signals, static_cast<const T*>(call.x),
                  static_cast<const T*>(call.y), static_cast<T*>(call.z_out)),
-          "matrix_forward");
+          "cudaLaunchKernel");
   }
   void backward(const Call& call, cudaStream_t stream) const override {
     const long long signals = call.batch * plan_.mul;
@@ -229,7 +229,7 @@ class Matrix final : public Operation {
       check(launch(matrix_backward<T, C>, backward_.grid(signals), threads, backward_.shared_bytes, stream, plan_,
                    rows(call.x_shared, call.y_shared), rows(false, false), backward_.items, signals, static_cast<const T*>(call.x),
                    static_cast<const T*>(call.y), static_cast<const T*>(call.z), dx.rows(), dy.rows()),
-            "matrix_backward");
+            "cudaLaunchKernel");
     dx.finish(), dy.finish();
   }
 

@@ -66,7 +66,7 @@ class SphericalHarmonics final : public Operation {
     check(launch(spherical_harmonics_forward<T>, tiling_.grid(call.batch), threads, tiling_.shared_bytes, stream, plan_,
                  whole_rows(3, call.x_shared), whole_rows(plan_.dim, false), tiling_.items, call.batch, static_cast<const T*>(call.x),
                  static_cast<T*>(call.z_out)),
-          "spherical_harmonics_forward");
+          "cudaLaunchKernel");
   }
   void backward(const Call&, cudaStream_t) const override { throw Error("not_supported", "spherical harmonics have no backward kernel"); }
 

@@ -22,7 +22,7 @@ __global__ __launch_bounds__(32 * rows_at_once) void sum_of_rows(const T* rows, 
 
 template <class T>
 void enqueue(const T* rows, T* out, int dim, long long batch, cudaStream_t stream) {
-  check(launch(sum_of_rows<T>, (dim + 31) / 32, 32 * rows_at_once, 0, stream, rows, out, dim, batch), "sum_of_rows");
+  check(launch(sum_of_rows<T>, (dim + 31) / 32, 32 * rows_at_once, 0, stream, rows, out, dim, batch), "cudaLaunchKernel");
 }
 
 }  // namespace

@@ -58,7 +58,7 @@ describe.skipIf(cuda.available)('without a device', () => {
 })
 
 test('asynchronous calls on the CPU are not there yet', async () => {
-  using op = ClebschGordanTensorProduct.full('1o', '1o')
+  using op = ClebschGordanTensorProduct.full('1o', '1o', { backend: 'cpu' })
   await expect(op.forwardAsync(new Float32Array(3), new Float32Array(3))).rejects.toMatchObject({ code: 'not_supported' })
 })
 
@@ -207,8 +207,8 @@ describe.runIf(cuda.available)('what calls on the device refuse', () => {
     ['a disposed one', 'disposed', 'y', () => { const gone = device.slice(); gone.dispose(); op.forward(device, gone) }],
     ['out that is an input', 'overlap', 'out.x', () => op.backward(device, device, undefined, DeviceArray.alloc('float32', 9), { out: { x: device.slice() } })],
     ['both gradients in one', 'overlap', 'out.y', () => { const g = DeviceArray.alloc('float32', 3); op.backward(device, device, undefined, DeviceArray.alloc('float32', 9), { out: { x: g, y: g } }) }],
-    ['an operation of the CPU', 'wrong_kind', 'x', () => ClebschGordanTensorProduct.full('1o', '1o').forward(device, device)],
-    ['a device without cuda', 'invalid_option', 'options.device', () => ClebschGordanTensorProduct.full('1o', '1o', { device: 0 })],
+    ['an operation of the CPU', 'wrong_kind', 'x', () => ClebschGordanTensorProduct.full('1o', '1o', { backend: 'cpu' }).forward(device, device)],
+    ['a device without cuda', 'invalid_option', 'options.device', () => ClebschGordanTensorProduct.full('1o', '1o', { backend: 'cpu', device: 0 })],
     ['harmonics of the CPU', 'wrong_kind', 'vectors', () => sphericalHarmonics(1, device, { backend: 'cpu' })],
     ['harmonics into the host', 'wrong_kind', 'out', () => sphericalHarmonics(1, device, { out: bad(new Float32Array(4)) })],
   ])('%s: %s', (_name, code, argument, action) => {

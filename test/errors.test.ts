@@ -2,7 +2,7 @@
 import { describe, expect, test } from 'vitest'
 import { backends, ClebschGordanTensorProduct, EquitensorError, errorCodes, GauntTensorProduct, Irreps, MatrixTensorProduct } from '../lib/index'
 import { products } from './reference'
-import { guarded, random, randomArray } from './support'
+import { defaultBackend, guarded, random, randomArray } from './support'
 
 function caught(action: () => unknown): EquitensorError {
   try {
@@ -192,7 +192,7 @@ describe.each(makers)('constructors: %s', (name, make) => {
 
   test('undefined stands for the default of every option', () => {
     const options = { dtype: undefined, layout: undefined, backend: undefined, threads: undefined, ...(name.startsWith('CGTP') ? { filterIrrepsOut: undefined } : { irrepsOut: undefined }) }
-    expect(make('1o', '1o', options)).toMatchObject({ dtype: 'float32', layout: 'mul_ir', backend: 'cpu' })
+    expect(make('1o', '1o', options)).toMatchObject({ dtype: 'float32', layout: 'mul_ir', backend: defaultBackend })
     expect(make('1o', '1o', undefined)).toMatchObject({ dtype: 'float32' })
   })
 })

@@ -5,7 +5,7 @@ import { cases, type ProblemIrreps } from '../bench/problems'
 import { largestError, positions } from '../bench/reference'
 import { Irreps, TensorProduct } from '../lib/index'
 import { products } from './reference'
-import { blockError, dtypes, guarded, layouts, random, randomArray, randomRotation, rotated, tolerance, type Numbers } from './support'
+import { blockError, defaultBackend, dtypes, guarded, layouts, type Numbers, random, randomArray, randomRotation, rotated, tolerance } from './support'
 
 const even = (L: number, mul = 1) => Array.from({ length: L + 1 }, (_, l) => `${mul}x${l}e`).join('+')
 const both = (L: number, mul = 1) => Array.from({ length: L + 1 }, (_, l) => `${mul}x${l}o+${mul}x${l}e`).join('+')
@@ -117,7 +117,7 @@ describe.each(products)('$name', ({ name, make, channelwise }) => {
   test('says what it is', () => {
     using op = make('2x1o+2x0e', '2x0e+2x1o', { layout: 'ir_mul', threads: 3 })
     expect(op).toBeInstanceOf(TensorProduct)
-    expect(op).toMatchObject({ dtype: 'float32', layout: 'ir_mul', backend: 'cpu', threads: 3, weightNumel: 0 })
+    expect(op).toMatchObject({ dtype: 'float32', layout: 'ir_mul', backend: defaultBackend, threads: 3, weightNumel: 0 })
     expect([`${op.irrepsIn1}`, `${op.irrepsIn2}`]).toEqual(['2x1o+2x0e', '2x0e+2x1o'])
     for (const { in1, in2, out, l } of op.paths) {
       const irs = [op.irrepsIn1.blocks[in1]!, op.irrepsIn2.blocks[in2]!, op.irrepsOut.blocks[out]!].map(({ ir }) => ir)

@@ -11,6 +11,9 @@ export const dtypes = ['float64', 'float32'] as const
 export const layouts = ['mul_ir', 'ir_mul'] as const
 export const constructors = { float32: Float32Array, float64: Float64Array } as const
 
+/** What 'auto' is: the suite also runs with EQUITENSOR_BACKEND=cuda. */
+export const defaultBackend = process.env.EQUITENSOR_BACKEND ?? 'cpu'
+
 export const root = path.join(__dirname, '..')
 
 const loaded = new Map<string, { meta: any; cases: any[] }>()
