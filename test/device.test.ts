@@ -33,7 +33,7 @@ function run(program: string, env: Record<string, string> = {}, ...flags: string
     const print = (value) => console.log(JSON.stringify(value))
     const codeOf = (action) => { try { action() } catch (error) { return { code: error.code, message: error.message, call: error.call, bytes: error.bytes } } }
     ;(async () => {${program}})()`
-  return JSON.parse(execFileSync(process.execPath, [...flags, '-e', text], { encoding: 'utf8', env: { ...process.env, EQUITENSOR_BINARY: binary.flavour, ...env } }))
+  return JSON.parse(execFileSync(process.execPath, [...flags, '-e', text], { encoding: 'utf8', env: { ...process.env, EQUITENSOR_BINARY: binary.flavour, EQUITENSOR_EMULATED_DEVICES: '1', ...env } }))
 }
 
 describe.skipIf(cuda.available)('without a device', () => {
