@@ -68,8 +68,8 @@ Napi::Value dispose(const Napi::CallbackInfo& info) {
 Napi::Value flops(const Napi::CallbackInfo& info) {
   const Operation& operation = operation_of(info[0]);
   auto result = Napi::Object::New(info.Env());
-  result.Set("forward", double(operation.forward_flops));
-  result.Set("backward", double(operation.backward_flops));
+  result.Set("forward", double(operation.flops.forward));
+  result.Set("backward", double(operation.flops.backward));
   return result;
 }
 

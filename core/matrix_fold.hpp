@@ -5,13 +5,13 @@
 // of the odd degrees. A folded matrix holds the contributions, so that each of them reads the components of one order and one parity of
 // degree: 262 instead of 776 coefficients at k = 6 (degrees 0 .. 6) and 735 instead of 2,400 for the output, for 288 additions.
 #pragma once
-#include "arithmetic.hpp"
+#include "unroll.hpp"
 
 namespace equitensor {
 inline namespace EQUITENSOR_VARIANT {
 
 template <class V>
-inline void butterfly(V& a, V& b) {
+EQUITENSOR_INLINE constexpr void butterfly(V& a, V& b) {
   const V sum = a + b;
   b = a - b;
   a = sum;
@@ -19,29 +19,37 @@ inline void butterfly(V& a, V& b) {
 
 constexpr long fold_additions(int k) { return 8L * k * k; }
 
-// In place: folded to plain; or the transpose of that, from a plain matrix's cotangent to a folded one's.
+// Folded to plain, in place; or the transpose of that, from a plain matrix's cotangent to a folded one's. `centre` is entry (0, 0),
+// rows are `size` entries long. These two together, for every a and every a < b, do a matrix; they touch different entries.
+template <class V, class M>
+EQUITENSOR_INLINE constexpr void unfold_order(const M& centre, int size, int a) {
+  butterfly<V>(centre[a], centre[a * size]);
+  butterfly<V>(centre[-a], centre[-a * size]);
+  butterfly<V>(centre[a * size + a], centre[-a * size - a]);
+  butterfly<V>(centre[-a * size + a], centre[a * size - a]);
+}
+template <bool transpose, class V, class M>
+EQUITENSOR_INLINE constexpr void unfold_orders(const M& centre, int size, int a, int b) {
+  V cc = centre[a * size + b], ss = centre[-a * size - b], cs = centre[a * size - b], sc = centre[-a * size + b];
+  V cc2 = centre[b * size + a], ss2 = centre[-b * size - a], cs2 = centre[b * size - a], sc2 = centre[-b * size + a];
+  for (int step = 0; step < 2; ++step) {
+    if ((step == 0) == transpose) {
+      butterfly(cc, ss), butterfly(sc, cs);
+      butterfly(cc2, ss2), butterfly(sc2, cs2);
+    } else {
+      butterfly(cc, cc2), butterfly(ss, ss2), butterfly(cs, cs2), butterfly(sc, sc2);
+    }
+  }
+  centre[a * size + b] = cc, centre[-a * size - b] = ss, centre[a * size - b] = cs, centre[-a * size + b] = sc;
+  centre[b * size + a] = cc2, centre[-b * size - a] = ss2, centre[b * size - a] = cs2, centre[-b * size + a] = sc2;
+}
 template <bool transpose, class V>
 inline void unfold(V* matrix, int k) {
   const int size = 2 * k + 1;
   V* const centre = matrix + k * size + k;
   for (int a = 1; a <= k; ++a) {
-    butterfly(centre[a], centre[a * size]);
-    butterfly(centre[-a], centre[-a * size]);
-    butterfly(centre[a * size + a], centre[-a * size - a]);
-    butterfly(centre[-a * size + a], centre[a * size - a]);
-    for (int b = a + 1; b <= k; ++b) {
-      V cc = centre[a * size + b], ss = centre[-a * size - b], cs = centre[a * size - b], sc = centre[-a * size + b];
-      V cc2 = centre[b * size + a], ss2 = centre[-b * size - a], cs2 = centre[b * size - a], sc2 = centre[-b * size + a];
-      const auto orders = [&] {
-        butterfly(cc, ss), butterfly(sc, cs);
-        butterfly(cc2, ss2), butterfly(sc2, cs2);
-      };
-      if (transpose) orders();
-      butterfly(cc, cc2), butterfly(ss, ss2), butterfly(cs, cs2), butterfly(sc, sc2);
-      if (!transpose) orders();
-      centre[a * size + b] = cc, centre[-a * size - b] = ss, centre[a * size - b] = cs, centre[-a * size + b] = sc;
-      centre[b * size + a] = cc2, centre[-b * size - a] = ss2, centre[b * size - a] = cs2, centre[-b * size + a] = sc2;
-    }
+    unfold_order<V>(centre, size, a);
+    for (int b = a + 1; b <= k; ++b) unfold_orders<transpose, V>(centre, size, a, b);
   }
 }
 

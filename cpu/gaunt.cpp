@@ -4,10 +4,10 @@
 //
 // The trilinear form T(x, y, v) = mean over the sphere of f_x f_y f_v is symmetric, so that each gradient is the same product
 // with another slot as its output.
+#include "core/series.hpp"
 #include "cpu/block_map.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/rows.hpp"
-#include "cpu/series.hpp"
 
 namespace equitensor {
 inline namespace EQUITENSOR_VARIANT {
@@ -23,12 +23,12 @@ void multiply_mirrored(const Vector<T>* f, const Vector<T>* g, Vector<T>* h) {
   for (int m = 0; m < nf; ++m) a[m] = f[m] + f[nf + m];
 #pragma GCC unroll 32
   for (int m = 0; m < ng; ++m) b[m] = g[m] + g[ng + m];
-  multiply_series<T>(a + df, a + df, Int<df>{}, b + dg, b + dg, Int<dg>{}, north + dh, Int<dh>{}, true);
+  multiply_series<Vector<T>>(a + df, a + df, Int<df>{}, b + dg, b + dg, Int<dg>{}, north + dh, Int<dh>{}, true);
 #pragma GCC unroll 32
   for (int m = 0; m < nf; ++m) a[m] = f[m] - f[nf + m];
 #pragma GCC unroll 32
   for (int m = 0; m < ng; ++m) b[m] = g[m] - g[ng + m];
-  multiply_series<T>(a + df, a + df, Int<df>{}, b + dg, b + dg, Int<dg>{}, south + dh, Int<dh>{}, true);
+  multiply_series<Vector<T>>(a + df, a + df, Int<df>{}, b + dg, b + dg, Int<dg>{}, south + dh, Int<dh>{}, true);
 #pragma GCC unroll 32
   for (int m = 0; m < nh; ++m) {
     h[m] = north[m] + south[m];
@@ -38,7 +38,7 @@ void multiply_mirrored(const Vector<T>* f, const Vector<T>* g, Vector<T>* h) {
 // The equator is its own mirror image: all of it is in the even halves.
 template <int df, int dg, int dh, class T>
 void multiply_equator(const Vector<T>* f, const Vector<T>* g, Vector<T>* h) {
-  multiply_series<T>(f + df, f + df, Int<df>{}, g + dg, g + dg, Int<dg>{}, h + dh, Int<dh>{}, true);
+  multiply_series<Vector<T>>(f + df, f + df, Int<df>{}, g + dg, g + dg, Int<dg>{}, h + dh, Int<dh>{}, true);
 }
 template <class T>
 struct UnrolledProduct {
@@ -109,7 +109,7 @@ inline void multiply_ring(const GauntPlan<T>& plan, GauntBuffers<T>& buffer, con
     for (int sign = 0; sign < signs; ++sign) {
       const Vector<T>* f = buffer.ring_in[c.a] + (2 * pa + sign) * a_orders + a.degree;
       const Vector<T>* g = buffer.ring_in[c.b] + (2 * pb + sign) * b_orders + b.degree;
-      multiply_series<T>(f, f, a.degree, g, g, b.degree, buffer.ring_out[c.out] + (2 * pc + sign) * out_orders + out.degree,
+      multiply_series<Vector<T>>(f, f, a.degree, g, g, b.degree, buffer.ring_out[c.out] + (2 * pc + sign) * out_orders + out.degree,
                          out.degree, !(written >> pc & 1));
     }
     written |= 1u << pc;

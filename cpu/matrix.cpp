@@ -1,10 +1,10 @@
 // Matrix tensor product: the components of each operand become a matrix, the matrices are multiplied, and the product's
 // components are read off. The form is tr(X Y Z^T), so that dX = dZ Y^T and dY = X^T dZ.
 #include "core/matrix_fold.hpp"
+#include "core/series.hpp"
 #include "cpu/block_map.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/rows.hpp"
-#include "cpu/series.hpp"
 
 namespace equitensor {
 inline namespace EQUITENSOR_VARIANT {
@@ -44,12 +44,14 @@ EQUITENSOR_NOINLINE void multiply_block(const Vector<T>* a, MatrixView va, const
 }
 
 // All blocks, of nearly equal sides.
-template <class T, class Size>
-inline void multiply_blocks(const Vector<T>* a, MatrixView va, const Vector<T>* b, MatrixView vb, Vector<T>* c, Size size, bool first) {
+template <class T, class Size, class Between>
+inline void multiply_blocks(const Vector<T>* a, MatrixView va, const Vector<T>* b, MatrixView vb, Vector<T>* c, Size size, bool first,
+                            Between&& between) {
   const int blocks = (size + largest_block - 1) / largest_block;
   const auto begin = [&](int block) { return block * size / blocks; };
   for (int bi = 0; bi < blocks; ++bi)
     for (int bj = 0; bj < blocks; ++bj) {
+      between();
       const int i = begin(bi), j = begin(bj), rows = begin(bi + 1) - i, columns = begin(bj + 1) - j;
       const Vector<T>*left = a + i * va.row, *right = b + j * vb.column;
       Vector<T>* out = c + i * size + j;
@@ -63,16 +65,16 @@ inline void multiply_blocks(const Vector<T>* a, MatrixView va, const Vector<T>* 
     }
 }
 // c = a b, or c += a b; size x size matrices of vectors, c by rows.
-template <class T>
+template <class T, class Between>
 inline void multiply_matrices(const Vector<T>* a, MatrixView va, const Vector<T>* b, MatrixView vb, Vector<T>* c, int size,
-                              bool first) {
+                              bool first, Between&& between) {
   switch (size) {
-    case 5: return multiply_blocks<T>(a, va, b, vb, c, Int<5>{}, first);
-    case 7: return multiply_blocks<T>(a, va, b, vb, c, Int<7>{}, first);
-    case 9: return multiply_blocks<T>(a, va, b, vb, c, Int<9>{}, first);
-    case 11: return multiply_blocks<T>(a, va, b, vb, c, Int<11>{}, first);
-    case 13: return multiply_blocks<T>(a, va, b, vb, c, Int<13>{}, first);
-    default: return multiply_blocks<T>(a, va, b, vb, c, size, first);
+    case 5: return multiply_blocks<T>(a, va, b, vb, c, Int<5>{}, first, between);
+    case 7: return multiply_blocks<T>(a, va, b, vb, c, Int<7>{}, first, between);
+    case 9: return multiply_blocks<T>(a, va, b, vb, c, Int<9>{}, first, between);
+    case 11: return multiply_blocks<T>(a, va, b, vb, c, Int<11>{}, first, between);
+    case 13: return multiply_blocks<T>(a, va, b, vb, c, Int<13>{}, first, between);
+    default: return multiply_blocks<T>(a, va, b, vb, c, size, first, between);
   }
 }
 
@@ -114,7 +116,7 @@ EQUITENSOR_INLINE void multiply_top(const PlanTop<T>& top, D1 l1, D2 l2, D3 l3, 
   Vector<T>*f_mirror = f + n1, *g = f_mirror + n1, *g_mirror = g + n2, *h = g_mirror + n2;
   for (int m = 0; m < n1; ++m) f[m] = top.scale1[m] * x[m], f_mirror[m] = top.mirror1[m] * x[m];
   for (int m = 0; m < n2; ++m) g[m] = top.scale2[m] * y[m], g_mirror[m] = top.mirror2[m] * y[m];
-  multiply_series<T>(f + l1, f_mirror + l1, l1, g + l2, g_mirror + l2, l2, h + l3, l3, true);
+  multiply_series<Vector<T>>(f + l1, f_mirror + l1, l1, g + l2, g_mirror + l2, l2, h + l3, l3, true);
   for (int m = 0; m < n3; ++m) z[m] = top.first ? top.scale_out[m] * h[m] : z[m] + top.scale_out[m] * h[m];
 }
 // Unrolled where the full product of one L needs it: core/matrix.hpp.
@@ -142,8 +144,10 @@ void matrix_forward(const MatrixPlan<T>& plan, const Operands<T>& a, long begin,
   const int n = plan.size, entries = n * n;
   RowWriter<T> z(a.z_out, plan.slots[2].dim, buffer.out[2]);
   for_each_tile<T>(begin, end, a.stream, [&](const Tile& tile, bool first, bool last) {
-    load_rows(a.x, a.x_stride, plan.slots[0].dim, tile, buffer.tile[0]);
-    load_rows(a.y, a.y_stride, plan.slots[1].dim, tile, buffer.tile[1]);
+    load_rows<T, false>(a.x, a.x_stride, plan.slots[0].dim, tile, buffer.tile[0]);
+    load_rows<T, false>(a.y, a.y_stride, plan.slots[1].dim, tile, buffer.tile[1]);
+    SpreadPrefetch<T> next_x(a.x + tile.ahead * a.x_stride, a.x_stride), next_y(a.y + tile.ahead * a.y_stride, a.y_stride);
+    const auto prefetch = [&] { next_x.some(6), next_y.some(6); };
     for (int u = 0; u < plan.mul; ++u) {
       to_matrix(plan, buffer, 0, u);
       to_matrix(plan, buffer, 1, u);
@@ -151,7 +155,7 @@ void matrix_forward(const MatrixPlan<T>& plan, const Operands<T>& a, long begin,
       for (int p = 0; p < plan.product_count; ++p) {
         const PlanProduct& product = plan.products[p];
         multiply_matrices<T>(buffer.matrix[0] + product.part1 * entries, {n, 1}, buffer.matrix[1] + product.part2 * entries,
-                             {n, 1}, buffer.gradient[2] + product.part_out * entries, n, !(written >> product.part_out & 1));
+                             {n, 1}, buffer.gradient[2] + product.part_out * entries, n, !(written >> product.part_out & 1), prefetch);
         written |= 1u << product.part_out;
       }
       from_matrix(plan, buffer, 2, u, z.tile());
@@ -181,9 +185,9 @@ void matrix_backward(const MatrixPlan<T>& plan, const Operands<T>& a, long begin
         const Vector<T>* y = buffer.matrix[1] + product.part2 * entries;
         const Vector<T>* dz = buffer.matrix[2] + product.part_out * entries;
         multiply_matrices<T>(dz, {n, 1}, y, {1, n}, buffer.gradient[0] + product.part1 * entries, n,
-                             !(written[0] >> product.part1 & 1));
+                             !(written[0] >> product.part1 & 1), [] {});
         multiply_matrices<T>(x, {1, n}, dz, {n, 1}, buffer.gradient[1] + product.part2 * entries, n,
-                             !(written[1] >> product.part2 & 1));
+                             !(written[1] >> product.part2 & 1), [] {});
         written[0] |= 1u << product.part1;
         written[1] |= 1u << product.part2;
       }

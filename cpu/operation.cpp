@@ -1,7 +1,5 @@
 #include "cpu/operation.hpp"
 #include "cpu/pool.hpp"
-#include <deque>
-#include <set>
 #include <stdexcept>
 
 namespace equitensor {
@@ -11,39 +9,21 @@ namespace {
 constexpr long stream_from_bytes = 512 << 10;
 
 // Owns what a plan points to.
-template <class T>
 class PlanStore {
  public:
-  const int* ints(std::vector<int> v) { return ints_.emplace_back(std::move(v)).data(); }
-  const T* values(const std::vector<double>& v) { return values_.emplace_back(v.begin(), v.end()).data(); }
+  static constexpr int row_bytes = 1;
+  const int* ints(std::vector<int> v) { return items(std::move(v)); }
+  template <class T>
+  const T* values(const std::vector<double>& v) { return items(std::vector<T>(v.begin(), v.end())); }
   template <class Item>
   const Item* items(std::vector<Item> v) {
     auto kept = std::make_shared<std::vector<Item>>(std::move(v));
-    others_.push_back(kept);
+    kept_.push_back(kept);
     return kept->data();
-  }
-  PlanMap<T> map(const BlockMap& map) {
-    std::map<std::pair<size_t, size_t>, std::vector<const MapBlock*>> shapes;
-    for (const MapBlock& b : map.blocks) shapes[{b.outputs.size(), b.sources.size()}].push_back(&b);
-    std::vector<PlanRun<T>> runs;
-    for (const auto& [shape, blocks] : shapes) {
-      std::vector<double> coefficients;
-      std::vector<int> sources, outputs;
-      for (const MapBlock* b : blocks) {
-        coefficients.insert(coefficients.end(), b->coefficients.begin(), b->coefficients.end());
-        sources.insert(sources.end(), b->sources.begin(), b->sources.end());
-        outputs.insert(outputs.end(), b->outputs.begin(), b->outputs.end());
-      }
-      runs.push_back({int(blocks.size()), int(shape.second), int(shape.first), values(coefficients), ints(sources), ints(outputs)});
-    }
-    const int count = int(runs.size());
-    return {items(std::move(runs)), count};
   }
 
  private:
-  std::deque<std::vector<int>> ints_;
-  std::deque<std::vector<T>> values_;
-  std::vector<std::shared_ptr<void>> others_;
+  std::vector<std::shared_ptr<void>> kept_;
 };
 
 template <class T>
@@ -102,51 +82,7 @@ class ClebschGordan final : public Operation {
                 const std::vector<ClebschGordanPath>& paths, bool dense) {
     is_double = sizeof(T) == 8;
     dim1 = dims[0], dim2 = dims[1], dim_out = dims[2];
-    std::vector<PlanPair<T>> pairs;
-    for (const ClebschGordanPair& form : clebsch_gordan_pairs(in1, in2, paths, dense)) {
-      const IrrepsBlock &b1 = in1[form.in1], &b2 = in2[form.in2];
-      PlanPair<T> pair{};
-      pair.mul1 = b1.mul, pair.mul2 = b2.mul, pair.same_channel = form.same_channel;
-      pair.x_offset = b1.offset, pair.x_channel = b1.channel;
-      pair.y_offset = b2.offset, pair.y_channel = b2.channel;
-      std::vector<int> x, y, rows;
-      for (const auto& [i, j] : form.products) {
-        if (x.empty() || x.back() != i * b1.component) rows.push_back(int(x.size()));
-        x.push_back(i * b1.component);
-        y.push_back(j * b2.component);
-      }
-      pair.rows = int(rows.size()), pair.products = int(x.size());
-      rows.push_back(pair.products);
-      const long channels = form.same_channel ? b1.mul : long(b1.mul) * b2.mul;
-      pair.direct = channels == 1;
-      std::vector<PlanSegment> segments;
-      std::vector<int> in_row;
-      for (const ClebschGordanPath& path : form.paths) {
-        segments.push_back({pair.compact_outputs, 2 * path.l3 + 1, {path.offset, path.component}, path.u_step, path.v_step});
-        pair.compact_outputs += 2 * path.l3 + 1;
-        for (int k = 0; k <= 2 * path.l3; ++k) in_row.push_back(path.offset + k * path.component);
-      }
-      BlockMap forward = make_block_map(pair.compact_outputs, form.entries);
-      BlockMap backward = make_block_map(pair.products, transposed(form.entries));
-      if (pair.direct) {
-        for (MapBlock& b : forward.blocks)
-          for (int& o : b.outputs) o = in_row[o];
-        for (MapBlock& b : backward.blocks)
-          for (int& s : b.sources) s = in_row[s];
-      }
-      forward_flops += channels * (pair.products + 2 * forward.multiply_adds);
-      backward_flops += channels * (4 * pair.products + 2 * backward.multiply_adds);
-      pair.forward = store_.map(forward), pair.backward = store_.map(backward);
-      pair.x_component = store_.ints(x), pair.y_component = store_.ints(y), pair.row_begin = store_.ints(rows);
-      pair.segment_count = int(segments.size());
-      pair.segments = store_.items(std::move(segments));
-      plan_.max_products = std::max(plan_.max_products, pair.products);
-      plan_.max_compact = std::max(plan_.max_compact, pair.compact_outputs);
-      pairs.push_back(pair);
-    }
-    plan_.dim1 = dim1, plan_.dim2 = dim2, plan_.dim_out = dim_out;
-    plan_.pair_count = int(pairs.size());
-    plan_.pairs = store_.items(std::move(pairs));
+    plan_ = clebsch_gordan_plan<T>(store_, dims, in1, in2, paths, dense, true, flops);
   }
 
   void forward(const Call& call, const Kernels& kernels) const override {
@@ -164,77 +100,16 @@ class ClebschGordan final : public Operation {
 
  private:
   ClebschGordanPlan<T> plan_{};
-  PlanStore<T> store_;
+  PlanStore store_;
 };
-
-// What the Gaunt and the matrix product share: the components of a channel, in the order of the blocks.
-template <class T, class Component>
-std::vector<Component> slot_components(PlanSlot& plan, const ChannelSlot& slot, PlanStore<T>& store) {
-  std::vector<Component> components;
-  std::vector<Strided> places;
-  plan.direct = true;
-  for (size_t b = 0; b < slot.blocks.size(); ++b) {
-    const IrrepsBlock& block = slot.blocks[b];
-    for (int m = 0; m <= 2 * block.l; ++m) {
-      plan.direct &= block.mul == 1 && block.at(0, m) == int(places.size());
-      components.push_back({block.l, m - block.l, slot.parts[b]});
-      places.push_back({block.at(0, m), block.channel});
-    }
-  }
-  plan.dim = slot.dim;
-  plan.components = int(components.size());
-  plan.channel = store.items(std::move(places));
-  return components;
-}
 
 template <class T>
 class Gaunt final : public Operation {
  public:
   Gaunt(int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products, const Grid& grid) {
     is_double = sizeof(T) == 8;
-    plan_.mul = mul, plan_.rings = grid.rings, plan_.angles = grid.angles, plan_.pointwise = grid.pointwise;
-    plan_.product_count = int(products.size());
-    plan_.products = store_.items(products);
-    long synthesis[3], analysis[3], to_angles[3], from_angles[3];
-    for (int s = 0; s < 3; ++s) {
-      GauntSlot<T>& slot = plan_.slots[s];
-      const auto components = slot_components<T, GridComponent>(slot, slots[s], store_);
-      const GauntSlotForm form = gaunt_slot_form(components, grid.rings, grid.angles);
-      slot.degree = form.degree, slot.parts = form.parts;
-      const BlockMap in = make_block_map(form.rings_size, form.synthesis, Missing::untouched);
-      const BlockMap out = make_block_map(slot.components, form.analysis);
-      const BlockMap to = make_block_map(grid.angles, form.to_angles);
-      const BlockMap from = make_block_map(2 * form.degree + 1, form.from_angles);
-      slot.synthesis = store_.map(in), slot.analysis = store_.map(out);
-      slot.to_angles = store_.map(to), slot.from_angles = store_.map(from);
-      synthesis[s] = 2 * in.multiply_adds, analysis[s] = 2 * out.multiply_adds;
-      to_angles[s] = 2 * to.multiply_adds, from_angles[s] = 2 * from.multiply_adds;
-    }
-    dim1 = plan_.slots[0].dim, dim2 = plan_.slots[1].dim, dim_out = plan_.slots[2].dim;
-
-    const long mirrored = grid.rings / 2, n = long(products.size());
-    const auto& slot = plan_.slots;
-    const bool plain = !grid.pointwise && n == 1 && slot[0].parts == 1 && slot[1].parts == 1 && slot[2].parts == 1;
-    const auto orders = [&](int s) { return 2 * slot[s].degree + 1; };
-    const auto folds = [&](int s) { return mirrored * 2 * slot[s].parts * orders(s); };
-    // Unrolled products unfold their inputs each by itself; the others share the unfolded ones.
-    const int d = slot[0].degree;
-    const bool unrolled = plain && d >= 1 && d <= gaunt_unrolled_degree && slot[1].degree == d && slot[2].degree == 2 * d;
-    const long angle_fold = 2 * ((grid.angles - 1) / 2);
-    const auto input = [&](int s) {
-      const long angular = grid.pointwise ? long(grid.rings) * slot[s].parts * (to_angles[s] + angle_fold) : 0;
-      return synthesis[s] + folds(s) + angular;
-    };
-    const auto contraction = [&](int a, int b, int out) {
-      const long added = n - slot[out].parts;  // the first product of a part is not added to anything
-      const long ring = grid.pointwise
-                            ? n * grid.angles + added * grid.angles + slot[out].parts * (angle_fold + from_angles[out])
-                            : n * series_product_operations(slot[a].degree, slot[b].degree, slot[out].degree) + added * orders(out);
-      return grid.rings * ring + folds(out) + analysis[out];
-    };
-    forward_flops = mul * (input(0) + input(1) + contraction(0, 1, 2));
-    backward_flops = mul * (input(0) + input(1) + input(2) + contraction(1, 2, 0) + contraction(0, 2, 1) +
-                           (unrolled ? folds(2) : 0));
+    plan_ = gaunt_plan<T>(store_, mul, slots, products, grid, flops);
+    dim1 = slots[0].dim, dim2 = slots[1].dim, dim_out = slots[2].dim;
   }
 
   void forward(const Call& call, const Kernels& kernels) const override {
@@ -252,7 +127,7 @@ class Gaunt final : public Operation {
 
  private:
   GauntPlan<T> plan_{};
-  PlanStore<T> store_;
+  PlanStore store_;
 };
 
 template <class T>
@@ -260,33 +135,9 @@ class Matrix final : public Operation {
  public:
   Matrix(int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products, int k) {
     is_double = sizeof(T) == 8;
-    const int size = 2 * k + 1;
-    plan_.mul = mul, plan_.size = size;
-    plan_.product_count = int(products.size());
-    plan_.products = store_.items(products);
-    std::vector<MatrixComponent> components[3];
-    for (int s = 0; s < 3; ++s) components[s] = slot_components<T, MatrixComponent>(plan_.slots[s], slots[s], store_);
-    const bool in_float = sizeof(T) == 4 && k <= largest_direct_k;
-    const long direct_flops = in_float && k > largest_float_k ? compute_top_directly(components, products, k) : 0;
-    long to[3], from[3];
-    for (int s = 0; s < 3; ++s) {
-      MatrixSlot<T>& slot = plan_.slots[s];
-      slot.parts = 1;
-      for (int part : slots[s].parts) slot.parts = std::max(slot.parts, part + 1);
-      const std::vector<MapEntry> entries = matrix_entries(components[s], k);
-      std::vector<MapEntry> reverse = transposed(entries);
-      if (s == 2) std::erase_if(reverse, [&](const MapEntry& e) { return direct_outputs_.count(e.output) > 0; });
-      const BlockMap to_matrix = make_block_map(slot.parts * size * size, entries);
-      const BlockMap from_matrix = make_block_map(slot.components, reverse);
-      slot.to_matrix = store_.map(to_matrix), slot.from_matrix = store_.map(from_matrix);
-      const long folds = slot.parts * fold_additions(k);
-      to[s] = 2 * to_matrix.multiply_adds + folds, from[s] = 2 * from_matrix.multiply_adds + folds;
-    }
-    dim1 = plan_.slots[0].dim, dim2 = plan_.slots[1].dim, dim_out = plan_.slots[2].dim;
-    const long multiply = 2 * long(products.size()) * size * size * size;
-    forward_flops = mul * (to[0] + to[1] + multiply + from[2] + direct_flops);
-    backward_flops = mul * (to[0] + to[1] + to[2] + 2 * multiply + from[0] + from[1]);
-    if (sizeof(T) == 4 && k > largest_direct_k) in_double_ = std::make_unique<Matrix<double>>(mul, slots, products, k);
+    plan_ = matrix_plan<T>(store_, mul, slots, products, k, flops);
+    dim1 = slots[0].dim, dim2 = slots[1].dim, dim_out = slots[2].dim;
+    if (sizeof(T) == 4 && k > matrix_largest_float_k) in_double_ = std::make_unique<Matrix<double>>(mul, slots, products, k);
   }
 
   void forward(const Call& call, const Kernels& kernels) const override {
@@ -305,36 +156,6 @@ class Matrix final : public Operation {
   }
 
  private:
-  // The highest outputs are small differences of large matrix entries: read off a float32 matrix, l3 = 2k is wrong by 2e-6 of its block's
-  // largest value at k = 4, 7e-6 at k = 5, 1e-5 at k = 6, 2e-5 at k = 8 (l3 = 15: 3e-6), 1e-4 at k = 10. So from k = 6 on l3 = l1 + l2 is
-  // computed by its only path, and from k = 9 on float32 operands are multiplied in double, a few tiles at a time.
-  static constexpr int largest_float_k = 5, largest_direct_k = 8;
-
-  // Returns the operations that it takes.
-  long compute_top_directly(const std::vector<MatrixComponent> (&components)[3], const std::vector<PlanProduct>& products, int k) {
-    const auto mirror = [](std::vector<double> scale) {
-      for (int i = 0, l = int(scale.size()) / 2; i <= 2 * l; ++i)
-        if ((i - l) % 2) scale[i] = -scale[i];
-      return scale;
-    };
-    std::vector<PlanTop<T>> tops;
-    long flops = 0;
-    for (const PlanProduct& p : products) {
-      const std::optional<MatrixTop> top = matrix_top(components[0], components[1], components[2], p.part1, p.part2, p.part_out, k);
-      if (!top) continue;
-      const int l1 = top->l1, l2 = top->l2, l3 = l1 + l2;
-      const bool first = direct_outputs_.insert(top->out_first).second;
-      for (int m = 1; m <= 2 * l3; ++m) direct_outputs_.insert(top->out_first + m);
-      tops.push_back({l1, l2, top->x_first, top->y_first, top->out_first, first, store_.values(top->scale1),
-                      store_.values(mirror(top->scale1)), store_.values(top->scale2), store_.values(mirror(top->scale2)),
-                      store_.values(top->scale_out)});
-      flops += series_product_operations(l1, l2, l3) + 2 * (2 * l1 + 1) + 2 * (2 * l2 + 1) + (first ? 1 : 2) * (2 * l3 + 1);
-    }
-    plan_.top_count = int(tops.size());
-    plan_.tops = store_.items(std::move(tops));
-    return flops;
-  }
-  std::set<int> direct_outputs_;  // components of a channel of the output
   static constexpr long converted_items = 64;
 
   void run_in_double(const Call& call, const Kernels& kernels, Pass pass) const {
@@ -372,7 +193,7 @@ class Matrix final : public Operation {
   }
 
   MatrixPlan<T> plan_{};
-  PlanStore<T> store_;
+  PlanStore store_;
   std::unique_ptr<Matrix<double>> in_double_;
   template <class>
   friend class Matrix;
@@ -383,33 +204,8 @@ class SphericalHarmonics final : public Operation {
  public:
   SphericalHarmonics(const std::vector<int>& degrees, const std::vector<double>& scale, bool normalize) {
     is_double = sizeof(T) == 8;
-    const int lmax = int(scale.size()) - 1, orders = lmax + 1;
-    std::vector<int> begin, copies;
-    for (int l = 0; l <= lmax; ++l) {
-      begin.push_back(int(copies.size()));
-      int at = 0;
-      for (int d : degrees) {
-        if (d == l) copies.push_back(at);
-        at += 2 * d + 1;
-      }
-      dim_out = at;
-    }
-    begin.push_back(int(copies.size()));
-    // core/legendre.hpp's recurrence, next = a (y value - b r^2 previous), with a and -a b stored.
-    std::vector<double> recurrence(2 * orders * orders + orders);
-    for (int m = 0; m <= lmax; ++m) {
-      for (int l = m + 1; l <= lmax; ++l) {
-        const double a = square_root((4.0 * l * l - 1) / (double(l) * l - double(m) * m));
-        const double b = square_root(((l - 1.0) * (l - 1.0) - double(m) * m) / (4.0 * (l - 1.0) * (l - 1.0) - 1));
-        recurrence[2 * (m * orders + l)] = a;
-        recurrence[2 * (m * orders + l) + 1] = -a * b;
-      }
-      double diagonal = m > 0 ? square_root(2.0) : 1;
-      for (int k = 1; k <= m; ++k) diagonal *= square_root((2 * k + 1.0) / (2 * k));
-      recurrence[2 * orders * orders + m] = diagonal;
-    }
-    dim1 = 3;
-    plan_ = {lmax, dim_out, normalize, store_.ints(begin), store_.ints(copies), store_.values(recurrence), store_.values(scale)};
+    plan_ = harmonics_plan<T>(store_, degrees, scale, normalize);
+    dim1 = 3, dim_out = plan_.dim;
   }
 
   void forward(const Call& call, const Kernels& kernels) const override {
@@ -424,7 +220,7 @@ class SphericalHarmonics final : public Operation {
 
  private:
   HarmonicsPlan<T> plan_{};
-  PlanStore<T> store_;
+  PlanStore store_;
 };
 
 template <template <class> class Kind, class... Arguments>

@@ -1,9 +1,6 @@
 // An operation ready to run on the CPU: its plan, and the division of a batch into tasks.
 #pragma once
-#include "core/channels.hpp"
-#include "core/clebsch_gordan.hpp"
-#include "core/gaunt.hpp"
-#include "core/matrix.hpp"
+#include "core/build_plan.hpp"
 #include "cpu/plan.hpp"
 #include <memory>
 
@@ -26,7 +23,7 @@ class Operation {
 
   bool is_double = false;
   int dim1 = 0, dim2 = 0, dim_out = 0;
-  long forward_flops = 0, backward_flops = 0;  // an item; a multiply-add counts two
+  PassFlops flops;
 };
 
 // dims: components of an item of both inputs and of the output.

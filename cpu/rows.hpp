@@ -23,6 +23,20 @@ EQUITENSOR_INLINE void prefetch_rows(const T* first, long stride) {
   for (long i = 0; i < stride * width<T>; i += line<T>) __builtin_prefetch(first + i, 0, 2);
 }
 
+// The same lines a few at a time, spread over the computation of a tile: asked for at once they fill the processor's miss buffers and
+// hold up the loads of the tile at hand.
+template <class T>
+class SpreadPrefetch {
+ public:
+  SpreadPrefetch(const T* rows, long stride) : at_(rows), end_(stride > 4 * line<T> ? rows : rows + stride * width<T>) {}
+  EQUITENSOR_INLINE void some(int lines) {
+    for (; lines > 0 && at_ < end_; --lines, at_ += line<T>) __builtin_prefetch(at_, 0, 2);
+  }
+
+ private:
+  const T *at_, *end_;
+};
+
 // `kept` components of every lane, from rows `pitch` apart, into out[component]. Rounds of the transpose that nothing is kept of
 // fall away when `kept` is a constant.
 template <class T, int kept>
@@ -41,12 +55,12 @@ EQUITENSOR_INLINE void load_block(const T* first, long pitch, int n, Vector<T>* 
 }
 
 // n components of every row into out[component].
-template <class T>
+template <class T, bool prefetch = true>
 inline void load_rows(const T* base, long stride, int n, const Tile& tile, Vector<T>* out) {
   constexpr int w = width<T>;
   const T* first = base + tile.first * stride;
   const long pitch = tile.step * stride;
-  prefetch_rows(base + tile.ahead * stride, stride);
+  if (prefetch) prefetch_rows(base + tile.ahead * stride, stride);
   if (tile.count < w) {  // the batch's last tile
     for (int c = 0; c < n; ++c) {
       T lanes[w];

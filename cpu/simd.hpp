@@ -1,6 +1,7 @@
 // Vectors of the widest registers that this variant has, and the few operations that the compiler's vector type lacks.
 #pragma once
 #include "core/arithmetic.hpp"
+#include "core/unroll.hpp"
 #include <cstdint>
 #include <utility>
 #if defined(__x86_64__) && !defined(EQUITENSOR_COUNT)
@@ -10,9 +11,7 @@
 namespace equitensor {
 inline namespace EQUITENSOR_VARIANT {
 
-#define EQUITENSOR_INLINE inline __attribute__((always_inline))
 #define EQUITENSOR_NOINLINE __attribute__((noinline))
-#define EQUITENSOR_LAMBDA __attribute__((always_inline))
 
 #if defined(EQUITENSOR_COUNT)
 

@@ -11,7 +11,7 @@ namespace equitensor::cuda {
 
 // `lanes` neighbouring numbers, as one access of up to 16 bytes.
 template <class T, int lanes>
-struct alignas(sizeof(T) * lanes) Pack {
+struct alignas(lanes == 1 ? alignof(T) : sizeof(T) * lanes) Pack {
   T value[lanes];
 };
 

@@ -1,9 +1,6 @@
 // An operation ready to run on one CUDA device: its plan lies in that device's memory. Host code only.
 #pragma once
-#include "core/channels.hpp"
-#include "core/clebsch_gordan.hpp"
-#include "core/gaunt.hpp"
-#include "core/matrix.hpp"
+#include "core/build_plan.hpp"
 #include "cuda/runtime.hpp"
 #include <memory>
 #include <vector>
@@ -22,6 +19,8 @@ struct Call {
 // one operation at once.
 class Operation {
  public:
+  Operation(int device, bool is_double, const int (&dims)[3])
+      : is_double(is_double), device(device), dim1(dims[0]), dim2(dims[1]), dim_out(dims[2]) {}
   virtual ~Operation() = default;
   virtual void forward(const Call&, cudaStream_t stream) const = 0;
   virtual void backward(const Call&, cudaStream_t stream) const = 0;

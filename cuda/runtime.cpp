@@ -255,26 +255,41 @@ cudaMemPool_t pool_of(int device) {
   return pools.emplace(device, pool).first->second;
 }
 
-}  // namespace
-
-Memory::Memory(SharedStream stream, size_t bytes) : bytes(bytes), device(stream->device), writer(std::move(stream)) {
-  if (bytes == 0) return;
+void* allocate(int device, size_t bytes, cudaStream_t stream) {
+  void* memory = nullptr;
   const OnDevice on(device);
   if (!properties(device).has_pools) {
     check(cudaMalloc(&memory, bytes), "cudaMalloc", bytes);
-    return;
+    return memory;
   }
   const cudaMemPool_t pool = pool_of(device);
-  cudaError_t result = cudaMallocFromPoolAsync(&memory, bytes, pool, writer->get());
+  cudaError_t result = cudaMallocFromPoolAsync(&memory, bytes, pool, stream);
   if (result == cudaErrorMemoryAllocation) {
     // What other streams have freed becomes available once they have been there, and pieces too small for this one can be given back.
     cudaGetLastError();
     if (captures == 0) check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
     else check(cudaStreamSynchronize(writer->get()), "cudaStreamSynchronize");
     check(cudaMemPoolTrimTo(pool, 0), "cudaMemPoolTrimTo");
-    result = cudaMallocFromPoolAsync(&memory, bytes, pool, writer->get());
+    result = cudaMallocFromPoolAsync(&memory, bytes, pool, stream);
   }
   check(result, "cudaMallocFromPoolAsync", bytes);
+  return memory;
+}
+void release(int device, void* memory, cudaStream_t stream) {
+  quietly(device, [&] {
+    if (properties(device).has_pools) {
+      cudaFreeAsync(memory, stream);
+    } else {
+      cudaStreamSynchronize(stream);
+      cudaFree(memory);
+    }
+  });
+}
+
+}  // namespace
+
+Memory::Memory(SharedStream stream, size_t bytes) : bytes(bytes), device(stream->device), writer(std::move(stream)) {
+  if (bytes > 0) memory = allocate(device, bytes, writer->get());
 }
 
 Memory::~Memory() {
@@ -284,14 +299,14 @@ Memory::~Memory() {
   } catch (...) {
     return;  // a disabled device, whose memory goes with the process; some stream may still be at it
   }
-  quietly(device, [&] {
-    if (properties(device).has_pools) {
-      cudaFreeAsync(memory, writer->get());
-    } else {
-      cudaStreamSynchronize(writer->get());
-      cudaFree(memory);
-    }
-  });
+  release(device, memory, writer->get());
+}
+
+Workspace::Workspace(int device, size_t bytes, cudaStream_t stream) : device(device), stream(stream) {
+  if (bytes > 0) memory = allocate(device, bytes, stream);
+}
+Workspace::~Workspace() {
+  if (memory) release(device, memory, stream);
 }
 
 void Memory::read_on(const SharedStream& stream) {

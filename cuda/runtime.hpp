@@ -150,6 +150,21 @@ class Memory {
 };
 using SharedMemory = std::shared_ptr<Memory>;
 
+// Memory of one call, in the order of its stream.
+class Workspace {
+ public:
+  Workspace(int device, size_t bytes, cudaStream_t stream);
+  ~Workspace();
+  Workspace(const Workspace&) = delete;
+
+  void* data() const { return memory; }
+
+ private:
+  void* memory = nullptr;
+  int device;
+  cudaStream_t stream;
+};
+
 // Bytes of arrays that live on a device, and bytes that its pool holds for them and for reuse.
 struct MemoryUse {
   size_t used, reserved;

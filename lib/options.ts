@@ -10,7 +10,7 @@ export type Layout = 'mul_ir' | 'ir_mul'
 export type Backend = 'cpu' | 'cuda'
 
 export interface CommonOptions<D extends DType> {
-  /** `'auto'` (default) is at present `'cpu'`; `op.backend` tells. `'cuda'` takes arrays on the host and on the device. */
+  /** `'auto'` (default) is what EQUITENSOR_BACKEND in the environment says, otherwise `'cpu'`; `op.backend` tells. `'cuda'` takes arrays on the host and on the device. */
   backend?: 'auto' | Backend
   /** Index of the CUDA device, by default 0. */
   device?: number
@@ -66,7 +66,10 @@ export function resolveOptions<D extends DType>(options: CommonOptions<D>): Reso
 
 /** @throws EquitensorError `invalid_option`, `backend_unavailable`. */
 export function resolveBackend(options: { backend?: 'auto' | Backend; device?: number }): { backend: Backend; device: number } {
-  const chosen = oneOf(options.backend ?? 'auto', 'options.backend', ['auto', 'cpu', 'cuda'])
+  const given = options.backend ?? 'auto'
+  const choices = ['auto', 'cpu', 'cuda'] as const
+  const preferred = process.env.EQUITENSOR_BACKEND
+  const chosen = given === 'auto' && preferred ? oneOf(preferred, 'EQUITENSOR_BACKEND', choices) : oneOf(given, 'options.backend', choices)
   if (chosen === 'cuda') {
     requireCuda('options.backend', "'auto' or 'cpu'", "'cuda'")
     return { backend: 'cuda', device: requireDevice(options.device) }

@@ -2,7 +2,17 @@
 // GCC unrolls nested loops whose inner bounds depend on the outer index only if the source forces it. Fully unrolled, the
 // operands of a short product stay in registers.
 #pragma once
-#include "cpu/simd.hpp"
+#include "arithmetic.hpp"
+#include <utility>
+
+// Lambdas and short functions that have to be inlined for their operands to stay in registers.
+#if defined(__CUDACC__)
+#define EQUITENSOR_INLINE inline
+#define EQUITENSOR_LAMBDA
+#else
+#define EQUITENSOR_INLINE inline __attribute__((always_inline))
+#define EQUITENSOR_LAMBDA __attribute__((always_inline))
+#endif
 
 namespace equitensor {
 inline namespace EQUITENSOR_VARIANT {
@@ -22,13 +32,13 @@ constexpr Int<(a > b ? a : b)> maximum(Int<a>, Int<b>) { return {}; }
 
 // body(i) for i = begin .. end, both included.
 template <class Body>
-EQUITENSOR_INLINE void each(int begin, int end, Body&& body) {
+EQUITENSOR_INLINE constexpr void each(int begin, int end, Body&& body) {
   for (int i = begin; i <= end; ++i) body(i);
 }
 template <int begin, int end, class Body>
-EQUITENSOR_INLINE void each(Int<begin>, Int<end>, Body&& body) {
+EQUITENSOR_INLINE constexpr void each(Int<begin>, Int<end>, Body&& body) {
   if constexpr (begin <= end)
-    [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) { (body(Int<begin + i>{}), ...); }
+    [&]<int... i>(std::integer_sequence<int, i...>) EQUITENSOR_LAMBDA { (body(Int<begin + i>{}), ...); }
   (std::make_integer_sequence<int, end - begin + 1>{});
 }
 

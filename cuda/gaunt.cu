@@ -1,0 +1,223 @@
+// Gaunt tensor product, as on the CPU: seminaive transform of both signals to the rings of a Gauss-Legendre grid, product ring by ring,
+// transform back, in one kernel. Rings lie in shared memory; nothing between operands and result is in global memory. Each gradient is the
+// same product with another slot as its output.
+#include "core/series.hpp"
+#include "cuda/host.hpp"
+
+namespace equitensor::cuda {
+namespace {
+
+struct Contraction {
+  int a, b, out;  // slots
+};
+__host__ __device__ inline int part_of(const PlanProduct& product, int slot) {
+  return slot == 0 ? product.part1 : slot == 1 ? product.part2 : product.part_out;
+}
+
+template <class T>
+struct GauntTiles {
+  T *channel[3], *rings_in[3], *rings_out[3];
+  int bytes;
+  __host__ __device__ GauntTiles(const GauntPlan<T>& plan, T* memory, int pitch, bool backward) {
+    T* at = memory;
+    const auto take = [&](long components) {
+      T* piece = at;
+      at += components * pitch;
+      return piece;
+    };
+    const long half = (plan.rings + 1) / 2;
+#pragma unroll
+    for (int s = 0; s < 3; ++s) {
+      const bool is_input = backward || s < 2, is_output = backward ? s < 2 : s == 2;
+      const long rings = half * plan.slots[s].parts * 2 * (2 * plan.slots[s].degree + 1);
+      channel[s] = take(plan.slots[s].components);
+      rings_in[s] = take(is_input ? rings : 0);
+      rings_out[s] = take(is_output ? rings : 0);
+    }
+    bytes = int((at - memory) * long(sizeof(T)));
+  }
+};
+
+// Even and odd halves to their sum and difference, for every mirrored ring; its own inverse up to the factor in the analysis.
+template <class T>
+__device__ __forceinline__ void fold_rings(const GauntPlan<T>& plan, int s, T* rings, const Team& team) {
+  const int orders = 2 * plan.slots[s].degree + 1, pairs = plan.rings / 2 * plan.slots[s].parts;
+  for (int i = team.index; i < pairs * orders; i += team.count) {
+    const int pair = i / orders, m = i - pair * orders;
+    T& even = rings[(pair * 2 * orders + m) * team.pitch + team.item];
+    T& odd = rings[((pair * 2 + 1) * orders + m) * team.pitch + team.item];
+    butterfly(even, odd);
+  }
+}
+
+// Unrolled, a product of degrees f and g keeps both rings in registers: one load a coefficient instead of two a multiply-add.
+template <int df, int dg, int dh, class T>
+__device__ __forceinline__ void multiply_unrolled(const Strip<T>& f, const Strip<T>& g, const Strip<T>& h, bool first) {
+  T a[2 * df + 1], b[2 * dg + 1];
+#pragma unroll
+  for (int m = -df; m <= df; ++m) a[df + m] = f[m];
+#pragma unroll
+  for (int m = -dg; m <= dg; ++m) b[dg + m] = g[m];
+  const T *af = a + df, *bg = b + dg;
+  multiply_series<T>(af, af, Int<df>{}, bg, bg, Int<dg>{}, h, Int<dh>{}, first);
+}
+template <class T>
+__device__ __forceinline__ void multiply_ring(const Strip<T>& f, int df, const Strip<T>& g, int dg, const Strip<T>& h, int dh, bool first) {
+#define EQUITENSOR_CASE(d)                                                                                  \
+  if (df == d && dg == d && dh == 2 * d) return multiply_unrolled<d, d, 2 * d, T>(f, g, h, first);          \
+  if (df == d && dg == 2 * d && dh == d) return multiply_unrolled<d, 2 * d, d, T>(f, g, h, first);
+  EQUITENSOR_CASE(1) EQUITENSOR_CASE(2) EQUITENSOR_CASE(3) EQUITENSOR_CASE(4)
+#undef EQUITENSOR_CASE
+  multiply_series<T>(f, f, df, g, g, dg, h, dh, first);
+}
+
+template <class T>
+__device__ __forceinline__ void contract_rings(const GauntPlan<T>& plan, const GauntTiles<T>& tile, const Contraction& c, const Team& team) {
+  const auto ring = [&](T* rings, int s, int at, int part, int sign) {
+    const GauntSlot<T>& slot = plan.slots[s];
+    const int orders = 2 * slot.degree + 1;
+    return Strip<T>{rings + (((at * slot.parts + part) * 2 + sign) * orders + slot.degree) * team.pitch + team.item, team.pitch};
+  };
+  // Northern rings, then their mirror images.
+  for (int r = team.index; r < plan.rings; r += team.count) {
+    const int half = (plan.rings + 1) / 2, sign = r >= half, at = sign ? r - half : r;
+    unsigned written = 0;
+    for (int p = 0; p < plan.product_count; ++p) {
+      const PlanProduct product = load_table(plan.products + p).value[0];
+      const int part = part_of(product, c.out);
+      multiply_ring(ring(choose(tile.rings_in, c.a), c.a, at, part_of(product, c.a), sign), plan.slots[c.a].degree,
+                    ring(choose(tile.rings_in, c.b), c.b, at, part_of(product, c.b), sign), plan.slots[c.b].degree,
+                    ring(choose(tile.rings_out, c.out), c.out, at, part, sign), plan.slots[c.out].degree, !(written >> part & 1));
+      written |= 1u << part;
+    }
+  }
+}
+
+struct GauntRows {
+  Rows slot[3];
+};
+
+template <class T>
+__device__ __forceinline__ void synthesize(const GauntPlan<T>& plan, const GauntTiles<T>& tile, int s, const Team& team) {
+  apply(plan.slots[s].synthesis, choose(tile.channel, s) + team.item, choose(tile.rings_in, s) + team.item, team);
+}
+// The synthesis leaves ring coefficients that no component reaches as they are.
+template <class T>
+__device__ __forceinline__ void clear_rings(const GauntPlan<T>& plan, int s, T* rings, const Team& team) {
+  const int numbers = (plan.rings + 1) / 2 * plan.slots[s].parts * 2 * (2 * plan.slots[s].degree + 1);
+  for (int i = team.index; i < numbers; i += team.count) rings[i * team.pitch + team.item] = 0;
+}
+
+template <class T>
+__global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void gaunt_forward(GauntPlan<T> plan, GauntRows rows, int items, long long signals, const T* x,
+                                                         const T* y, T* z) {
+  const Team team = team_of(items);
+  const long long first = (long long)blockIdx.x * items;
+  const int live = int(signals - first < items ? signals - first : items), pitch = team.pitch;
+  const GauntTiles<T> tile(plan, dynamic_shared<T>(), pitch, false);
+  load_tile(rows.slot[0], x, first, live, tile.channel[0], pitch);
+  load_tile(rows.slot[1], y, first, live, tile.channel[1], pitch);
+#pragma unroll 1
+  for (int s = 0; s < 2; ++s) clear_rings(plan, s, choose(tile.rings_in, s), team);
+  __syncthreads();
+#pragma unroll 1
+  for (int s = 0; s < 2; ++s) synthesize(plan, tile, s, team);
+  __syncthreads();
+#pragma unroll 1
+  for (int s = 0; s < 2; ++s) fold_rings(plan, s, choose(tile.rings_in, s), team);
+  __syncthreads();
+  contract_rings(plan, tile, {0, 1, 2}, team);
+  __syncthreads();
+  fold_rings(plan, 2, tile.rings_out[2], team);
+  __syncthreads();
+  apply(plan.slots[2].analysis, tile.rings_out[2] + team.item, tile.channel[2] + team.item, team);
+  __syncthreads();
+  store_tile(rows.slot[2], z, first, live, tile.channel[2], pitch);
+}
+
+template <class T>
+__global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void gaunt_backward(GauntPlan<T> plan, GauntRows rows, GauntRows gradient_rows, int items,
+                                                          long long signals, const T* x, const T* y, const T* dz, T* dx, T* dy) {
+  const Team team = team_of(items);
+  const long long first = (long long)blockIdx.x * items;
+  const int live = int(signals - first < items ? signals - first : items), pitch = team.pitch;
+  const GauntTiles<T> tile(plan, dynamic_shared<T>(), pitch, true);
+  load_tile(rows.slot[0], x, first, live, tile.channel[0], pitch);
+  load_tile(rows.slot[1], y, first, live, tile.channel[1], pitch);
+  load_tile(rows.slot[2], dz, first, live, tile.channel[2], pitch);
+#pragma unroll 1
+  for (int s = 0; s < 3; ++s) clear_rings(plan, s, choose(tile.rings_in, s), team);
+  __syncthreads();
+#pragma unroll 1
+  for (int s = 0; s < 3; ++s) synthesize(plan, tile, s, team);
+  __syncthreads();
+#pragma unroll 1
+  for (int s = 0; s < 3; ++s) fold_rings(plan, s, choose(tile.rings_in, s), team);
+  __syncthreads();
+#pragma unroll 1
+  for (int out = 0; out < 2; ++out) contract_rings(plan, tile, {1 - out, 2, out}, team);
+  __syncthreads();
+#pragma unroll 1
+  for (int s = 0; s < 2; ++s) fold_rings(plan, s, choose(tile.rings_out, s), team);
+  __syncthreads();
+#pragma unroll 1
+  for (int s = 0; s < 2; ++s) apply(plan.slots[s].analysis, choose(tile.rings_out, s) + team.item, choose(tile.channel, s) + team.item, team);
+  __syncthreads();
+  if (dx) store_tile(gradient_rows.slot[0], dx, first, live, tile.channel[0], pitch);
+  if (dy) store_tile(gradient_rows.slot[1], dy, first, live, tile.channel[1], pitch);
+}
+
+template <class T>
+class Gaunt final : public Operation {
+ public:
+  Gaunt(int device, int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products, const Grid& grid)
+      : Operation(device, sizeof(T) == 8, {slots[0].dim, slots[1].dim, slots[2].dim}), arena_(device), innermost_(are_innermost(slots)) {
+    PassFlops flops;
+    plan_ = arena_.build([&](auto& store) { return gaunt_plan<T>(store, mul, slots, products, grid, flops); });
+    const auto bytes = [&](bool backward) {
+      return [this, backward](int items) { return size_t(GauntTiles<T>(plan_, nullptr, pitch_of(items), backward).bytes); };
+    };
+    forward_ = configure(device, gaunt_forward<T>, bytes(false));
+    backward_ = configure(device, gaunt_backward<T>, bytes(true));
+  }
+
+  void forward(const Call& call, cudaStream_t stream) const override {
+    const long long signals = call.batch * plan_.mul;
+    if (signals == 0) return;
+    check(launch(gaunt_forward<T>, forward_.grid(signals), threads, forward_.shared_bytes, stream, plan_,
+                 rows(call.x_shared, call.y_shared), forward_.items, signals, static_cast<const T*>(call.x),
+                 static_cast<const T*>(call.y), static_cast<T*>(call.z_out)),
+          "gaunt_forward");
+  }
+  void backward(const Call& call, cudaStream_t stream) const override {
+    const long long signals = call.batch * plan_.mul;
+    const Gradient<T> dx(call.x_out, call.x_shared, device, dim1, call.batch, stream);
+    const Gradient<T> dy(call.y_out, call.y_shared, device, dim2, call.batch, stream);
+    if (signals > 0)
+      check(launch(gaunt_backward<T>, backward_.grid(signals), threads, backward_.shared_bytes, stream, plan_,
+                   rows(call.x_shared, call.y_shared), rows(false, false), backward_.items, signals, static_cast<const T*>(call.x),
+                   static_cast<const T*>(call.y), static_cast<const T*>(call.z), dx.rows(), dy.rows()),
+            "gaunt_backward");
+    dx.finish(), dy.finish();
+  }
+
+ private:
+  GauntRows rows(bool x_shared, bool y_shared) const {
+    const auto slot = [&](int s, bool shared) { return channel_rows(plan_.slots[s], plan_.mul, shared, innermost_); };
+    return {{slot(0, x_shared), slot(1, y_shared), slot(2, false)}};
+  }
+
+  PlanArena arena_;
+  bool innermost_;
+  GauntPlan<T> plan_{};
+  Tiling forward_, backward_;
+};
+
+}  // namespace
+
+std::unique_ptr<Operation> make_gaunt(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],
+                                      const std::vector<PlanProduct>& products, const Grid& grid) {
+  return make<Gaunt>(is_double, device, mul, slots, products, grid);
+}
+
+}  // namespace equitensor::cuda

@@ -1,0 +1,122 @@
+// What the host side of every operation shares: plans in device memory, the size of tiles, gradients that are summed over the batch.
+#pragma once
+#include "cuda/operation.hpp"
+#include "cuda/tile.cuh"
+#include <cstring>
+
+namespace equitensor::cuda {
+
+constexpr int threads = 256;  // a block
+// For __launch_bounds__. Left to itself ptxas aims at 64 registers in float32, and spills.
+template <class T>
+constexpr int blocks_per_multiprocessor = sizeof(T) == 4 ? 2 : 1;
+
+// A plan's arrays in one piece of device memory. The builder runs twice: once for the size, then with the final addresses.
+class PlanArena {
+ public:
+  static constexpr int row_bytes = 16;  // coefficients are loaded 16 bytes at a time
+
+  explicit PlanArena(int device) : device_(device) {}
+
+  template <class Build>
+  auto build(Build&& build) {
+    build(*this);
+    memory_ = DeviceMemory(device_, bytes_);
+    bytes_.clear();
+    auto plan = build(*this);
+    Stream stream(device_);
+    upload(const_cast<char*>(memory_.as<char>()), bytes_.data(), bytes_.size(), stream);
+    stream.synchronize();
+    bytes_ = {};
+    return plan;
+  }
+
+  const int* ints(const std::vector<int>& v) { return items(v); }
+  template <class T>
+  const T* values(const std::vector<double>& v) {
+    return items(std::vector<T>(v.begin(), v.end()));
+  }
+  template <class Item>
+  const Item* items(const std::vector<Item>& v) {
+    const size_t at = (bytes_.size() + row_bytes - 1) / row_bytes * row_bytes;
+    bytes_.resize(at + v.size() * sizeof(Item));
+    if (!v.empty()) std::memcpy(bytes_.data() + at, v.data(), v.size() * sizeof(Item));
+    return reinterpret_cast<const Item*>(reinterpret_cast<uintptr_t>(memory_.as<char>()) + at);
+  }
+
+ private:
+  int device_;
+  std::vector<char> bytes_;
+  DeviceMemory memory_;
+};
+
+// Items a block, and the shared memory for them.
+struct Tiling {
+  int items = 0;
+  size_t shared_bytes = 0;
+
+  dim3 grid(long long virtual_items) const { return dim3(unsigned((virtual_items + items - 1) / items)); }
+};
+
+// As many items as fit, up to a warp's 32: two blocks an SM if that leaves at least 8, which hide each other's barriers.
+template <class Kernel, class Bytes>
+Tiling configure(int device, Kernel* kernel, Bytes&& bytes) {
+  const size_t most = size_t(properties(device).shared_per_block);
+  int items = 32;
+  while (items > 8 && bytes(items) > most / 2) items /= 2;
+  while (items > 1 && bytes(items) > most) items /= 2;
+  if (bytes(items) > most)
+    throw Error("not_supported", "an item of this operation takes " + std::to_string(bytes(1)) + " bytes of shared memory, the device has " +
+                                     std::to_string(most) + " a block: use backend 'cpu'");
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(most)),
+        "cudaFuncSetAttribute");
+  return {items, bytes(items)};
+}
+
+inline Rows whole_rows(int dim, bool shared) { return {dim, dim, 1, divisor(dim), divisor(1), shared ? 0 : dim, nullptr, false}; }
+inline Rows channel_rows(const PlanSlot& slot, int mul, bool shared, bool channels_innermost) {
+  return {slot.dim, slot.components, mul, divisor(slot.components), divisor(mul), shared ? 0 : slot.dim,
+          slot.direct ? nullptr : slot.channel, channels_innermost};
+}
+
+// Whether neighbouring channels are neighbours in memory (ir_mul).
+inline bool are_innermost(const ChannelSlot (&slots)[3]) {
+  for (const ChannelSlot& slot : slots)
+    for (const IrrepsBlock& block : slot.blocks)
+      if (block.mul == 1 || block.channel != 1) return false;
+  return true;
+}
+
+// Sum of the rows, in an order that depends on their number only: out = sum over i of rows[i].
+void sum_rows(const float* rows, float* out, int dim, long long batch, cudaStream_t stream);
+void sum_rows(const double* rows, double* out, int dim, long long batch, cudaStream_t stream);
+
+// A gradient as the kernels write it, a row an item. That of an operand which all items share is summed afterwards.
+template <class T>
+class Gradient {
+ public:
+  Gradient(void* out, bool shared, int device, int dim, long long batch, cudaStream_t stream)
+      : out_(static_cast<T*>(out)), summed_(out && shared), dim_(dim), batch_(batch), stream_(stream),
+        workspace_(device, summed_ ? size_t(batch) * dim * sizeof(T) : 0, stream) {}
+
+  T* rows() const { return summed_ ? static_cast<T*>(workspace_.data()) : out_; }
+  void finish() const {
+    if (summed_) sum_rows(rows(), out_, dim_, batch_, stream_);
+  }
+
+ private:
+  T* out_;
+  bool summed_;
+  int dim_;
+  long long batch_;
+  cudaStream_t stream_;
+  Workspace workspace_;
+};
+
+template <template <class> class Kind, class... Arguments>
+std::unique_ptr<Operation> make(bool is_double, const Arguments&... arguments) {
+  if (is_double) return std::make_unique<Kind<double>>(arguments...);
+  return std::make_unique<Kind<float>>(arguments...);
+}
+
+}  // namespace equitensor::cuda

@@ -1,0 +1,118 @@
+// What kernels did: a claim such as "reads each input once" becomes a test of these.
+#pragma once
+#include "test/emulation/sanitizers.hpp"
+#include <atomic>
+#include <bitset>
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <unordered_map>
+
+namespace emulated {
+
+// Unique figures are summed over launches: what one launch reads again costs nothing (a cache may serve it), the next one pays.
+struct Traffic {
+  uint64_t requested = 0;  // bytes, as often as asked for
+  uint64_t unique = 0;     // bytes
+  uint64_t lines = 0;      // 128-byte lines touched
+};
+struct Counts {
+  uint64_t launches = 0;
+  uint64_t barriers = 0;  // __syncthreads that a block completed
+  // The rest only while counting(true):
+  uint64_t atomics = 0;  // on global memory; what they touch is in `stored` as well
+  Traffic loaded, stored, table;
+};
+
+// The bytes that one launch touched.
+class Footprint {
+ public:
+  static constexpr uintptr_t line_bytes = 128;
+
+  void touch(const void* p, size_t bytes) {
+    requested_ += bytes;
+    uintptr_t address = reinterpret_cast<uintptr_t>(p);
+    while (bytes) {
+      const size_t first = address % line_bytes;
+      const size_t here = bytes < line_bytes - first ? bytes : line_bytes - first;
+      lines_[address / line_bytes] |= (Bytes().set() >> (line_bytes - here)) << first;
+      address += here;
+      bytes -= here;
+    }
+  }
+  void add_to(Traffic& total) const {
+    total.requested += requested_;
+    total.lines += lines_.size();
+    for (const auto& [line, bytes] : lines_) total.unique += bytes.count();
+  }
+
+ private:
+  using Bytes = std::bitset<line_bytes>;
+  uint64_t requested_ = 0;
+  std::unordered_map<uintptr_t, Bytes> lines_;
+};
+
+struct LaunchTraffic {
+  uint64_t atomics = 0;
+  Footprint loaded, stored, table;
+};
+
+namespace detail {
+inline std::atomic<bool> is_counting = false;
+inline std::mutex totals_mutex;
+inline Counts totals;
+// Of the launch that this host thread runs; null while nothing is counted.
+inline thread_local constinit LaunchTraffic* traffic = nullptr;
+}  // namespace detail
+
+// Bytes and lines cost a hash look-up an access, so they are counted only on request; launches that run then are counted whole.
+inline void counting(bool on) { detail::is_counting = on; }
+inline Counts counts() {
+  const std::lock_guard lock(detail::totals_mutex);
+  return detail::totals;
+}
+inline void reset_counts() {
+  const std::lock_guard lock(detail::totals_mutex);
+  detail::totals = {};
+}
+
+inline void count_load(const void* p, size_t bytes) {
+  if (!detail::traffic) return;
+  const sanitizer::Unobserved unobserved;
+  detail::traffic->loaded.touch(p, bytes);
+}
+inline void count_store(const void* p, size_t bytes) {
+  if (!detail::traffic) return;
+  const sanitizer::Unobserved unobserved;
+  detail::traffic->stored.touch(p, bytes);
+}
+inline void count_table(const void* p, size_t bytes) {
+  if (!detail::traffic) return;
+  const sanitizer::Unobserved unobserved;
+  detail::traffic->table.touch(p, bytes);
+}
+
+// Around the blocks of one launch.
+class CountedLaunch {
+ public:
+  CountedLaunch() {
+    if (detail::is_counting) detail::traffic = &traffic_;
+  }
+  CountedLaunch(const CountedLaunch&) = delete;
+  ~CountedLaunch() {
+    detail::traffic = nullptr;
+    const std::lock_guard lock(detail::totals_mutex);
+    ++detail::totals.launches;
+    detail::totals.barriers += barriers;
+    detail::totals.atomics += traffic_.atomics;
+    traffic_.loaded.add_to(detail::totals.loaded);
+    traffic_.stored.add_to(detail::totals.stored);
+    traffic_.table.add_to(detail::totals.table);
+  }
+  uint64_t barriers = 0;
+
+ private:
+  LaunchTraffic traffic_;
+};
+
+}  // namespace emulated

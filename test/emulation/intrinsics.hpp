@@ -1,0 +1,173 @@
+// CUDA's functions for device code. Those that wait for other threads know the line that they were called from.
+#pragma once
+#include "test/emulation/block.hpp"
+#include <bit>
+#include <cmath>
+#include <type_traits>
+
+using emulated_where = std::source_location;
+
+inline void __syncthreads(emulated_where where = emulated_where::current()) { emulated::detail::block->wait_at_barrier(where); }
+
+inline void __syncwarp(unsigned mask = 0xffffffff, emulated_where where = emulated_where::current()) {
+  emulated::detail::block->meet(mask, 0, where, true);
+}
+
+namespace emulated {
+
+// The value of lane `source`. As in CUDA, a shuffle orders no memory accesses: for those there is __syncwarp.
+template <class T, class Source>
+T shuffle(unsigned mask, T value, int width, std::source_location where, Source source) {
+  static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= 8);
+  Block& block = *detail::block;
+  if (width < 1 || width > 32 || !std::has_single_bit(static_cast<unsigned>(width))) {
+    block.fail(where, "a shuffle's width is a power of 2 up to 32, not %d", width);
+  }
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  const Meeting::Result& result = block.meet(mask, bits, where, false);
+  {
+    const sanitizer::Unobserved unobserved;
+    const int lane = static_cast<int>(block.thread().lane());
+    const int from = source(lane, lane & ~(width - 1));
+    if (!(result.participants >> from & 1)) {
+      block.fail(where, "lane %d reads lane %d, which is inactive or not in the mask 0x%08x", lane, from, mask);
+    }
+    std::memcpy(&value, &result.value[from], sizeof(T));
+  }
+  return value;
+}
+
+inline unsigned vote(unsigned mask, bool predicate, std::source_location where) {
+  const Meeting::Result& result = detail::block->meet(mask, predicate, where, false);
+  const sanitizer::Unobserved unobserved;
+  unsigned votes = 0;
+  for (int lane = 0; lane < 32; ++lane) {
+    if ((result.participants >> lane & 1) && result.value[lane]) votes |= 1u << lane;
+  }
+  return votes;
+}
+
+// Atomic among fibers as they are; really atomic for ThreadSanitizer and for other host threads. Relaxed, as in CUDA.
+template <class T, class Operation>
+T read_modify_write(T* p, Operation operation) {
+  if (detail::traffic) {
+    const sanitizer::Unobserved unobserved;
+    if (!detail::block->is_shared(p)) {
+      ++detail::traffic->atomics;
+      detail::traffic->stored.touch(p, sizeof(T));
+    }
+  }
+  T expected, desired;
+  __atomic_load(p, &expected, __ATOMIC_RELAXED);
+  do desired = operation(expected);
+  while (!__atomic_compare_exchange(p, &expected, &desired, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+  return expected;
+}
+
+}  // namespace emulated
+
+template <class T>
+T __shfl_sync(unsigned mask, T value, int lane, int width = 32, emulated_where where = emulated_where::current()) {
+  return emulated::shuffle(mask, value, width, where, [=](int, int first) { return first + (lane & (width - 1)); });
+}
+// A lane that would read beyond its segment of `width` lanes gets its own value.
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, emulated_where where = emulated_where::current()) {
+  return emulated::shuffle(mask, value, width, where, [=](int self, int first) {
+    return self - static_cast<int>(delta) < first ? self : self - static_cast<int>(delta);
+  });
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, emulated_where where = emulated_where::current()) {
+  return emulated::shuffle(mask, value, width, where, [=](int self, int first) {
+    return self + static_cast<int>(delta) >= first + width ? self : self + static_cast<int>(delta);
+  });
+}
+// Reads earlier segments as well, later ones not.
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, emulated_where where = emulated_where::current()) {
+  return emulated::shuffle(mask, value, width, where, [=](int self, int first) {
+    return (self ^ bits) >= first + width ? self : self ^ bits;
+  });
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate, emulated_where where = emulated_where::current()) {
+  return emulated::vote(mask, predicate != 0, where);
+}
+inline int __any_sync(unsigned mask, int predicate, emulated_where where = emulated_where::current()) {
+  return emulated::vote(mask, predicate != 0, where) != 0;
+}
+inline int __all_sync(unsigned mask, int predicate, emulated_where where = emulated_where::current()) {
+  return emulated::vote(mask, predicate == 0, where) == 0;
+}
+
+template <class T>
+T atomicAdd(T* p, std::type_identity_t<T> v) {
+  return emulated::read_modify_write(p, [v](T old) { return static_cast<T>(old + v); });
+}
+template <class T>
+T atomicSub(T* p, std::type_identity_t<T> v) {
+  return emulated::read_modify_write(p, [v](T old) { return static_cast<T>(old - v); });
+}
+template <class T>
+T atomicMax(T* p, std::type_identity_t<T> v) {
+  return emulated::read_modify_write(p, [v](T old) { return old < v ? v : old; });
+}
+template <class T>
+T atomicMin(T* p, std::type_identity_t<T> v) {
+  return emulated::read_modify_write(p, [v](T old) { return v < old ? v : old; });
+}
+template <class T>
+T atomicExch(T* p, std::type_identity_t<T> v) {
+  return emulated::read_modify_write(p, [v](T) { return v; });
+}
+template <class T>
+T atomicCAS(T* p, std::type_identity_t<T> compare, std::type_identity_t<T> v) {
+  return emulated::read_modify_write(p, [=](T old) { return old == compare ? v : old; });
+}
+
+// Orders what came before it with what follows the fences of others, which is what a counter of finished blocks relies on.
+inline void __threadfence() {
+  static char token;
+  emulated::sanitizer::acquire(&token);
+  emulated::sanitizer::release(&token);
+}
+inline void __threadfence_block() { __threadfence(); }
+[[noreturn]] inline void __trap(emulated_where where = emulated_where::current()) { emulated::detail::block->fail(where, "__trap"); }
+
+template <class T>
+T __ldg(const T* p) {
+  emulated::count_load(p, sizeof(T));
+  return *p;
+}
+
+inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(static_cast<uint64_t>(a) * b >> 32); }
+inline int __mulhi(int a, int b) { return static_cast<int>(static_cast<int64_t>(a) * b >> 32); }
+inline int __popc(unsigned v) { return std::popcount(v); }
+inline int __popcll(unsigned long long v) { return std::popcount(v); }
+inline int __clz(int v) { return std::countl_zero(static_cast<unsigned>(v)); }
+inline int __ffs(int v) { return v ? std::countr_zero(static_cast<unsigned>(v)) + 1 : 0; }
+inline unsigned __brev(unsigned v) {
+  unsigned reversed = 0;
+  for (int bit = 0; bit < 32; ++bit) reversed |= (v >> bit & 1) << (31 - bit);
+  return reversed;
+}
+inline int __float_as_int(float v) { return std::bit_cast<int>(v); }
+inline unsigned __float_as_uint(float v) { return std::bit_cast<unsigned>(v); }
+inline float __int_as_float(int v) { return std::bit_cast<float>(v); }
+inline float __uint_as_float(unsigned v) { return std::bit_cast<float>(v); }
+inline long long __double_as_longlong(double v) { return std::bit_cast<long long>(v); }
+inline double __longlong_as_double(long long v) { return std::bit_cast<double>(v); }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
+inline float __expf(float v) { return std::exp(v); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float rsqrtf(float v) { return 1 / std::sqrt(v); }
+inline double rsqrt(double v) { return 1 / std::sqrt(v); }
+// Of one type only: CUDA also mixes them, with conversions that a kernel had better write out.
+constexpr int min(int a, int b) { return b < a ? b : a; }
+constexpr unsigned min(unsigned a, unsigned b) { return b < a ? b : a; }
+constexpr long long min(long long a, long long b) { return b < a ? b : a; }
+constexpr int max(int a, int b) { return a < b ? b : a; }
+constexpr unsigned max(unsigned a, unsigned b) { return a < b ? b : a; }
+constexpr long long max(long long a, long long b) { return a < b ? b : a; }
