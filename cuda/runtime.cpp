@@ -268,7 +268,7 @@ void* allocate(int device, size_t bytes, cudaStream_t stream) {
     // What other streams have freed becomes available once they have been there, and pieces too small for this one can be given back.
     cudaGetLastError();
     if (captures == 0) check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
-    else check(cudaStreamSynchronize(writer->get()), "cudaStreamSynchronize");
+    else check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
     check(cudaMemPoolTrimTo(pool, 0), "cudaMemPoolTrimTo");
     result = cudaMallocFromPoolAsync(&memory, bytes, pool, stream);
   }
