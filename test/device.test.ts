@@ -33,7 +33,7 @@ function run(program: string, env: Record<string, string> = {}, ...flags: string
     const print = (value) => console.log(JSON.stringify(value))
     const codeOf = (action) => { try { action() } catch (error) { return { code: error.code, message: error.message, call: error.call, bytes: error.bytes } } }
     ;(async () => {${program}})()`
-  return JSON.parse(execFileSync(process.execPath, [...flags, '-e', text], { encoding: 'utf8', env: { ...process.env, EQUITENSOR_BINARY: binary.flavour, ...env } }))
+  return JSON.parse(execFileSync(process.execPath, [...flags, '-e', text], { encoding: 'utf8', env: { ...process.env, EQUITENSOR_BINARY: binary.flavour, EQUITENSOR_EMULATED_DEVICES: '1', ...env } }))
 }
 
 describe.skipIf(cuda.available)('without a device', () => {
@@ -278,6 +278,37 @@ describe.runIf(cuda.available)('streams and graphs', () => {
       }
       expect(arrayError(z.download(), expected())).toBeLessThan(1e-5)
     }
+  })
+
+  test('of two that write an array, the later one has the last word', () => {
+    const first = new Stream(), second = new Stream()
+    const out = DeviceArray.alloc('float32', 16 * 40), a = DeviceArray.from(x), b = DeviceArray.from(y), numbers = randomArray('float32', out.length, random(3))
+    first.run(() => op.forward(a, b, undefined, { out }))
+    second.run(() => out.copyFrom(numbers))
+    first.synchronize()
+    expect(sameBits(out.download(), numbers)).toBe(true)
+  })
+
+  test('plans stay until the work that uses them is done', () => {
+    const make = () => ClebschGordanTensorProduct.full('0e+1o', '0e+1o', { backend: 'cuda' })
+    const a = DeviceArray.from(x), b = DeviceArray.from(y), called = make(), captured = make()
+    const z = called.forward(a, b)
+    called.dispose()
+    expect(arrayError(z.download(), expected())).toBeLessThan(1e-5)
+    const out = DeviceArray.alloc('float32', 16 * 40)
+    const graph = capture(() => captured.forward(a, b, undefined, { out }))
+    captured.dispose()
+    graph.replay()
+    graph.dispose()
+    expect(arrayError(out.download(), expected())).toBeLessThan(1e-5)
+  })
+
+  test('a replay waits for those that write what it reads', () => {
+    const a = DeviceArray.from(y), b = DeviceArray.from(y), source = DeviceArray.from(x), out = DeviceArray.alloc('float32', 16 * 40)
+    const graph = capture(() => op.forward(a, b, undefined, { out }))
+    new Stream().run(() => a.copyFrom(source))
+    graph.replay()
+    expect(arrayError(out.download(), expected())).toBeLessThan(1e-5)
   })
 
   test('run restores what was before, also after an error, and nests', () => {
