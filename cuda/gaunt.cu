@@ -126,7 +126,7 @@ __device__ __forceinline__ void contract_rings(const GauntPlan<T>& plan, const G
   };
   if (plan.pointwise) {
     const int teams = team.count < pointwise_teams ? team.count : pointwise_teams;
-    for (int r = team.index; team.index < teams && r < plan.rings; r += teams) {
+    for (int r = teams > team.index ? team.index : plan.rings; r < plan.rings; r += teams) {
       const int half = (plan.rings + 1) / 2, sign = r >= half, at = sign ? r - half : r;
       multiply_pointwise(plan, tile, c, team, [&](T* rings, int s, int part) {
         const Strip<T> centre = ring(rings, s, at, part, sign);

@@ -327,7 +327,7 @@ describe.runIf(cuda.available)('streams and graphs', () => {
     })
     a.copyFrom(x)
     graph.replay()
-    const cpu = ClebschGordanTensorProduct.full('0e+1o', '0e+1o'), v = cpu.forward(x, y)
+    const cpu = ClebschGordanTensorProduct.full('0e+1o', '0e+1o', { backend: 'cpu' }), v = cpu.forward(x, y)
     expect(arrayError(z.download(), v)).toBeLessThan(1e-5)
     expect(arrayError(g.x.download(), cpu.backward(x, y, undefined, v).x)).toBeLessThan(1e-5)
     // On other values and another stream; the arrays' memory belongs to the graph as well.
@@ -339,6 +339,16 @@ describe.runIf(cuda.available)('streams and graphs', () => {
     graph.dispose()
     expect(caught(() => graph.replay()).code).toBe('disposed')
     expect(arrayError(g.y.download(), cpu.backward(y, y, undefined, cpu.forward(y, y)).y)).toBeLessThan(1e-5)
+  })
+
+  test('the summed gradient of a shared operand in a graph', () => {
+    const row = x.subarray(0, 4), a = DeviceArray.from(row), b = DeviceArray.from(y), v = randomArray('float32', 16 * 40, random(4)), c = DeviceArray.from(v)
+    let g!: { x: DeviceArray<'float32'> }
+    const graph = capture(() => { g = op.backward(a, b, undefined, c) })
+    graph.replay()
+    graph.replay()
+    const cpu = ClebschGordanTensorProduct.full('0e+1o', '0e+1o', { backend: 'cpu' })
+    expect(arrayError(g.x.download(), cpu.backward(row, y, undefined, v).x)).toBeLessThan(1e-5)
   })
 
   test('what a graph cannot record is refused, and the next capture works', async () => {

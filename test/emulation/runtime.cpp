@@ -39,6 +39,7 @@ struct Queue {
 struct CUgraph_st {
   int device;
   std::vector<emulated::runtime::Work> work;
+  std::vector<std::shared_ptr<void>> memory;  // asked for while capturing: the same at every launch
 };
 struct CUstream_st {
   std::shared_ptr<emulated::runtime::Queue> queue;
@@ -412,8 +413,15 @@ cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) {
 }
 cudaError_t cudaMallocFromPoolAsync(void** memory, size_t bytes, cudaMemPool_t, cudaStream_t stream) {
   BEGIN(cudaMallocFromPoolAsync);
-  NOT_CAPTURING(stream);
   *memory = allocate(bytes, true);
+  if (stream && stream->capture) {
+    if (!*memory) return result(cudaErrorMemoryAllocation);
+    stream->capture->memory.emplace_back(*memory, [](void* piece) {
+      const Lock lock(state().mutex);
+      release(piece);
+    });
+    return cudaSuccess;
+  }
   if (!*memory && stream) {  // what this stream has freed is at hand
     drain(lock, stream->queue);
     *memory = allocate(bytes, true);
@@ -422,7 +430,12 @@ cudaError_t cudaMallocFromPoolAsync(void** memory, size_t bytes, cudaMemPool_t, 
 }
 cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream) {
   BEGIN(cudaFreeAsync);
-  NOT_CAPTURING(stream);
+  if (stream && stream->capture) {
+    for (const auto& piece : stream->capture->memory)
+      if (piece.get() == memory) return cudaSuccess;  // the graph's
+    stream->invalidated = true;
+    return result(cudaErrorStreamCaptureUnsupported);
+  }
   if (!is_device_memory(memory, 0)) return result(cudaErrorInvalidValue);
   return result(push(lock, stream, [memory] {
     const Lock lock(state().mutex);
@@ -555,7 +568,7 @@ cudaError_t cudaEventElapsedTime(float* elapsed, cudaEvent_t begin, cudaEvent_t 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   BEGIN(cudaStreamBeginCapture);
   if (!stream || stream->capture) return result(cudaErrorStreamCaptureUnsupported);
-  stream->capture = std::make_unique<CUgraph_st>(CUgraph_st{stream->queue->device, {}});
+  stream->capture = std::make_unique<CUgraph_st>(CUgraph_st{stream->queue->device, {}, {}});
   stream->invalidated = false;
   return cudaSuccess;
 }
@@ -564,6 +577,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   if (!stream || !stream->capture) return result(cudaErrorInvalidValue);
   const std::unique_ptr<CUgraph_st> captured = std::move(stream->capture);
   *graph = stream->invalidated ? nullptr : new CUgraph_st(*captured);
+  lock.unlock();  // for the memory of a capture that failed
   return result(stream->invalidated ? cudaErrorStreamCaptureInvalidated : cudaSuccess);
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
