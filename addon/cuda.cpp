@@ -570,6 +570,26 @@ Napi::Value fail_next(const Napi::CallbackInfo& info) {
                       info[2].As<Napi::Number>().Int32Value());
   return info.Env().Undefined();
 }
+// (on): what was counted since it was last switched on.
+Napi::Value counting(const Napi::CallbackInfo& info) {
+  const emulated::Counts counts = emulated::counts();
+  emulated::counting(info[0].As<Napi::Boolean>().Value());
+  emulated::reset_counts();
+  auto result = Napi::Object::New(info.Env());
+  const auto traffic = [&](const char* name, const emulated::Traffic& t) {
+    auto bytes = Napi::Object::New(info.Env());
+    bytes.Set("requested", double(t.requested));
+    bytes.Set("unique", double(t.unique));
+    bytes.Set("lines", double(t.lines));
+    result.Set(name, bytes);
+  };
+  result.Set("launches", double(counts.launches));
+  result.Set("barriers", double(counts.barriers));
+  traffic("loaded", counts.loaded);
+  traffic("stored", counts.stored);
+  traffic("table", counts.table);
+  return result;
+}
 Napi::Value calls(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), double(emulated::calls(info[0].As<Napi::String>().Utf8Value().c_str())));
 }
@@ -619,6 +639,7 @@ void register_cuda(Napi::Env env, Napi::Object exports) {
 #ifdef EQUITENSOR_EMULATED
   set<fail_next>(o, "failNext");
   set<calls>(o, "calls");
+  set<counting>(o, "counting");
 #endif
   exports.Set("cuda", o);
 }

@@ -1,6 +1,6 @@
 // Every problem and every operation once, by name. Tests and the benchmark share these: one case object serves
 // correctness, gradients and timing. A new problem, operation or suite is one entry here; a new pass one in passes.ts.
-import { ClebschGordanTensorProduct, GauntTensorProduct, Irreps, MatrixTensorProduct } from '../lib/index'
+import { ClebschGordanTensorProduct, GauntTensorProduct, Irreps, MatrixTensorProduct, type Backend } from '../lib/index'
 import { clebschGordanForm, gauntForm, matrixForm, type Form } from './reference'
 import { denseCount, gridCount, matrixCount, sparseCount } from './models'
 import type { PassName } from './passes'
@@ -25,6 +25,7 @@ export interface MakeOptions {
   dtype: Dtype
   layout: Layout
   threads?: number
+  backend?: Backend
 }
 
 export interface ProblemIrreps {

@@ -142,6 +142,24 @@ export interface NativeCuda {
   failNext?(call: string, error: number, skip: number): void
   /** Emulation only: calls of that name so far. */
   calls?(call: string): number
+  /** Emulation only: switches counting on or off, and gives what launches did since the last time. */
+  counting?(on: boolean): DeviceCounts
+}
+
+/** Bytes of global memory: all that was asked for, each byte once a launch, and 128-byte lines (their number). */
+export interface DeviceTraffic {
+  requested: number
+  unique: number
+  lines: number
+}
+export interface DeviceCounts {
+  launches: number
+  /** __syncthreads of a block. */
+  barriers: number
+  loaded: DeviceTraffic
+  stored: DeviceTraffic
+  /** Of plans: coefficients and indices, the same for all items. */
+  table: DeviceTraffic
 }
 
 /** What the C++ addon exports. */

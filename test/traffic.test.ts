@@ -1,0 +1,53 @@
+// What the CUDA kernels do to global memory, counted by the emulation: one launch a pass, every operand read and every result written once.
+import { describe, expect, test } from 'vitest'
+import { cases } from '../bench/problems'
+import { DeviceArray, GauntTensorProduct, type Irreps } from '../lib/index'
+import { native } from '../lib/native'
+import { layouts, random, randomArray } from './support'
+
+const counting = native.cuda?.counting
+// Not a multiple of the tiles' 32 items.
+const batch = 70
+
+describe.runIf(counting)('counted traffic', () => {
+  test.each(cases({ L: [1, 2, 3, 4, 6] }).map((c) => [c.name, c] as const))('%s', (_name, { noPath, make }) => {
+    const options = { dtype: 'float32', layout: 'mul_ir', backend: 'cuda' } as const
+    if (noPath) {
+      expect(() => make(options)).toThrow(expect.objectContaining({ code: 'no_path' }))
+      return
+    }
+    const op = make(options) as any
+    const array = (of: Irreps, seed: number) => DeviceArray.from(randomArray('float32', of.dim * batch, random(seed)))
+    using x = array(op.irrepsIn1, 1), y = array(op.irrepsIn2, 2), v = array(op.irrepsOut, 3)
+    const count = (action: () => { dispose(): void }[]) => {
+      counting!(true)
+      const results = action()
+      // The emulation is lazy: work is done when somebody waits for it.
+      for (const result of results) (result as any).download()
+      const counts = counting!(false)
+      for (const result of results) result.dispose()
+      return counts
+    }
+    const bytes = (...arrays: { length: number }[]) => arrays.reduce((sum, a) => sum + 4 * a.length, 0)
+
+    const forward = count(() => [op.forward(x, y)])
+    expect(forward.launches).toBe(1)
+    expect([forward.loaded.unique, forward.stored.unique]).toEqual([bytes(x, y), bytes(v)])
+    expect([forward.loaded.requested, forward.stored.requested]).toEqual([bytes(x, y), bytes(v)])
+
+    const backward = count(() => Object.values(op.backward(x, y, undefined, v)) as any)
+    expect(backward.launches).toBe(1)
+    expect([backward.loaded.unique, backward.stored.unique]).toEqual([bytes(x, y, v), bytes(x, y)])
+    expect([backward.loaded.requested, backward.stored.requested]).toEqual([bytes(x, y, v), bytes(x, y)])
+  })
+
+  test.each(layouts)('channels, %s', (layout) => {
+    const op = new GauntTensorProduct('8x0e+8x1o+8x2e', '8x0e+8x1o+8x2e', { dtype: 'float32', layout, backend: 'cuda' })
+    using x = DeviceArray.from(randomArray('float32', op.irrepsIn1.dim * batch, random(1))), y = DeviceArray.from(randomArray('float32', op.irrepsIn2.dim * batch, random(2)))
+    counting!(true)
+    using z = op.forward(x, y)
+    z.download()
+    const { loaded, stored } = counting!(false)
+    expect([loaded.requested, loaded.unique, stored.requested, stored.unique]).toEqual([4 * (x.length + y.length), 4 * (x.length + y.length), 4 * z.length, 4 * z.length])
+  })
+})
