@@ -1,0 +1,106 @@
+// The project's own kernels for the sanitizers: every operation, forwards and backwards, on arrays of exactly the right size in device
+// memory. Prints a hash of all results, which must not depend on the order of the threads. Their numbers are checked by the vitest suite.
+#include "cuda/operation.hpp"
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+namespace {
+
+using namespace equitensor;
+
+std::vector<IrrepsBlock> full_irreps(int lmax, int mul) {
+  std::vector<IrrepsBlock> blocks;
+  int offset = 0;
+  for (int l = 0; l <= lmax; offset += mul * (2 * l + 1), ++l) blocks.push_back({offset, mul, l, 2 * l + 1, 1});
+  return blocks;
+}
+int dim_of(const std::vector<IrrepsBlock>& blocks) {
+  int dim = 0;
+  for (const IrrepsBlock& b : blocks) dim += b.mul * (2 * b.l + 1);
+  return dim;
+}
+ChannelSlot slot(int lmax, int mul) {
+  const std::vector<IrrepsBlock> blocks = full_irreps(lmax, mul);
+  return {dim_of(blocks), blocks, std::vector<int>(blocks.size(), 0)};
+}
+
+uint64_t hash = 14695981039346656037ull;  // FNV-1a
+
+template <class T>
+class Array {
+ public:
+  Array(long count, unsigned seed) : values_(size_t(count)) {
+    for (T& v : values_) v = T((seed = seed * 1664525u + 1013904223u) >> 8) / T(1 << 23) - 1;
+    if (values_.empty()) return;
+    cuda::check(cudaMalloc(&memory_, bytes()), "cudaMalloc", bytes());
+    cuda::check(cudaMemcpy(memory_, values_.data(), bytes(), cudaMemcpyHostToDevice), "cudaMemcpy");
+  }
+  ~Array() { cudaFree(memory_); }
+  void* data() const { return memory_; }
+  void take_hash() {
+    if (values_.empty()) return;
+    cuda::check(cudaMemcpy(values_.data(), memory_, bytes(), cudaMemcpyDeviceToHost), "cudaMemcpy");
+    for (const T& v : values_) {
+      unsigned char byte[sizeof(T)];
+      std::memcpy(byte, &v, sizeof v);
+      if (v != v) std::printf("NaN in a result\n"), std::exit(1);
+      for (const unsigned char b : byte) hash = (hash ^ b) * 1099511628211ull;
+    }
+  }
+
+ private:
+  size_t bytes() const { return values_.size() * sizeof(T); }
+  std::vector<T> values_;
+  void* memory_ = nullptr;
+};
+
+// 37 items: a whole tile and a part of one.
+template <class T>
+void run(const cuda::Operation& operation, bool x_shared, bool has_backward = true) {
+  const long batch = 37, x_batch = x_shared ? 1 : batch;
+  cuda::Stream stream(0);
+  Array<T> x(x_batch * operation.dim1, 1), y(batch * operation.dim2, 2), z(batch * operation.dim_out, 3), dx(x_batch * operation.dim1, 4),
+      dy(batch * operation.dim2, 5);
+  operation.forward({x.data(), y.data(), nullptr, nullptr, nullptr, z.data(), batch, x_shared, false}, stream.get());
+  stream.synchronize();
+  z.take_hash();
+  if (!has_backward) return;
+  operation.backward({x.data(), y.data(), z.data(), dx.data(), dy.data(), nullptr, batch, x_shared, false}, stream.get());
+  stream.synchronize();
+  dx.take_hash();
+  dy.take_hash();
+}
+
+template <class T>
+void run_all() {
+  const bool is_double = sizeof(T) == 8;
+  const cuda::OnDevice on(0);
+  for (const int mul : {1, 3}) {
+    const auto in = full_irreps(2, mul), vectors = full_irreps(1, 1);
+    std::vector<ClebschGordanPath> paths;
+    int offset = 0;
+    for (int i = 0; i <= 2; ++i)
+      for (int j = 0; j <= 1; ++j)
+        for (int l = std::abs(i - j); l <= i + j; offset += mul * (2 * l + 1), ++l)
+          paths.push_back({i, j, false, l, offset, 2 * l + 1, 2 * l + 1, 1, 1.0});
+    const int dims[3] = {dim_of(in), dim_of(vectors), offset};
+    run<T>(*cuda::make_clebsch_gordan(0, is_double, dims, in, vectors, paths, false), mul == 3);
+    const ChannelSlot slots[3] = {slot(2, mul), slot(2, mul), slot(4, mul)};
+    for (const bool pointwise : {false, true})
+      run<T>(*cuda::make_gaunt(0, is_double, mul, slots, {{0, 0, 0}}, {5, 9, pointwise}), false);
+    run<T>(*cuda::make_matrix(0, is_double, mul, slots, {{0, 0, 0}}, 2), false);
+  }
+  // The highest output by its own path, and float32 in double.
+  const ChannelSlot high[3] = {slot(1, 1), slot(1, 1), slot(2, 1)};
+  for (const int k : {6, 9}) run<T>(*cuda::make_matrix(0, is_double, 1, high, {{0, 0, 0}}, k), false);
+  run<T>(*cuda::make_spherical_harmonics(0, is_double, {0, 1, 2, 3, 1}, {1, 1, 1, 1}, true), false, false);
+}
+
+}  // namespace
+
+int main() {
+  run_all<float>();
+  run_all<double>();
+  std::printf("%016llx\n", (unsigned long long)hash);
+}

@@ -1,0 +1,49 @@
+// The project's CUDA kernels under the sanitizers, in several orders of threads (test/emulation/kernels.cpp). Their numbers are checked by the
+// suite itself, which runs on the emulated binary (`npm run test:emulated`); so does this, since compiling takes a minute.
+import { execFile } from 'node:child_process'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { promisify } from 'node:util'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { binary } from '../lib/native'
+import { root } from './support'
+
+const execute = promisify(execFile)
+const builds = {
+  address: { flags: ['-fsanitize=address,undefined', '-fno-sanitize-recover=all'], seeds: [0, 1, 2] },
+  // Some 0.2 ms a thread.
+  thread: { flags: ['-fsanitize=thread'], seeds: [0, 1] },
+}
+const sources = [
+  ...['clebsch_gordan.cu', 'gaunt.cu', 'matrix.cu', 'spherical_harmonics.cu', 'sum_rows.cu', 'runtime.cpp'].map((file) => `cuda/${file}`),
+  'test/emulation/runtime.cpp',
+  'test/emulation/kernels.cpp',
+]
+const directory = mkdtempSync(path.join(tmpdir(), 'equitensor-kernels-'))
+
+async function compile(name: string, flags: string[]) {
+  const options = ['-std=c++20', '-O1', '-g1', '-I.', '-include', 'test/emulation/cuda.hpp', ...flags]
+  const objects = sources.map((_, i) => path.join(directory, `${name}-${i}.o`))
+  for (const [i, source] of sources.entries()) await execute('g++', [...options, '-x', 'c++', '-c', source, '-o', objects[i]!], { cwd: root })
+  await execute('g++', [...flags, ...objects, '-o', path.join(directory, name), '-pthread'])
+}
+
+describe.runIf(binary.flavour === 'emulated')('CUDA kernels', () => {
+  beforeAll(() => Promise.all(Object.entries(builds).map(([name, { flags }]) => compile(name, flags))), 600_000)
+  afterAll(() => rmSync(directory, { recursive: true }))
+
+  test('neither a sanitizer nor a result knows the order of the threads', async () => {
+    const results: string[] = []
+    for (const [name, { seeds }] of Object.entries(builds))
+      for (const seed of seeds) {
+        // The runtime keeps its memory pools until the process ends.
+        const env = { ...process.env, EQUITENSOR_EMULATION_SEED: `${seed}`, ASAN_OPTIONS: 'detect_leaks=0' }
+        const { stdout, stderr } = await execute(path.join(directory, name), [], { env, timeout: 250_000 })
+        expect(stderr, `${name}, seed ${seed}`).toBe('')
+        results.push(stdout)
+      }
+    expect(new Set(results).size, `hashes of all results: ${results.join(' ')}`).toBe(1)
+    expect(results[0]).toMatch(/^[0-9a-f]{16}\n$/)
+  }, 600_000)
+})
