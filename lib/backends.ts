@@ -1,5 +1,6 @@
 import { cudaDevices } from './cuda'
-import { native, type CudaDevice } from './native'
+import type { CudaDevice } from './native'
+import { cpuInfo } from './options'
 
 export interface Backends {
   cpu: {
@@ -16,7 +17,7 @@ export interface Backends {
 
 /** What this process can run. */
 export function backends(): Backends {
-  const { variant, variants, threads } = native.cpuInfo()
+  const { variant, variants, threads } = cpuInfo()
   const { devices, reason } = cudaDevices()
   return {
     cpu: { available: true, instructionSet: variant, instructionSets: variants, threads },

@@ -1,7 +1,7 @@
 // The options that all operations have in common.
 import type { DType } from './arrays'
 import { requireCuda, requireDevice } from './cuda'
-import { argumentError, describe } from './errors'
+import { argumentError, describe, EquitensorError } from './errors'
 import { Irreps, maxOutputDegree, requireInputDegrees, toIrreps, type IrrepsLike } from './irreps'
 import { native } from './native'
 
@@ -51,7 +51,7 @@ export const commonOptions = ['irrepsOut', 'backend', 'device', 'dtype', 'layout
 
 export function resolveOptions<D extends DType>(options: CommonOptions<D>): ResolvedOptions<D> {
   const { backend, device } = resolveBackend(options)
-  const threads = options.threads ?? native.cpuInfo().threads
+  const threads = options.threads ?? cpuInfo().threads
   if (!Number.isInteger(threads) || threads < 1 || threads > 1024) {
     throw argumentError('invalid_option', 'options.threads', 'an integer from 1 to 1024', describe(threads))
   }
@@ -61,6 +61,15 @@ export function resolveOptions<D extends DType>(options: CommonOptions<D>): Reso
     dtype: oneOf(options.dtype ?? 'float32', 'options.dtype', ['float32', 'float64'] as const) as D,
     layout: oneOf(options.layout ?? 'mul_ir', 'options.layout', ['mul_ir', 'ir_mul']),
     threads,
+  }
+}
+
+/** The kernels in use. @throws EquitensorError `invalid_option` if EQUITENSOR_CPU names none that this machine can run. */
+export function cpuInfo(): ReturnType<typeof native.cpuInfo> {
+  try {
+    return native.cpuInfo()
+  } catch (cause) {
+    throw new EquitensorError('invalid_option', (cause as Error).message, { argument: 'EQUITENSOR_CPU', cause })
   }
 }
 

@@ -4,7 +4,7 @@ import { DeviceArray, nativeArray, requireDeviceArray } from './device_array'
 import { argumentError, describe } from './errors'
 import { Irreps, requireInputDegrees, toIrreps, type IrrepsLike } from './irreps'
 import { native, type NativeCudaOperation } from './native'
-import { oneOf, requireKnownOptions, resolveBackend, type Backend } from './options'
+import { cpuInfo, oneOf, requireKnownOptions, resolveBackend, type Backend } from './options'
 
 export interface SphericalHarmonicsOptions<D extends DType, A = ArrayOf<D>> {
   /** Normalise the vectors first (default). Otherwise the result is homogeneous of degree l in the vector. */
@@ -96,7 +96,7 @@ export function sphericalHarmonics(
   const normalize = options.normalize ?? true
   if (typeof normalize !== 'boolean') throw argumentError('invalid_option', 'options.normalize', 'a boolean', describe(normalize))
   const scale = scales[oneOf(options.normalization ?? 'component', 'options.normalization', ['integral', 'component', 'norm'])]
-  const threads = options.threads ?? native.cpuInfo().threads
+  const threads = options.threads ?? cpuInfo().threads
   if (!Number.isInteger(threads) || threads < 1 || threads > 1024) {
     throw argumentError('invalid_option', 'options.threads', 'an integer from 1 to 1024', describe(threads))
   }
