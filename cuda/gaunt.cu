@@ -150,10 +150,6 @@ __device__ __forceinline__ void contract_rings(const GauntPlan<T>& plan, const G
   }
 }
 
-struct GauntRows {
-  Rows slot[3];
-};
-
 template <class T>
 __device__ __forceinline__ void synthesize(const GauntPlan<T>& plan, const GauntTiles<T>& tile, int s, const Team& team) {
   apply(plan.slots[s].synthesis, choose(tile.channel, s) + team.item, choose(tile.rings_in, s) + team.item, team);
@@ -166,7 +162,7 @@ __device__ __forceinline__ void clear_rings(const GauntPlan<T>& plan, int s, T* 
 }
 
 template <class T>
-__global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void gaunt_forward(GauntPlan<T> plan, GauntRows rows, int items, long long signals, const T* x,
+__global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void gaunt_forward(GauntPlan<T> plan, ChannelRows rows, int items, long long signals, const T* x,
                                                          const T* y, T* z) {
   const Team team = team_of(items);
   const long long first = (long long)blockIdx.x * items;
@@ -193,7 +189,7 @@ __global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void gaunt_f
 }
 
 template <class T>
-__global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void gaunt_backward(GauntPlan<T> plan, GauntRows rows, GauntRows gradient_rows, int items,
+__global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void gaunt_backward(GauntPlan<T> plan, ChannelRows rows, ChannelRows gradient_rows, int items,
                                                           long long signals, const T* x, const T* y, const T* dz, T* dx, T* dy) {
   const Team team = team_of(items);
   const long long first = (long long)blockIdx.x * items;
@@ -225,49 +221,16 @@ __global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void gaunt_b
 }
 
 template <class T>
-class Gaunt final : public Operation {
+class Gaunt final : public ChannelProduct<T, GauntPlan<T>> {
  public:
   Gaunt(int device, int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products, const Grid& grid)
-      : Operation(device, sizeof(T) == 8, {slots[0].dim, slots[1].dim, slots[2].dim}), arena_(device), innermost_(are_innermost(slots)) {
-    PassFlops flops;
-    plan_ = arena_.build([&](auto& store) { return gaunt_plan<T>(store, mul, slots, products, grid, flops); });
-    const auto bytes = [&](bool backward) {
-      return [this, backward](int items) { return size_t(GauntTiles<T>(plan_, nullptr, pitch_of(items), backward).bytes); };
-    };
-    forward_ = configure(device, gaunt_forward<T>, bytes(false));
-    backward_ = configure(device, gaunt_backward<T>, bytes(true));
-  }
-
-  void forward(const Call& call, cudaStream_t stream) const override {
-    const long long signals = call.batch * plan_.mul;
-    if (signals == 0) return;
-    check(launch(gaunt_forward<T>, forward_.grid(signals), threads, forward_.shared_bytes, stream, plan_,
-                 rows(call.x_shared, call.y_shared), forward_.items, signals, static_cast<const T*>(call.x),
-                 static_cast<const T*>(call.y), static_cast<T*>(call.z_out)),
-          "cudaLaunchKernel");
-  }
-  void backward(const Call& call, cudaStream_t stream) const override {
-    const long long signals = call.batch * plan_.mul;
-    const Gradient<T> dx(call.x_out, call.x_shared, device, dim1, call.batch, stream);
-    const Gradient<T> dy(call.y_out, call.y_shared, device, dim2, call.batch, stream);
-    if (signals > 0)
-      check(launch(gaunt_backward<T>, backward_.grid(signals), threads, backward_.shared_bytes, stream, plan_,
-                   rows(call.x_shared, call.y_shared), rows(false, false), backward_.items, signals, static_cast<const T*>(call.x),
-                   static_cast<const T*>(call.y), static_cast<const T*>(call.z), dx.rows(), dy.rows()),
-            "cudaLaunchKernel");
-    dx.finish(), dy.finish();
-  }
-
- private:
-  GauntRows rows(bool x_shared, bool y_shared) const {
-    const auto slot = [&](int s, bool shared) { return channel_rows(plan_.slots[s], plan_.mul, shared, innermost_); };
-    return {{slot(0, x_shared), slot(1, y_shared), slot(2, false)}};
-  }
-
-  PlanArena arena_;
-  bool innermost_;
-  GauntPlan<T> plan_{};
-  Tiling forward_, backward_;
+      : ChannelProduct<T, GauntPlan<T>>(
+            device, slots, gaunt_forward<T>, gaunt_backward<T>,
+            [&](auto& store) {
+              PassFlops flops;
+              return gaunt_plan<T>(store, mul, slots, products, grid, flops);
+            },
+            [](const GauntPlan<T>& plan, int pitch, bool backward) { return size_t(GauntTiles<T>(plan, nullptr, pitch, backward).bytes); }) {}
 };
 
 }  // namespace

@@ -113,6 +113,63 @@ class Gradient {
   Workspace workspace_;
 };
 
+// Rows of every slot of a product of signals.
+struct ChannelRows {
+  Rows slot[3];
+};
+
+// The host's side of a product of signals, channel by channel: a plan and two kernels.
+template <class T, class Plan>
+class ChannelProduct : public Operation {
+ public:
+  void forward(const Call& call, cudaStream_t stream) const override {
+    const long long signals = call.batch * plan_.mul;
+    if (signals == 0) return;
+    check(launch(forward_kernel_, forward_.grid(signals), threads, forward_.shared_bytes, stream, plan_, rows(call.x_shared, call.y_shared),
+                 forward_.items, signals, static_cast<const T*>(call.x), static_cast<const T*>(call.y), static_cast<T*>(call.z_out)),
+          "cudaLaunchKernel");
+  }
+  void backward(const Call& call, cudaStream_t stream) const override {
+    const long long signals = call.batch * plan_.mul;
+    const Gradient<T> dx(call.x_out, call.x_shared, device, dim1, call.batch, stream);
+    const Gradient<T> dy(call.y_out, call.y_shared, device, dim2, call.batch, stream);
+    if (signals > 0)
+      check(launch(backward_kernel_, backward_.grid(signals), threads, backward_.shared_bytes, stream, plan_,
+                   rows(call.x_shared, call.y_shared), rows(false, false), backward_.items, signals, static_cast<const T*>(call.x),
+                   static_cast<const T*>(call.y), static_cast<const T*>(call.z), dx.rows(), dy.rows()),
+            "cudaLaunchKernel");
+    dx.finish(), dy.finish();
+  }
+
+ protected:
+  using ForwardKernel = void (*)(Plan, ChannelRows, int items, long long signals, const T* x, const T* y, T* z);
+  using BackwardKernel = void (*)(Plan, ChannelRows, ChannelRows gradients, int items, long long signals, const T* x, const T* y, const T* dz,
+                                  T* dx, T* dy);
+
+  // build(store) makes the plan; tile_bytes(plan, pitch, is_backward) is the shared memory of a tile.
+  template <class Build, class TileBytes>
+  ChannelProduct(int device, const ChannelSlot (&slots)[3], ForwardKernel forward, BackwardKernel backward, Build&& build,
+                 TileBytes&& tile_bytes)
+      : Operation(device, sizeof(T) == 8, {slots[0].dim, slots[1].dim, slots[2].dim}), arena_(device), innermost_(are_innermost(slots)),
+        plan_(arena_.build(build)), forward_kernel_(forward), backward_kernel_(backward) {
+    forward_ = configure(device, forward, [&](int items) { return tile_bytes(plan_, pitch_of(items), false); });
+    backward_ = configure(device, backward, [&](int items) { return tile_bytes(plan_, pitch_of(items), true); });
+  }
+
+ private:
+  ChannelRows rows(bool x_shared, bool y_shared) const {
+    const auto slot = [&](int s, bool shared) { return channel_rows(plan_.slots[s], plan_.mul, shared, innermost_); };
+    return {{slot(0, x_shared), slot(1, y_shared), slot(2, false)}};
+  }
+
+  PlanArena arena_;
+  bool innermost_;
+  Plan plan_;
+  ForwardKernel forward_kernel_;
+  BackwardKernel backward_kernel_;
+  Tiling forward_, backward_;
+};
+
 template <template <class> class Kind, class... Arguments>
 std::unique_ptr<Operation> make(bool is_double, const Arguments&... arguments) {
   if (is_double) return std::make_unique<Kind<double>>(arguments...);

@@ -10,7 +10,6 @@ template <class C>
 struct MatrixTiles {
   C *channel[3], *matrix[3], *gradient[3];
   int bytes;
-  // Outputs take the place of inputs' components or matrices that are not needed any more: out[s].
   __host__ __device__ MatrixTiles(const MatrixPlan<C>& plan, C* memory, int pitch, bool backward) {
     C* at = memory;
     const int entries = plan.size * plan.size;
@@ -122,12 +121,8 @@ __device__ __forceinline__ void multiply_top(const PlanTop<C>& top, const C* x, 
   __syncthreads();
 }
 
-struct MatrixRows {
-  Rows slot[3];
-};
-
 template <class T, class C>
-__global__ __launch_bounds__(threads, blocks_per_multiprocessor<C>) void matrix_forward(MatrixPlan<C> plan, MatrixRows rows, int items, long long signals, const T* x,
+__global__ __launch_bounds__(threads, blocks_per_multiprocessor<C>) void matrix_forward(MatrixPlan<C> plan, ChannelRows rows, int items, long long signals, const T* x,
                                                           const T* y, T* z) {
   const Team team = team_of(items);
   const long long first = (long long)blockIdx.x * items;
@@ -161,7 +156,7 @@ __global__ __launch_bounds__(threads, blocks_per_multiprocessor<C>) void matrix_
 }
 
 template <class T, class C>
-__global__ __launch_bounds__(threads, blocks_per_multiprocessor<C>) void matrix_backward(MatrixPlan<C> plan, MatrixRows rows, MatrixRows gradient_rows, int items,
+__global__ __launch_bounds__(threads, blocks_per_multiprocessor<C>) void matrix_backward(MatrixPlan<C> plan, ChannelRows rows, ChannelRows gradient_rows, int items,
                                                            long long signals, const T* x, const T* y, const T* dz, T* dx, T* dy) {
   const Team team = team_of(items);
   const long long first = (long long)blockIdx.x * items;
@@ -200,49 +195,16 @@ __global__ __launch_bounds__(threads, blocks_per_multiprocessor<C>) void matrix_
 }
 
 template <class T, class C>
-class Matrix final : public Operation {
+class Matrix final : public ChannelProduct<T, MatrixPlan<C>> {
  public:
   Matrix(int device, int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products, int k)
-      : Operation(device, sizeof(T) == 8, {slots[0].dim, slots[1].dim, slots[2].dim}), arena_(device), innermost_(are_innermost(slots)) {
-    PassFlops flops;
-    plan_ = arena_.build([&](auto& store) { return matrix_plan<C>(store, mul, slots, products, k, flops); });
-    const auto bytes = [&](bool backward) {
-      return [this, backward](int items) { return size_t(MatrixTiles<C>(plan_, nullptr, pitch_of(items), backward).bytes); };
-    };
-    forward_ = configure(device, matrix_forward<T, C>, bytes(false));
-    backward_ = configure(device, matrix_backward<T, C>, bytes(true));
-  }
-
-  void forward(const Call& call, cudaStream_t stream) const override {
-    const long long signals = call.batch * plan_.mul;
-    if (signals == 0) return;
-    check(launch(matrix_forward<T, C>, forward_.grid(signals), threads, forward_.shared_bytes, stream, plan_,
-                 rows(call.x_shared, call.y_shared), forward_.items, signals, static_cast<const T*>(call.x),
-                 static_cast<const T*>(call.y), static_cast<T*>(call.z_out)),
-          "cudaLaunchKernel");
-  }
-  void backward(const Call& call, cudaStream_t stream) const override {
-    const long long signals = call.batch * plan_.mul;
-    const Gradient<T> dx(call.x_out, call.x_shared, device, dim1, call.batch, stream);
-    const Gradient<T> dy(call.y_out, call.y_shared, device, dim2, call.batch, stream);
-    if (signals > 0)
-      check(launch(matrix_backward<T, C>, backward_.grid(signals), threads, backward_.shared_bytes, stream, plan_,
-                   rows(call.x_shared, call.y_shared), rows(false, false), backward_.items, signals, static_cast<const T*>(call.x),
-                   static_cast<const T*>(call.y), static_cast<const T*>(call.z), dx.rows(), dy.rows()),
-            "cudaLaunchKernel");
-    dx.finish(), dy.finish();
-  }
-
- private:
-  MatrixRows rows(bool x_shared, bool y_shared) const {
-    const auto slot = [&](int s, bool shared) { return channel_rows(plan_.slots[s], plan_.mul, shared, innermost_); };
-    return {{slot(0, x_shared), slot(1, y_shared), slot(2, false)}};
-  }
-
-  PlanArena arena_;
-  bool innermost_;
-  MatrixPlan<C> plan_{};
-  Tiling forward_, backward_;
+      : ChannelProduct<T, MatrixPlan<C>>(
+            device, slots, matrix_forward<T, C>, matrix_backward<T, C>,
+            [&](auto& store) {
+              PassFlops flops;
+              return matrix_plan<C>(store, mul, slots, products, k, flops);
+            },
+            [](const MatrixPlan<C>& plan, int pitch, bool backward) { return size_t(MatrixTiles<C>(plan, nullptr, pitch, backward).bytes); }) {}
 };
 
 }  // namespace

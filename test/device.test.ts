@@ -6,6 +6,7 @@ import { inspect } from 'node:util'
 import { describe, expect, test } from 'vitest'
 import { backends, capture, ClebschGordanTensorProduct, DeviceArray, EquitensorError, GauntTensorProduct, MatrixTensorProduct, sphericalHarmonics, Stream } from '../lib/index'
 import { binary, native } from '../lib/native'
+import { caught } from './caught'
 import { arrayError, dtypes, guarded, random, randomArray, root, sameBits, tolerance, type Numbers } from './support'
 
 const { cuda } = backends()
@@ -15,16 +16,6 @@ const makers: [string, (options?: any) => any][] = [
   ['GTP', (options) => new GauntTensorProduct('2x0e+2x1o', '2x0e+2x1o', options)],
   ['MTP', (options) => new MatrixTensorProduct('0e+1e', '0e+1e', options)],
 ]
-
-function caught(action: () => unknown): EquitensorError {
-  try {
-    action()
-  } catch (error) {
-    expect(error).toBeInstanceOf(EquitensorError)
-    return error as EquitensorError
-  }
-  return expect.unreachable('nothing was thrown')
-}
 
 /** Runs a program on the built package in a process of its own; what it prints, as JSON. */
 function run(program: string, env: Record<string, string> = {}, ...flags: string[]): any {

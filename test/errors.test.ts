@@ -2,17 +2,8 @@
 import { describe, expect, test } from 'vitest'
 import { backends, ClebschGordanTensorProduct, EquitensorError, errorCodes, GauntTensorProduct, Irreps, MatrixTensorProduct } from '../lib/index'
 import { products } from './reference'
+import { caught } from './caught'
 import { defaultBackend, guarded, random, randomArray } from './support'
-
-function caught(action: () => unknown): EquitensorError {
-  try {
-    action()
-  } catch (error) {
-    expect(error).toBeInstanceOf(EquitensorError)
-    return error as EquitensorError
-  }
-  throw new Error('nothing was thrown')
-}
 
 function expectError(error: EquitensorError, code: string, argument: string): void {
   expect([error.code, error.argument], error.message).toEqual([code, argument])

@@ -1,19 +1,10 @@
 import { inspect } from 'node:util'
 import { describe, expect, test } from 'vitest'
+import { caught } from './caught'
 import { argumentError, describe as describeValue, EquitensorError, errorCodes } from '../lib/errors'
 import {
   compareIrreps, formatIrrep, Irreps, irrepKey, multiplyIrreps, parseIrrep, requireInputDegrees, toIrreps, type Irrep,
 } from '../lib/irreps'
-
-function caught(action: () => unknown): EquitensorError {
-  try {
-    action()
-  } catch (error) {
-    expect(error).toBeInstanceOf(EquitensorError)
-    return error as EquitensorError
-  }
-  throw new Error('nothing was thrown')
-}
 
 // Irreps from a seed: repeated and unsorted blocks, both parities, zero multiplicities, every degree.
 function randomIrreps(seed: number): Irreps {
