@@ -7,7 +7,8 @@
 namespace equitensor::cuda {
 
 constexpr int threads = 256;  // a block
-// For __launch_bounds__. Left to itself ptxas aims at 64 registers in float32, and spills.
+// For __launch_bounds__. Left to itself ptxas aims at 64 registers in float32, and spills. In float64 that is an occupancy of 13 %: there
+// a thread's loads of a tile are independent of one another, and so are the 4 to 12 sums of a map's block, which hides what warps do not.
 template <class T>
 constexpr int blocks_per_multiprocessor = sizeof(T) == 4 ? 2 : 1;
 
