@@ -1,7 +1,6 @@
-import { inspect } from 'node:util'
 import { allocate, constructors, requireArray, requireLength, type ArrayOf, type DType } from './arrays'
 import { cuda, requireDevice } from './cuda'
-import { argumentError, describe, EquitensorError } from './errors'
+import { argumentError, describe, EquitensorError, inspectCustom } from './errors'
 import type { NativeArray } from './native'
 import { oneOf, requireKnownOptions } from './options'
 
@@ -125,7 +124,7 @@ export class DeviceArray<D extends DType = DType> {
     this.dispose()
   }
 
-  [inspect.custom](): string {
+  [inspectCustom](): string {
     return `DeviceArray(${this.length}) [${this.dtype}, ${this.#native ? `device ${this.device}` : 'disposed'}]`
   }
 }

@@ -75,6 +75,9 @@ export function argumentError(code: ErrorCode, argument: string, expected: strin
   return new EquitensorError(code, `${argument}: expected ${expected}, got ${received}`, { argument, expected, received })
 }
 
+/** The method by which Node shows a value. Unique, so that declaration files can name it without the types of Node. */
+export const inspectCustom: unique symbol = Symbol.for('nodejs.util.inspect.custom') as never
+
 /** A value as it appears in a message: strings quoted, arrays and objects by their first few elements. */
 export function describe(value: unknown): string {
   if (typeof value === 'string') return JSON.stringify(shorten(value, 56))

@@ -1,5 +1,5 @@
 // Irreducible representations of O(3) and their direct sums, with e3nn's notation, order and semantics (e3nn/o3/_irreps.py).
-import { argumentError, describe, shorten, type EquitensorError, type ErrorCode } from './errors'
+import { argumentError, describe, shorten, type EquitensorError, type ErrorCode, inspectCustom } from './errors'
 
 /** Highest degree of an input of an operation. */
 export const maxInputDegree = 11
@@ -26,9 +26,6 @@ export type IrrepLike = Irrep | string
 
 /** What stands for an `Irreps`; in an array an irrep without multiplicity counts once, as in e3nn. */
 export type IrrepsLike = Irreps | string | readonly (readonly [mul: number, ir: IrrepLike] | MulIr | IrrepLike)[]
-
-// Unique, so that the declaration file can name the method without the types of Node.
-const inspectCustom: unique symbol = Symbol.for('nodejs.util.inspect.custom') as never
 
 /**
  * A direct sum of irreps of O(3), as a list of blocks; immutable. Follows `e3nn.o3.Irreps`.
