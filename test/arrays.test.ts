@@ -4,7 +4,7 @@ import { promisify } from 'node:util'
 import { describe, expect, test } from 'vitest'
 import { backends, Irreps, type DType, type Layout } from '../lib/index'
 import { backward, forward, products, type AnyProduct, type Terms } from './reference'
-import { arrayError, blockError, dtypes, guarded, layouts, places, random, randomArray, relayout, root, sameBits, tolerance } from './support'
+import { arrayError, blockError, dtypes, guarded, places, random, randomArray, relayout, root, sameBits, tolerance } from './support'
 
 interface Arrays {
   x: any

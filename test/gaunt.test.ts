@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import { GauntTensorProduct, Irreps, sphericalHarmonics, type DType } from '../lib/index'
-import { backward, forward, gaunt, summedTerms } from './reference'
+import { gaunt, productErrors, summedTerms } from './reference'
 import { arrayError, blockError, constructors, dtypes, golden, layouts, random, randomArray, tolerance } from './support'
 
 const rings = ['values', 'coefficients'] as const
@@ -21,14 +21,7 @@ function errors(in1: string, in2: string, options: Options = {}, internals: Inte
   const terms = summedTerms(a, b, layout, gaunt, irrepsOut === undefined ? undefined : new Irreps(irrepsOut))
   using op = make(in1, in2, options, internals)
   expect(`${op.irrepsOut}`).toBe(`${terms.irrepsOut}`)
-  const x = randomArray(dtype, a.dim * batch, random(1)), y = randomArray(dtype, b.dim * batch, random(2))
-  const v = randomArray(dtype, op.irrepsOut.dim * batch, random(3))
-  const actual = op.backward(x, y, undefined, v), expected = backward(terms, x, y, v)
-  return [
-    blockError(op.forward(x, y), forward(terms, x, y), op.irrepsOut),
-    blockError(actual.x, expected.x, a),
-    blockError(actual.y, expected.y, b),
-  ]
+  return productErrors(op, terms, dtype, batch)
 }
 
 describe('golden values', () => {

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import { Irreps, MatrixTensorProduct, wigner3j, type DType } from '../lib/index'
-import { backward, forward, matrix, summedTerms } from './reference'
+import { matrix, productErrors, summedTerms } from './reference'
 import { blockError, dtypes, layouts, multiply, random, randomArray, tolerance } from './support'
 
 const even = (L: number) => Array.from({ length: L + 1 }, (_, l) => `${l}e`).join('+')
@@ -19,14 +19,7 @@ function errors(in1: string, in2: string, options: Options = {}, batch = 5): num
   using op = make(in1, in2, options)
   expect(op.k).toBe(k)
   expect(`${op.irrepsOut}`).toBe(`${terms.irrepsOut}`)
-  const x = randomArray(dtype, a.dim * batch, random(1)), y = randomArray(dtype, b.dim * batch, random(2))
-  const v = randomArray(dtype, op.irrepsOut.dim * batch, random(3))
-  const actual = op.backward(x, y, undefined, v), expected = backward(terms, x, y, v)
-  return [
-    blockError(op.forward(x, y), forward(terms, x, y), op.irrepsOut),
-    blockError(actual.x, expected.x, a),
-    blockError(actual.y, expected.y, b),
-  ]
+  return productErrors(op, terms, dtype, batch)
 }
 
 test.each([[1, 1, undefined], [3, 2, undefined], [4, 4, undefined], [2, 2, 4], [8, 8, undefined]] as const)(

@@ -2,9 +2,9 @@
 // from Wigner 3j symbols and nothing else of the package.
 import { wigner6j } from '../bench/reference'
 import {
-  ClebschGordanTensorProduct, GauntTensorProduct, Irreps, MatrixTensorProduct, wigner3j, type Irrep, type Layout, type TensorProduct,
+  ClebschGordanTensorProduct, GauntTensorProduct, Irreps, MatrixTensorProduct, wigner3j, type DType, type Irrep, type Layout, type TensorProduct,
 } from '../lib/index'
-import { places, type Numbers } from './support'
+import { blockError, places, random, randomArray, type Numbers } from './support'
 
 export type AnyProduct = TensorProduct<any>
 
@@ -195,3 +195,15 @@ export const products: readonly { name: string; channelwise: boolean; make: Make
     terms: (in1, in2, layout) => summedTerms(in1, in2, layout, matrix(Math.ceil((in1.lmax + in2.lmax) / 2))),
   },
 ]
+
+/** The largest errors of a product on a random batch against its terms: of the result, and of the gradients of x and y. */
+export function productErrors(op: any, terms: Terms, dtype: DType, batch: number): number[] {
+  const x = randomArray(dtype, terms.irrepsIn1.dim * batch, random(1)), y = randomArray(dtype, terms.irrepsIn2.dim * batch, random(2))
+  const v = randomArray(dtype, terms.irrepsOut.dim * batch, random(3))
+  const actual = op.backward(x, y, undefined, v), expected = backward(terms, x, y, v)
+  return [
+    blockError(op.forward(x, y), forward(terms, x, y), terms.irrepsOut),
+    blockError(actual.x, expected.x, terms.irrepsIn1),
+    blockError(actual.y, expected.y, terms.irrepsIn2),
+  ]
+}
