@@ -48,6 +48,12 @@ Napi::Value create_gaunt(const Napi::CallbackInfo& info) {
   return wrap(info.Env(), make_gaunt(f.is_double, f.mul, f.slots, f.products, read_grid(o)));
 }
 
+Napi::Value create_fourier(const Napi::CallbackInfo& info) {
+  const auto o = info[0].As<Napi::Object>();
+  const ChannelForm f = read_channel_product(o);
+  return wrap(info.Env(), make_fourier(f.is_double, f.mul, f.slots, f.products, boolean(o, "fft")));
+}
+
 Napi::Value create_matrix(const Napi::CallbackInfo& info) {
   const auto o = info[0].As<Napi::Object>();
   const ChannelForm f = read_channel_product(o);
@@ -229,6 +235,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   add("cpuInfo", cpu_info);
   add("createClebschGordan", create_clebsch_gordan);
   add("createGaunt", create_gaunt);
+  add("createFourier", create_fourier);
   add("createMatrix", create_matrix);
   add("createSphericalHarmonics", create_spherical_harmonics);
   add("dispose", dispose);

@@ -293,6 +293,12 @@ Napi::Value create_gaunt(const Napi::CallbackInfo& info) {
     return make_gaunt(device, f.is_double, f.mul, f.slots, f.products, read_grid(o));
   });
 }
+Napi::Value create_fourier(const Napi::CallbackInfo& info) {
+  return create(info, [](int device, const Napi::Object& o) {
+    const ChannelForm f = read_channel_product(o);
+    return make_fourier(device, f.is_double, f.mul, f.slots, f.products, boolean(o, "fft"));
+  });
+}
 Napi::Value create_matrix(const Napi::CallbackInfo& info) {
   return create(info, [](int device, const Napi::Object& o) {
     const ChannelForm f = read_channel_product(o);
@@ -619,6 +625,7 @@ void register_cuda(Napi::Env env, Napi::Object exports) {
   set<dispose<Array>>(o, "disposeArray");
   set<create_clebsch_gordan>(o, "createClebschGordan");
   set<create_gaunt>(o, "createGaunt");
+  set<create_fourier>(o, "createFourier");
   set<create_matrix>(o, "createMatrix");
   set<create_spherical_harmonics>(o, "createSphericalHarmonics");
   set<dispose<Plan>>(o, "disposeOperation");

@@ -5,11 +5,10 @@
 namespace equitensor {
 inline namespace EQUITENSOR_VARIANT {
 
-// sqrt(4 pi) Y_lm without its azimuthal factor, at x = cos(beta): sqrt((2l+1) (l-m)! / (l+m)!) |P_l^m(x)|, times sqrt(2)
+// sqrt(4 pi) Y_lm without its azimuthal factor, at x = cos(beta), with sin(beta): sqrt((2l+1) (l-m)! / (l+m)!) |P_l^m(x)|, times sqrt(2)
 // for m > 0, with the phase in which e3nn's harmonics are positive multiples of cos(m alpha) and sin(m alpha) (no
 // Condon-Shortley sign). Mean square over the sphere 1. Recurrence in l at fixed m, stable for all l <= 44.
-constexpr double legendre(int l, int m, double x) {
-  const double sine = square_root((1 - x) * (1 + x));
+constexpr double legendre(int l, int m, double x, double sine) {
   double value = m > 0 ? square_root(2.0) : 1;  // degree m, order m
   for (int k = 1; k <= m; ++k) value *= sine * square_root((2 * k + 1.0) / (2 * k));
   double previous = 0;
@@ -22,6 +21,8 @@ constexpr double legendre(int l, int m, double x) {
   }
   return value;
 }
+
+constexpr double legendre(int l, int m, double x) { return legendre(l, m, x, square_root((1 - x) * (1 + x))); }
 
 struct QuadratureNode {
   double x, weight;

@@ -87,6 +87,49 @@ struct GauntPlan {
   int product_count;
 };
 
+// Sums of terms plus or minus a b, of complex coefficients (core/fourier_terms.hpp): those of one kind and sign in a run.
+struct alignas(16) PlanTermRun {
+  int kind, begin, count;  // kind: 2 * TermKind + negative; factors[2 * begin], ... are the first a and b
+  int doublings;           // of the sum, afterwards
+};
+struct alignas(16) PlanTermSum {
+  int out, run_begin, run_end;
+  bool real;
+};
+struct PlanTerms {
+  const PlanTermSum* sums;
+  const PlanTermRun* runs;
+  const int* factors;
+  int count;
+};
+// Sums and differences, in this order, of numbers first[0] and first[1], ...: first + second and first - second in their places.
+struct PlanButterflies {
+  const int* pairs;
+  int count;
+};
+template <class T>
+struct FourierSlot : PlanSlot {
+  int degree, parts, coefficients;
+  PlanMap<T> synthesis, analysis;      // components -> coefficients on the torus, and its transpose
+  // FFT only: coefficients -> [theta][part][order + degree], and from there -> values at the angles phi; with the butterflies of the plan.
+  PlanMap<T> to_rings, from_rings, to_angles, from_angles;
+  const T* pairs;  // unrolled only: of each of full_pairs, in fourier_terms.hpp
+};
+// Products of two signals of every degree to d up to this, into every degree to 2d, and their gradients have unrolled kernels.
+inline constexpr int fourier_unrolled_degree = 2;
+template <class T>
+struct FourierPlan {
+  int mul;
+  bool fft;               // product of values on the torus; otherwise the convolution term by term
+  int unrolled;           // d, or 0
+  int rings, angles;      // FFT: points in theta, half a circle, and in phi
+  FourierSlot<T> slots[3];
+  const PlanProduct* products;
+  int product_count;
+  PlanTerms terms[3];     // into each slot from the two others, in their order
+  PlanButterflies ring_butterflies[2], angle_butterflies;  // rings: of cosines, of sines
+};
+
 template <class T>
 struct MatrixSlot : PlanSlot {
   int parts;

@@ -131,6 +131,33 @@ class Gaunt final : public Operation {
 };
 
 template <class T>
+class Fourier final : public Operation {
+ public:
+  Fourier(int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products, bool fft) {
+    is_double = sizeof(T) == 8;
+    plan_ = fourier_plan<T>(store_, mul, slots, products, fft, flops);
+    dim1 = slots[0].dim, dim2 = slots[1].dim, dim_out = slots[2].dim;
+  }
+
+  void forward(const Call& call, const Kernels& kernels) const override {
+    const TypedKernels<T>& k = typed<T>(kernels);
+    run<T>(*this, call, k, Pass::forward, k.fourier_scratch(plan_), [&](const Operands<T>& a, long begin, long end, void* scratch) {
+      k.fourier_forward(plan_, a, begin, end, scratch);
+    });
+  }
+  void backward(const Call& call, const Kernels& kernels) const override {
+    const TypedKernels<T>& k = typed<T>(kernels);
+    run<T>(*this, call, k, Pass::backward, k.fourier_scratch(plan_), [&](const Operands<T>& a, long begin, long end, void* scratch) {
+      k.fourier_backward(plan_, a, begin, end, scratch);
+    });
+  }
+
+ private:
+  FourierPlan<T> plan_{};
+  PlanStore store_;
+};
+
+template <class T>
 class Matrix final : public Operation {
  public:
   Matrix(int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products, int k) {
@@ -239,6 +266,10 @@ std::unique_ptr<Operation> make_clebsch_gordan(bool is_double, const int (&dims)
 std::unique_ptr<Operation> make_gaunt(bool is_double, int mul, const ChannelSlot (&slots)[3],
                                       const std::vector<PlanProduct>& products, const Grid& grid) {
   return make<Gaunt>(is_double, mul, slots, products, grid);
+}
+std::unique_ptr<Operation> make_fourier(bool is_double, int mul, const ChannelSlot (&slots)[3],
+                                        const std::vector<PlanProduct>& products, bool fft) {
+  return make<Fourier>(is_double, mul, slots, products, fft);
 }
 std::unique_ptr<Operation> make_matrix(bool is_double, int mul, const ChannelSlot (&slots)[3],
                                        const std::vector<PlanProduct>& products, int k) {

@@ -32,6 +32,8 @@ std::unique_ptr<Operation> make_clebsch_gordan(bool is_double, const int (&dims)
                                                const std::vector<ClebschGordanPath>& paths, bool dense);
 std::unique_ptr<Operation> make_gaunt(bool is_double, int mul, const ChannelSlot (&slots)[3],
                                       const std::vector<PlanProduct>& products, const Grid& grid);
+std::unique_ptr<Operation> make_fourier(bool is_double, int mul, const ChannelSlot (&slots)[3],
+                                        const std::vector<PlanProduct>& products, bool fft);
 std::unique_ptr<Operation> make_matrix(bool is_double, int mul, const ChannelSlot (&slots)[3],
                                        const std::vector<PlanProduct>& products, int k);
 // Vectors (batch, 3) as x; degrees[i] fills the next 2 degrees[i] + 1 components. scale: factor of each degree 0 .. lmax on

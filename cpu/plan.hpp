@@ -20,14 +20,17 @@ template <class T>
 struct TypedKernels {
   using ClebschGordan = void(const ClebschGordanPlan<T>&, const Operands<T>&, long begin, long end, void* scratch);
   using Gaunt = void(const GauntPlan<T>&, const Operands<T>&, long begin, long end, void* scratch);
+  using Fourier = void(const FourierPlan<T>&, const Operands<T>&, long begin, long end, void* scratch);
   using Matrix = void(const MatrixPlan<T>&, const Operands<T>&, long begin, long end, void* scratch);
   using Harmonics = void(const HarmonicsPlan<T>&, const Operands<T>&, long begin, long end, void* scratch);
   ClebschGordan *clebsch_gordan_forward, *clebsch_gordan_backward;
   Gaunt *gaunt_forward, *gaunt_backward;
+  Fourier *fourier_forward, *fourier_backward;
   Matrix *matrix_forward, *matrix_backward;
   Harmonics* harmonics_forward;
   long (*clebsch_gordan_scratch)(const ClebschGordanPlan<T>&);
   long (*gaunt_scratch)(const GauntPlan<T>&);
+  long (*fourier_scratch)(const FourierPlan<T>&);
   long (*matrix_scratch)(const MatrixPlan<T>&);
   long (*harmonics_scratch)(const HarmonicsPlan<T>&);
   double (*fma_chain)(long iterations);  // runs iterations x fma_per_iteration dependent-free multiply-adds

@@ -35,6 +35,8 @@ std::unique_ptr<Operation> make_clebsch_gordan(int device, bool is_double, const
                                                bool dense);
 std::unique_ptr<Operation> make_gaunt(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],
                                       const std::vector<PlanProduct>& products, const Grid& grid);
+std::unique_ptr<Operation> make_fourier(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],
+                                        const std::vector<PlanProduct>& products, bool fft);
 std::unique_ptr<Operation> make_matrix(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],
                                        const std::vector<PlanProduct>& products, int k);
 // The vectors are x; y is not read.

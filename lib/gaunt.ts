@@ -2,8 +2,8 @@ import type { DType } from './arrays'
 import { channelProductForm, packChannelProduct } from './channel_product'
 import { argumentError, describe } from './errors'
 import type { IrrepsLike } from './irreps'
-import { native } from './native'
-import { createPlan, TensorProduct } from './operation'
+import { native, type NativeOperation } from './native'
+import { createPlan, TensorProduct, type Plan } from './operation'
 import { commonOptions, oneOf, requireKnownOptions, resolveOptions, type CommonOptions } from './options'
 
 /** Rings (`beta`, Gauss-Legendre) and equally spaced angles on each (`alpha`). */
@@ -15,9 +15,11 @@ export interface SphereGrid {
 export interface GauntOptions<D extends DType> extends CommonOptions<D> {
   /** Irreps of the output, each once, with the inputs' multiplicity; by default every irrep that can be reached, sorted. */
   irrepsOut?: IrrepsLike
-  /** `'auto'` (default) takes the fastest: at present `'grid'`. */
-  algorithm?: 'auto' | 'grid'
-  /** Default: the smallest exact grid, floor((L1 + L2 + L3) / 2) + 1 rings and L1 + L2 + L3 + 1 angles. A larger one gives the same result. */
+  /** `'auto'` (default) takes the one of fewer operations, or `'grid'` where a grid is given. They agree to rounding. */
+  algorithm?: 'auto' | 'grid' | 'fourier'
+  /**
+   * Of `'grid'`. Default: the smallest exact grid, floor((L1 + L2 + L3) / 2) + 1 rings and L1 + L2 + L3 + 1 angles. A larger one gives the same result.
+   */
   grid?: Partial<SphereGrid>
 }
 
@@ -27,6 +29,8 @@ export interface GauntInternals {
   inexactGrid?: boolean
   /** How two signals on a ring are multiplied: their values at the angles, or their trigonometric coefficients. */
   ring?: 'values' | 'coefficients'
+  /** How two series on the torus are multiplied: term by term, or as values between fast Fourier transforms. */
+  convolution?: 'direct' | 'fft'
 }
 
 /**
@@ -38,10 +42,15 @@ export interface GauntInternals {
  * `'grid'` is the separable transform to a Gauss-Legendre grid: Legendre functions from components to rings with the hemispheres folded,
  * product ring by ring, and back by quadrature, which is exact. The product on a ring is formed from trigonometric coefficients or from values
  * at the angles, whichever takes fewer operations.
+ *
+ * `'fourier'` writes a signal as a series of exp(i u theta) exp(i m phi) on the torus (Luo, Chen and Krishnapriyan, "Enabling efficient equivariant
+ * operations in the Fourier basis via Gaunt tensor products", ICLR 2024), multiplies the series directly or by FFT, whichever takes fewer operations, and
+ * reads the components off the product's coefficients, exactly. It has fewer operations at low degrees (0..L with itself: to L = 2).
  */
 export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProduct<D> {
-  declare readonly algorithm: 'grid'
-  readonly grid: Readonly<SphereGrid>
+  declare readonly algorithm: 'grid' | 'fourier'
+  /** Of `'grid'`. */
+  readonly grid: Readonly<SphereGrid> | undefined
 
   /**
    * @throws EquitensorError `unequal_multiplicities`, `repeated_irrep`, `no_path`, `unreachable_output`, `grid_too_small`, `invalid_irreps`, `degree_limit`,
@@ -50,7 +59,10 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
   constructor(irrepsIn1: IrrepsLike, irrepsIn2: IrrepsLike, options: GauntOptions<D> = {}, /** @internal */ internals: GauntInternals = {}) {
     requireKnownOptions(options, [...commonOptions, 'algorithm', 'grid'])
     const resolved = resolveOptions(options)
-    oneOf(options.algorithm ?? 'auto', 'options.algorithm', ['auto', 'grid'])
+    const algorithm = oneOf(options.algorithm ?? 'auto', 'options.algorithm', ['auto', 'grid', 'fourier'])
+    if (algorithm === 'fourier' && options.grid !== undefined) {
+      throw argumentError('invalid_option', 'options.grid', "no grid with algorithm 'fourier', which has none", describe(options.grid))
+    }
     const form = channelProductForm(
       irrepsIn1,
       irrepsIn2,
@@ -71,10 +83,21 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
       }
     }
     const packed = packChannelProduct(form, (l1, l2, l3) => native.gauntPath(l1, l2, l3) !== 0, resolved)
-    const candidates = (internals.ring ? [internals.ring] : (['coefficients', 'values'] as const)).map((ring) => {
-      const form = { ...packed, rings: grid.beta, angles: grid.alpha, pointwise: ring === 'values' }
-      return { form, cpu: native.createGaunt(form) }
-    })
+    const candidates: { algorithm: 'grid' | 'fourier'; cpu: NativeOperation; plan(): Plan }[] = []
+    if (algorithm !== 'fourier' && !internals.convolution) {
+      for (const ring of internals.ring ? [internals.ring] : (['coefficients', 'values'] as const)) {
+        const form = { ...packed, rings: grid.beta, angles: grid.alpha, pointwise: ring === 'values' }
+        const cpu = native.createGaunt(form)
+        candidates.push({ algorithm: 'grid', cpu, plan: () => createPlan('createGaunt', form, resolved, cpu) })
+      }
+    }
+    if (algorithm === 'fourier' || (algorithm === 'auto' && !options.grid && !internals.ring)) {
+      for (const convolution of internals.convolution ? [internals.convolution] : (['direct', 'fft'] as const)) {
+        const form = { ...packed, fft: convolution === 'fft' }
+        const cpu = native.createFourier(form)
+        candidates.push({ algorithm: 'fourier', cpu, plan: () => createPlan('createFourier', form, resolved, cpu) })
+      }
+    }
     const [fastest, ...others] = candidates.sort((a, b) => native.flops(a.cpu).forward - native.flops(b.cpu).forward)
     for (const { cpu } of others) native.dispose(cpu)
     super(
@@ -83,12 +106,12 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
         irrepsIn2: form.in2,
         irrepsOut: form.out,
         paths: form.paths,
-        algorithm: 'grid',
-        plan: createPlan('createGaunt', fastest!.form, resolved, fastest!.cpu),
+        algorithm: fastest!.algorithm,
+        plan: fastest!.plan(),
         expressivity: form.expressivity,
       },
       resolved,
     )
-    this.grid = Object.freeze(grid)
+    this.grid = fastest!.algorithm === 'grid' ? Object.freeze(grid) : undefined
   }
 }

@@ -87,7 +87,7 @@ export interface CudaDevice {
   readonly sharedMemoryPerBlock: number
 }
 
-type CudaCreate<K extends 'createClebschGordan' | 'createGaunt' | 'createMatrix' | 'createSphericalHarmonics'> = (
+type CudaCreate<K extends 'createClebschGordan' | 'createGaunt' | 'createFourier' | 'createMatrix' | 'createSphericalHarmonics'> = (
   device: number,
   form: Parameters<NativeAddon[K]>[0],
 ) => NativeCudaOperation
@@ -115,6 +115,7 @@ export interface NativeCuda {
 
   createClebschGordan: CudaCreate<'createClebschGordan'>
   createGaunt: CudaCreate<'createGaunt'>
+  createFourier: CudaCreate<'createFourier'>
   createMatrix: CudaCreate<'createMatrix'>
   createSphericalHarmonics: CudaCreate<'createSphericalHarmonics'>
   disposeOperation(operation: NativeCudaOperation): void
@@ -172,6 +173,7 @@ export interface NativeAddon {
   /** `paths`: [in1, in2, same channel, l3, offset, u step, v step, component] of each, see core/clebsch_gordan.hpp. */
   createClebschGordan(form: NativeProduct & { paths: Int32Array; coefficients: Float64Array; dense: boolean }): NativeOperation
   createGaunt(form: NativeChannelProduct & { rings: number; angles: number; pointwise: boolean }): NativeOperation
+  createFourier(form: NativeChannelProduct & { fft: boolean }): NativeOperation
   createMatrix(form: NativeChannelProduct & { k: number }): NativeOperation
   /** `scale`: factor of each degree on harmonics whose mean square over the sphere is 1. */
   createSphericalHarmonics(form: { isDouble: boolean; degrees: Int32Array; scale: Float64Array; normalize: boolean }): NativeOperation
