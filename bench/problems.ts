@@ -2,7 +2,7 @@
 // correctness, gradients and timing. A new problem, operation or suite is one entry here; a new pass one in passes.ts.
 import { ClebschGordanTensorProduct, GauntTensorProduct, Irreps, MatrixTensorProduct, type Backend } from '../lib/index'
 import { clebschGordanForm, gauntForm, matrixForm, type Form } from './reference'
-import { denseCount, gridCount, matrixCount, sparseCount } from './models'
+import { denseCount, fourierCount, gridCount, matrixCount, sparseCount } from './models'
 import type { PassName } from './passes'
 
 export type Dtype = 'float32' | 'float64'
@@ -121,6 +121,16 @@ export const operations: readonly Operation[] = [
     form: gauntForm,
     count: gridCount,
     countMeaning: 'the plain separable transform',
+    countIsReference: true,
+    selectionRule: '3j(l1 l2 l3; 0 0 0) = 0 for odd l1 + l2 + l3',
+  },
+  {
+    name: 'gtp-fourier',
+    meaning: 'the same product by series on the torus',
+    make: ({ in1, in2, out }, options) => new GauntTensorProduct(in1, in2, { ...options, irrepsOut: out, algorithm: 'fourier' }),
+    form: gauntForm,
+    count: fourierCount,
+    countMeaning: 'the plain convolution on the torus',
     countIsReference: true,
     selectionRule: '3j(l1 l2 l3; 0 0 0) = 0 for odd l1 + l2 + l3',
   },

@@ -4,12 +4,19 @@ import { gaunt, productErrors, summedTerms } from './reference'
 import { arrayError, blockError, constructors, dtypes, golden, layouts, random, randomArray, tolerance } from './support'
 
 const rings = ['values', 'coefficients'] as const
+// Every way in which the product is computed.
+const forms = [
+  ['grid, rings by values', { ring: 'values' }],
+  ['grid, rings by coefficients', { ring: 'coefficients' }],
+  ['fourier, direct', { convolution: 'direct' }],
+  ['fourier by FFT', { convolution: 'fft' }],
+] as const
 const even = (L: number) => Array.from({ length: L + 1 }, (_, l) => `${l}e`).join('+')
 const both = (L: number, mul = 1) => Array.from({ length: L + 1 }, (_, l) => `${mul}x${l}o+${mul}x${l}e`).join('+')
 // Rotations of the harmonics' own parity have nothing to split; those of the other one or of both have.
 const natural = (L: number, p: 1 | -1 = -1) => String(Irreps.sphericalHarmonics(L, p))
 
-type Options = { dtype?: DType; irrepsOut?: string; layout?: 'mul_ir' | 'ir_mul'; grid?: { beta?: number; alpha?: number } }
+type Options = { dtype?: DType; irrepsOut?: string; layout?: 'mul_ir' | 'ir_mul'; algorithm?: 'auto' | 'grid' | 'fourier'; grid?: { beta?: number; alpha?: number } }
 type Internals = ConstructorParameters<typeof GauntTensorProduct>[3]
 const make = (in1: string, in2: string, options: Options = {}, internals: Internals = {}) =>
   new GauntTensorProduct<any>(in1, in2, { dtype: 'float64', ...options }, internals)
@@ -31,8 +38,8 @@ describe('golden values', () => {
     const scaled = (values: number[]) => values.map((v) => factor * v)
     const [in1, in2, out] = [L1, L2, L3].map((L) => new Irreps(even(L as number))) as [Irreps, Irreps, Irreps]
     for (const dtype of dtypes) {
-      for (const ring of rings) {
-        using op = make(even(L1), even(L2), { dtype, irrepsOut: even(L3) }, { ring })
+      for (const [, internals] of forms) {
+        using op = make(even(L1), even(L2), { dtype, irrepsOut: even(L3) }, internals)
         const [x, y, v] = [c.x, c.y, c.v].map((values) => constructors[dtype].from(values))
         const gradients = op.backward(x, y, undefined, v)
         expect(blockError(op.forward(x, y), scaled(c.out_quadrature), out)).toBeLessThan(tolerance[dtype])
@@ -61,11 +68,11 @@ test('the output is the product of the two signals, at any point of the sphere',
   }
 })
 
-describe.each(rings)('rings multiplied by %s', (ring) => {
+describe.each(forms)('%s', (_form, internals) => {
   describe.each(dtypes)('%s', (dtype) => {
     test.each([0, 1, 2, 3, 4, 5, 6, 7, 8])('0..%i with itself: all even, natural and both parities', (L) => {
       for (const [a, b] of [[even(L), even(L)], [natural(L), natural(L)], [both(L), both(L)]] as const) {
-        for (const error of errors(a, b, { dtype }, { ring })) expect(error, a).toBeLessThan(tolerance[dtype])
+        for (const error of errors(a, b, { dtype }, internals)) expect(error, a).toBeLessThan(tolerance[dtype])
       }
     })
 
@@ -74,10 +81,12 @@ describe.each(rings)('rings multiplied by %s', (ring) => {
         ['0e+1e+2e', '0e+1e+2e+3e+4e+5e', even(4)], ['3e', '2e'], ['7o', '1o+3o'], ['4e+2e', '0e+6e', '6e+4e+2e'], ['11o', '0e+11o'],
         [natural(3), natural(3, 1)], [natural(3, 1), natural(2, 1)], [both(3), natural(2)], [natural(4), both(1)],
         ['0o+1e+2o+3e', natural(3)], ['0o+1e+2o+3e', '0o+1e+2o+3e'], [both(2), both(4), '2o+4e+1o'], ['2e+1o+2o', '1e+1o', '1e+1o+3o'],
-        [even(6), even(6), even(6)], [even(7), even(7), even(3)], ['1o', '0e', '1o'], ['0e', '0e'], ['0o', '5e'],
+        [even(6), even(6), even(6)], [even(7), even(7), even(3)], ['1o', '0e', '1o'], ['0e', '0e'], ['0o', '5e'], ['0e+5e+5o', '0e', '0e'],
+        // All degrees to 2 and 4, as straight code takes them, and not in its order.
+        [even(2), even(2), even(4)], ['2e+0e+1e', even(2), even(4)], [even(2), even(2), '4e+3e+2e+1e+0e'],
       ]
       for (const [a, b, irrepsOut] of problems) {
-        for (const error of errors(a, b, { dtype, ...(irrepsOut && { irrepsOut }) }, { ring })) expect(error, `${a} x ${b}`).toBeLessThan(tolerance[dtype])
+        for (const error of errors(a, b, { dtype, ...(irrepsOut && { irrepsOut }) }, internals)) expect(error, `${a} x ${b}`).toBeLessThan(tolerance[dtype])
       }
     })
   })
@@ -87,7 +96,7 @@ describe.each(rings)('rings multiplied by %s', (ring) => {
       for (const mul of [2, 3, 5, 17]) {
         const channels = (irreps: string) => irreps.replaceAll('1x', `${mul}x`)
         for (const [a, b] of [[natural(3), natural(2)], [both(2), both(2)]] as const) {
-          for (const error of errors(channels(a), channels(b), { layout }, { ring }, 3)) expect(error).toBeLessThan(tolerance.float64)
+          for (const error of errors(channels(a), channels(b), { layout }, internals, 3)) expect(error).toBeLessThan(tolerance.float64)
         }
       }
     }
@@ -98,7 +107,7 @@ describe('grids', () => {
   const sizes = [[1, 1, 2], [2, 2, 4], [2, 2, 2], [3, 2, 2], [3, 3, 3], [2, 1, 2], [4, 4, 8], [6, 6, 12], [5, 3, 7], [7, 7, 14]] as const
 
   test.each(sizes)('%i x %i -> %i: the smallest exact one is the default, and each of its sides is needed', (L1, L2, L3) => {
-    const options: Options = { irrepsOut: even(L3) }
+    const options: Options = { irrepsOut: even(L3), algorithm: 'grid' }
     const exact = { beta: Math.floor((L1 + L2 + L3) / 2) + 1, alpha: L1 + L2 + L3 + 1 }
     expect(make(even(L1), even(L2), options).grid).toEqual(exact)
     for (const side of ['beta', 'alpha'] as const) {
@@ -118,8 +127,8 @@ describe('grids', () => {
   })
 
   test('the degrees that count are those of the irreps in use, also where parities are split', () => {
-    expect(make('0e+0x5e+2e', '1o', { irrepsOut: '1o' }).grid).toEqual({ beta: 3, alpha: 5 })
-    expect(make(both(2), both(2)).grid).toEqual({ beta: 5, alpha: 9 })
+    expect(make('0e+0x5e+2e', '1o', { irrepsOut: '1o', algorithm: 'grid' }).grid).toEqual({ beta: 3, alpha: 5 })
+    expect(make(both(2), both(2), { algorithm: 'grid' }).grid).toEqual({ beta: 5, alpha: 9 })
     for (const error of errors(both(2), both(2), { grid: { beta: 6, alpha: 12 } }, { ring: 'values' })) expect(error).toBeLessThan(tolerance.float64)
   })
 
@@ -132,6 +141,37 @@ describe('grids', () => {
     expect(() => make('1o', '1o', { grid: { theta: 9 } as object })).toThrow(expect.objectContaining({ code: 'invalid_option' }))
     for (const grid of [7, 'fine']) expect(() => make('1o', '1o', { grid: grid as never }), `${grid}`).toThrow(expect.objectContaining({ code: 'invalid_option' }))
     expect(make('1o', '1o', { grid: { beta: undefined } as object }).grid).toEqual({ beta: 3, alpha: 5 })
+  })
+})
+
+describe('algorithms', () => {
+  const problems: [in1: string, in2: string, irrepsOut?: string][] = [
+    ...[1, 2, 3, 4, 6].map((L): [string, string] => [even(L), even(L)]), [both(2), both(2)], ['2e', '2e'], ['4e', '4e'], [even(6), even(1)], [even(2), even(2), even(2)],
+  ]
+  test.each(problems)('%s x %s -> %s: auto is the one of fewest operations, and fourier the better of its two', (in1, in2, irrepsOut) => {
+    const options: Options = irrepsOut ? { irrepsOut } : {}
+    const flops = forms.map(([, internals]) => make(in1, in2, options, internals).cost.forward.flops)
+    const grid = make(in1, in2, { ...options, algorithm: 'grid' }), fourier = make(in1, in2, { ...options, algorithm: 'fourier' }), auto = make(in1, in2, options)
+    expect([grid, fourier, auto].map((op) => op.cost.forward.flops)).toEqual([Math.min(flops[0]!, flops[1]!), Math.min(flops[2]!, flops[3]!), Math.min(...flops)])
+    expect([grid.algorithm, fourier.algorithm]).toEqual(['grid', 'fourier'])
+    expect(auto.algorithm).toBe(grid.cost.forward.flops <= fourier.cost.forward.flops ? 'grid' : 'fourier')
+    expect([fourier.grid, auto.grid]).toEqual([undefined, auto.algorithm === 'grid' ? grid.grid : undefined])
+  })
+
+  test('both algorithms and both convolutions win somewhere', () => {
+    expect(make(even(2), even(2)).algorithm).toBe('fourier')
+    expect(make(even(4), even(4)).algorithm).toBe('grid')
+    const flops = (L: number) => (['direct', 'fft'] as const).map((convolution) => make(even(L), even(L), {}, { convolution }).cost.forward.flops)
+    expect(flops(3)[0]).toBeLessThan(flops(3)[1]!)
+    expect(flops(5)[1]).toBeLessThan(flops(5)[0]!)
+  })
+
+  test('a grid means the grid, and fourier has none', () => {
+    expect(make(even(2), even(2), { grid: {} }).algorithm).toBe('grid')
+    for (const grid of [{ beta: 5, alpha: 9 }, {}, null, 7]) {
+      expect(() => make('1o', '1o', { algorithm: 'fourier', grid: grid as never }), `${grid}`).toThrow(expect.objectContaining({ code: 'invalid_option', argument: 'options.grid' }))
+    }
+    expect(make('1o', '1o', { algorithm: 'fourier', grid: undefined } as object).algorithm).toBe('fourier')
   })
 })
 

@@ -188,6 +188,12 @@ export const products: readonly { name: string; channelwise: boolean; make: Make
     make: ((in1, in2, options) => new GauntTensorProduct(in1, in2, options, { ring })) as Make,
     terms: (in1: Irreps, in2: Irreps, layout: Layout) => summedTerms(in1, in2, layout, gaunt),
   })),
+  ...(['direct', 'fft'] as const).map((convolution) => ({
+    name: `GTP fourier, ${convolution}`,
+    channelwise: true,
+    make: ((in1, in2, options) => new GauntTensorProduct(in1, in2, options, { convolution })) as Make,
+    terms: (in1: Irreps, in2: Irreps, layout: Layout) => summedTerms(in1, in2, layout, gaunt),
+  })),
   {
     name: 'MTP single',
     channelwise: true,

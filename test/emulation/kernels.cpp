@@ -89,6 +89,7 @@ void run_all() {
     const ChannelSlot slots[3] = {slot(2, mul), slot(2, mul), slot(4, mul)};
     for (const bool pointwise : {false, true})
       run<T>(*cuda::make_gaunt(0, is_double, mul, slots, {{0, 0, 0}}, {5, 9, pointwise}), false);
+    for (const bool fft : {false, true}) run<T>(*cuda::make_fourier(0, is_double, mul, slots, {{0, 0, 0}}, fft), false);
     run<T>(*cuda::make_matrix(0, is_double, mul, slots, {{0, 0, 0}}, 2), false);
   }
   // The highest output by its own path, and float32 in double.
