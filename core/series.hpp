@@ -67,6 +67,10 @@ EQUITENSOR_INLINE constexpr void multiply_series(const F& f, const F& f_mirror, 
   series_mean<V>(f, f_mirror, df, g, dg, h, first);
   each(Int<1>{}, minimum(dh, df + dg),
        [&](auto k) EQUITENSOR_LAMBDA { series_order<V>(f, f_mirror, df, g, g_mirror, dg, h, k, first); });
+  // Orders that the product does not have: h may be a slot with degrees that take no part.
+  each(df + dg + Int<1>{}, dh, [&](auto k) EQUITENSOR_LAMBDA {
+    if (first) h[k] = h[-k] = V{};
+  });
 }
 
 // Operations of multiply_series, first product into its output.
