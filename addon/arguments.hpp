@@ -1,5 +1,6 @@
 // How arguments from lib/, which has checked them, are read.
 #pragma once
+#include "core/call.hpp"
 #include "core/channels.hpp"
 #include "core/clebsch_gordan.hpp"
 #include <napi.h>
@@ -16,7 +17,7 @@ inline std::vector<double> doubles(const Napi::Value& value) {
   return {array.Data(), array.Data() + array.ElementLength()};
 }
 inline int integer(const Napi::Object& o, const char* key) { return o.Get(key).As<Napi::Number>().Int32Value(); }
-inline bool boolean(const Napi::Object& o, const char* key) { return o.Get(key).As<Napi::Boolean>().Value(); }
+inline bool boolean(const Napi::Object& o, const char* key) { return o.Get(key).ToBoolean().Value(); }
 
 // Null for anything else than a typed array.
 inline void* data_of(const Napi::Value& value) {
@@ -69,6 +70,19 @@ inline ChannelForm read_channel_product(const Napi::Object& o) {
   for (size_t p = 0; p + 2 < flat.size(); p += 3) form.products.push_back({flat[p], flat[p + 1], flat[p + 2]});
   return form;
 }
+// Of a call: { x, y, z, ax, ay, xOut, yOut, zOut, batch, xShared, yShared, accumulate, threads }.
+inline constexpr const char* operand_names[operand_count] = {"x", "y", "z", "ax", "ay"};
+inline constexpr const char* result_names[slot_count] = {"xOut", "yOut", "zOut"};
+
+// All but the arrays.
+inline Call read_call(const Napi::Object& o) {
+  Call call{};
+  call.shared[0] = boolean(o, "xShared"), call.shared[1] = boolean(o, "yShared");
+  call.accumulate = boolean(o, "accumulate");
+  call.batch = o.Get("batch").As<Napi::Number>().Int64Value();
+  return call;
+}
+
 inline Grid read_grid(const Napi::Object& o) { return {integer(o, "rings"), integer(o, "angles"), boolean(o, "pointwise")}; }
 
 }  // namespace equitensor

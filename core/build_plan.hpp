@@ -15,7 +15,7 @@ namespace equitensor {
 
 // Operations an item; a multiply-add counts two.
 struct PassFlops {
-  long forward = 0, backward = 0;
+  long forward = 0, backward = 0, double_backward = 0;
 };
 
 template <class T, class Store>
@@ -97,6 +97,7 @@ ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], con
     }
     flops.forward += channels * (pair.products + 2 * forward.multiply_adds);
     flops.backward += channels * (4 * pair.products + 2 * backward.multiply_adds);
+    flops.double_backward += channels * (7 * pair.products + 2 * (forward.multiply_adds + backward.multiply_adds));
     pair.forward = build_map<T>(store, forward), pair.backward = build_map<T>(store, backward);
     pair.x_component = store.ints(x), pair.y_component = store.ints(y), pair.row_begin = store.ints(rows);
     pair.column_begin = store.ints(columns), pair.column_product = store.ints(column_products);
@@ -107,7 +108,7 @@ ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], con
     plan.max_compact = std::max(plan.max_compact, pair.compact_outputs);
     pairs.push_back(pair);
   }
-  plan.dim1 = dims[0], plan.dim2 = dims[1], plan.dim_out = dims[2];
+  std::copy(dims, dims + 3, plan.dim);
   plan.pair_count = int(pairs.size());
   plan.pairs = store.items(std::move(pairs));
   return plan;
@@ -169,16 +170,20 @@ GauntPlan<T> gaunt_plan(Store& store, int mul, const ChannelSlot (&slots)[3], co
     const long angular = grid.pointwise ? long(grid.rings) * slot[s].parts * (to_angles[s] + angle_fold) : 0;
     return synthesis[s] + folds(s) + angular;
   };
-  const auto contraction = [&](int a, int b, int out) {
-    const long added = n - slot[out].parts;  // the first product of a part is not added to anything
+  // `terms` products of the same two slots; the first product of a part is not added to anything.
+  const auto contraction = [&](int a, int b, int out, int terms = 1) {
+    const long added = terms * n - slot[out].parts;
     const long ring = grid.pointwise
-                          ? n * grid.angles + added * grid.angles + slot[out].parts * (angle_fold + from_angles[out])
-                          : n * series_product_operations(slot[a].degree, slot[b].degree, slot[out].degree) + added * orders(out);
-    return grid.rings * ring + folds(out) + analysis[out];
+                          ? (terms * n + added) * grid.angles + slot[out].parts * (angle_fold + from_angles[out])
+                          : terms * n * series_product_operations(slot[a].degree, slot[b].degree, slot[out].degree) + added * orders(out);
+    // Unrolled ones fold each term, and add it folded.
+    return grid.rings * ring + (unrolled ? terms : 1) * folds(out) + analysis[out];
   };
   flops.forward = mul * (input(0) + input(1) + contraction(0, 1, 2));
   flops.backward = mul * (input(0) + input(1) + input(2) + contraction(1, 2, 0) + contraction(0, 2, 1) +
                          (unrolled ? folds(2) : 0));
+  flops.double_backward = mul * (2 * (input(0) + input(1)) + input(2) + contraction(1, 2, 0) + contraction(0, 2, 1) + contraction(0, 1, 2, 2) +
+                                 (unrolled ? folds(0) + folds(1) + folds(2) : 0));
   return plan;
 }
 
@@ -244,6 +249,7 @@ MatrixPlan<T> matrix_plan(Store& store, int mul, const ChannelSlot (&slots)[3], 
   const long multiply = 2 * long(products.size()) * size * size * size;
   flops.forward = mul * (to[0] + to[1] + multiply + from[2] + direct_flops);
   flops.backward = mul * (to[0] + to[1] + to[2] + 2 * multiply + from[0] + from[1]);
+  flops.double_backward = mul * (2 * (to[0] + to[1]) + to[2] + 4 * multiply + from[0] + from[1] + from[2] + 2 * direct_flops + long(direct_outputs.size()));
   return plan;
 }
 

@@ -56,7 +56,7 @@ struct PlanSegment {
 };
 template <class T>
 struct ClebschGordanPlan {
-  int dim1, dim2, dim_out, max_products, max_compact;
+  int dim[3], max_products, max_compact;
   const PlanPair<T>* pairs;
   int pair_count;
 };

@@ -15,14 +15,14 @@ struct HarmonicsBuffers {
 
 // r^l Y_lm = scale_l Q_lm(y, r^2) Re or Im (z + i x)^m (polar axis y), with Q by the recurrence of core/legendre.hpp.
 template <class T>
-void harmonics_forward(const HarmonicsPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
+void harmonics(const HarmonicsPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
   Scratch<T> scratch(memory);
   HarmonicsBuffers<T> buffer(plan, scratch);
   const int orders = plan.lmax + 1;
-  RowWriter<T> writer(a.z_out, plan.dim, buffer.out);
+  RowWriter<T> writer(a, 2, plan.dim, buffer.out);
   const T* diagonal = plan.recurrence + 2 * orders * orders;
   for_each_tile<T>(begin, end, a.stream, [&](const Tile& tile, bool first, bool last) {
-    load_rows(a.x, a.x_stride, 3, tile, buffer.vectors);
+    load_rows(a.in[x_operand], a.stride[0], 3, tile, buffer.vectors);
     Vector<T> x = buffer.vectors[0], y = buffer.vectors[1], z = buffer.vectors[2];
     if (plan.normalize) {
       // e3nn's torch.nn.functional.normalize: the length is at least 1e-12, so that the zero vector stays zero.
@@ -67,8 +67,7 @@ long harmonics_scratch(const HarmonicsPlan<T>& plan) {
 
 template <class T>
 void add_spherical_harmonics(TypedKernels<T>& k) {
-  k.harmonics_forward = harmonics_forward<T>;
-  k.harmonics_scratch = harmonics_scratch<T>;
+  k.harmonics = {harmonics<T>, harmonics_scratch<T>};
 }
 template void add_spherical_harmonics(TypedKernels<float>&);
 template void add_spherical_harmonics(TypedKernels<double>&);

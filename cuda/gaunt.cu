@@ -1,15 +1,12 @@
 // Gaunt tensor product, as on the CPU: seminaive transform of both signals to the rings of a Gauss-Legendre grid, product ring by ring,
-// transform back, in one kernel. Rings lie in shared memory; nothing between operands and result is in global memory. Each gradient is the
-// same product with another slot as its output.
+// transform back, in one kernel. Rings lie in shared memory; nothing between operands and result is in global memory. Every term is the same
+// product with another slot as its output.
 #include "core/series.hpp"
 #include "cuda/host.hpp"
 
 namespace equitensor::cuda {
 namespace {
 
-struct Contraction {
-  int a, b, out;  // slots
-};
 __host__ __device__ inline int part_of(const PlanProduct& product, int slot) {
   return slot == 0 ? product.part1 : slot == 1 ? product.part2 : product.part_out;
 }
@@ -17,33 +14,29 @@ __host__ __device__ inline int part_of(const PlanProduct& product, int slot) {
 // The product of values at angles is there to check the other one by: few teams are enough.
 constexpr int pointwise_teams = 4;
 template <class T>
-__host__ __device__ inline long ring_values(const GauntPlan<T>& plan) {
-  return long(plan.slots[0].parts + plan.slots[1].parts + plan.slots[2].parts) * plan.angles;
+__host__ __device__ inline int ring_values(const GauntPlan<T>& plan) {
+  return (plan.slots[0].parts + plan.slots[1].parts + plan.slots[2].parts) * plan.angles;
 }
 
-template <class T>
-struct GauntTiles {
-  T *channel[3], *rings_in[3], *rings_out[3];
-  T* values;  // pointwise product: on one ring, [team][slot][part][angle]
-  int bytes;
-  __host__ __device__ GauntTiles(const GauntPlan<T>& plan, T* memory, int pitch, bool backward) {
-    T* at = memory;
-    const auto take = [&](long components) {
-      T* piece = at;
-      at += components * pitch;
-      return piece;
-    };
-    const long half = (plan.rings + 1) / 2;
-#pragma unroll
-    for (int s = 0; s < 3; ++s) {
-      const bool is_input = backward || s < 2, is_output = backward ? s < 2 : s == 2;
-      const long rings = half * plan.slots[s].parts * 2 * (2 * plan.slots[s].degree + 1);
-      channel[s] = take(plan.slots[s].components);
-      rings_in[s] = take(is_input ? rings : 0);
-      rings_out[s] = take(is_output ? rings : 0);
+// First components in a tile.
+struct GauntLayout {
+  int channel_in[operand_count], rings_in[operand_count], channel_out[slot_count], rings_out[slot_count];
+  int values;  // pointwise product: on one ring, [team][slot][part][angle]
+  long components;
+  template <class T>
+  GauntLayout(const GauntPlan<T>& plan, const Terms& terms) {
+    Components tile;
+    const auto rings = [&](int s) { return long(plan.rings + 1) / 2 * plan.slots[s].parts * 2 * (2 * plan.slots[s].degree + 1); };
+    for (int o = 0; o < operand_count; ++o) {
+      channel_in[o] = tile.take(terms.reads[o] ? plan.slots[slot_of(o)].components : 0);
+      rings_in[o] = tile.take(terms.reads[o] ? rings(slot_of(o)) : 0);
     }
-    values = take(plan.pointwise ? pointwise_teams * ring_values(plan) : 0);
-    bytes = int((at - memory) * long(sizeof(T)));
+    for (int s = 0; s < slot_count; ++s) {
+      channel_out[s] = tile.take(terms.writes[s] ? plan.slots[s].components : 0);
+      rings_out[s] = tile.take(terms.writes[s] ? rings(s) : 0);
+    }
+    values = tile.take(plan.pointwise ? pointwise_teams * ring_values(plan) : 0);
+    components = tile.count;
   }
 };
 
@@ -85,75 +78,80 @@ template <class T>
 __device__ __forceinline__ void unfold_angles(const Strip<T>& values, int n) {
   for (int j = 1; j <= (n - 1) / 2; ++j) butterfly(values[j], values[n / 2 + j]);
 }
-// One team, one ring. ring(rings, slot, part): the ring's coefficients, from order -degree on.
+// One team, one ring: all terms of one result. ring(first component of the rings, slot, part): the ring's coefficients.
 template <class T, class Ring>
-__device__ __forceinline__ void multiply_pointwise(const GauntPlan<T>& plan, const GauntTiles<T>& tile, const Contraction& c, const Team& team,
-                                                   Ring&& ring) {
+__device__ __forceinline__ void multiply_pointwise(const GauntPlan<T>& plan, const Terms& terms, const GauntLayout& layout, T* tile, int out,
+                                                   const Team& team, Ring&& ring) {
   const int n = plan.angles;
   const Team alone{team.item, 0, 1, team.items, team.pitch};
+  // Operands of slots of their own in every term: the product of one term is formed before the next one's values.
   const auto values = [&](int s, int part) {
     const int before = (s > 0 ? plan.slots[0].parts : 0) + (s > 1 ? plan.slots[1].parts : 0);
-    return Strip<T>{tile.values + (team.index * ring_values(plan) + (before + part) * n) * team.pitch + team.item, team.pitch};
+    return Strip<T>{tile + (layout.values + team.index * ring_values(plan) + (before + part) * n) * team.pitch + team.item, team.pitch};
   };
+  for (int t = 0; t < terms.count; ++t) {
+    const Term term = terms.term[t];
+    if (term.out != out) continue;
+    const int sa = slot_of(term.a), sb = slot_of(term.b);
 #pragma unroll 1
-  for (int input = 0; input < 2; ++input) {
-    const int s = input ? c.b : c.a;
-    for (int part = 0; part < plan.slots[s].parts; ++part) {
-      apply(plan.slots[s].to_angles, ring(choose(tile.rings_in, s), s, part).at, values(s, part).at, alone);
-      unfold_angles(values(s, part), n);
+    for (int input = 0; input < 2; ++input) {
+      const int s = input ? sb : sa, operand = input ? term.b : term.a;
+      for (int part = 0; part < plan.slots[s].parts; ++part) {
+        const Strip<T> coefficients = ring(layout.rings_in[operand], s, part);
+        apply(plan.slots[s].to_angles, coefficients.at - plan.slots[s].degree * team.pitch, values(s, part).at, alone);
+        unfold_angles(values(s, part), n);
+      }
     }
-  }
-  unsigned written = 0;
-  for (int p = 0; p < plan.product_count; ++p) {
-    const PlanProduct product = load_table(plan.products + p).value[0];
-    const int part = part_of(product, c.out);
-    const Strip<T> f = values(c.a, part_of(product, c.a)), g = values(c.b, part_of(product, c.b)), h = values(c.out, part);
-    for (int j = 0; j < n; ++j) h[j] = written >> part & 1 ? h[j] + f[j] * g[j] : f[j] * g[j];
-    written |= 1u << part;
-  }
-  for (int part = 0; part < plan.slots[c.out].parts; ++part) {
-    unfold_angles(values(c.out, part), n);
-    apply(plan.slots[c.out].from_angles, values(c.out, part).at, ring(choose(tile.rings_out, c.out), c.out, part).at, alone);
-  }
-}
-
-template <class T>
-__device__ __forceinline__ void contract_rings(const GauntPlan<T>& plan, const GauntTiles<T>& tile, const Contraction& c, const Team& team) {
-  const auto ring = [&](T* rings, int s, int at, int part, int sign) {
-    const GauntSlot<T>& slot = plan.slots[s];
-    const int orders = 2 * slot.degree + 1;
-    return Strip<T>{rings + (((at * slot.parts + part) * 2 + sign) * orders + slot.degree) * team.pitch + team.item, team.pitch};
-  };
-  if (plan.pointwise) {
-    const int teams = team.count < pointwise_teams ? team.count : pointwise_teams;
-    for (int r = teams > team.index ? team.index : plan.rings; r < plan.rings; r += teams) {
-      const int half = (plan.rings + 1) / 2, sign = r >= half, at = sign ? r - half : r;
-      multiply_pointwise(plan, tile, c, team, [&](T* rings, int s, int part) {
-        const Strip<T> centre = ring(rings, s, at, part, sign);
-        return Strip<T>{centre.at - plan.slots[s].degree * team.pitch, team.pitch};
-      });
-    }
-    return;
-  }
-  // Northern rings, then their mirror images.
-  for (int r = team.index; r < plan.rings; r += team.count) {
-    const int half = (plan.rings + 1) / 2, sign = r >= half, at = sign ? r - half : r;
-    unsigned written = 0;
+    unsigned written = term.first ? 0 : ~0u;
     for (int p = 0; p < plan.product_count; ++p) {
       const PlanProduct product = load_table(plan.products + p).value[0];
-      const int part = part_of(product, c.out);
-      multiply_ring(ring(choose(tile.rings_in, c.a), c.a, at, part_of(product, c.a), sign), plan.slots[c.a].degree,
-                    ring(choose(tile.rings_in, c.b), c.b, at, part_of(product, c.b), sign), plan.slots[c.b].degree,
-                    ring(choose(tile.rings_out, c.out), c.out, at, part, sign), plan.slots[c.out].degree, !(written >> part & 1));
+      const int part = part_of(product, out);
+      const Strip<T> f = values(sa, part_of(product, sa)), g = values(sb, part_of(product, sb)), h = values(out, part);
+      for (int j = 0; j < n; ++j) h[j] = written >> part & 1 ? h[j] + f[j] * g[j] : f[j] * g[j];
       written |= 1u << part;
     }
   }
+  for (int part = 0; part < plan.slots[out].parts; ++part) {
+    unfold_angles(values(out, part), n);
+    apply(plan.slots[out].from_angles, values(out, part).at, ring(layout.rings_out[out], out, part).at - plan.slots[out].degree * team.pitch, alone);
+  }
 }
 
 template <class T>
-__device__ __forceinline__ void synthesize(const GauntPlan<T>& plan, const GauntTiles<T>& tile, int s, const Team& team) {
-  apply(plan.slots[s].synthesis, choose(tile.channel, s) + team.item, choose(tile.rings_in, s) + team.item, team);
+__device__ __forceinline__ void contract_rings(const GauntPlan<T>& plan, const Terms& terms, const GauntLayout& layout, T* tile, const Team& team) {
+  // Northern rings, then their mirror images.
+  const int half = (plan.rings + 1) / 2;
+  const auto ring = [&](int first, int s, int r, int part) {
+    const GauntSlot<T>& slot = plan.slots[s];
+    const int orders = 2 * slot.degree + 1, sign = r >= half, at = sign ? r - half : r;
+    return Strip<T>{tile + (first + ((at * slot.parts + part) * 2 + sign) * orders + slot.degree) * team.pitch + team.item, team.pitch};
+  };
+  if (plan.pointwise) {
+    const int teams = team.count < pointwise_teams ? team.count : pointwise_teams;
+    for (int r = teams > team.index ? team.index : plan.rings; r < plan.rings; r += teams)
+#pragma unroll 1
+      for (int out = 0; out < slot_count; ++out)
+        if (terms.writes[out])
+          multiply_pointwise(plan, terms, layout, tile, out, team, [&](int first, int s, int part) { return ring(first, s, r, part); });
+    return;
+  }
+  for (int r = team.index; r < plan.rings; r += team.count)
+#pragma unroll 1
+    for (int t = 0; t < terms.count; ++t) {
+      const Term term = terms.term[t];
+      const int a = slot_of(term.a), b = slot_of(term.b);
+      unsigned written = term.first ? 0 : ~0u;
+      for (int p = 0; p < plan.product_count; ++p) {
+        const PlanProduct product = load_table(plan.products + p).value[0];
+        const int part = part_of(product, term.out);
+        multiply_ring(ring(layout.rings_in[term.a], a, r, part_of(product, a)), plan.slots[a].degree,
+                      ring(layout.rings_in[term.b], b, r, part_of(product, b)), plan.slots[b].degree,
+                      ring(layout.rings_out[term.out], term.out, r, part), plan.slots[term.out].degree, !(written >> part & 1));
+        written |= 1u << part;
+      }
+    }
 }
+
 // The synthesis leaves ring coefficients that no component reaches as they are.
 template <class T>
 __device__ __forceinline__ void clear_rings(const GauntPlan<T>& plan, int s, T* rings, const Team& team) {
@@ -162,75 +160,55 @@ __device__ __forceinline__ void clear_rings(const GauntPlan<T>& plan, int s, T* 
 }
 
 template <class T>
-__global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void gaunt_forward(GauntPlan<T> plan, ChannelRows rows, int items, long long signals, const T* x,
-                                                         const T* y, T* z) {
+__global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void gaunt(const __grid_constant__ GauntPlan<T> plan,
+                                                                               const __grid_constant__ Contraction<T> a,
+                                                                               const __grid_constant__ GauntLayout layout, int items,
+                                                                               long long signals) {
   const Team team = team_of(items);
   const long long first = (long long)blockIdx.x * items;
   const int live = int(signals - first < items ? signals - first : items), pitch = team.pitch;
-  const GauntTiles<T> tile(plan, dynamic_shared<T>(), pitch, false);
-  load_tile(rows.slot[0], x, first, live, tile.channel[0], pitch);
-  load_tile(rows.slot[1], y, first, live, tile.channel[1], pitch);
+  T* const tile = dynamic_shared<T>();
+  // At run time, so that the code for an operand is there once.
 #pragma unroll 1
-  for (int s = 0; s < 2; ++s) clear_rings(plan, s, choose(tile.rings_in, s), team);
+  for (int o = 0; o < operand_count; ++o) {
+    if (!a.terms.reads[o]) continue;
+    load_tile(a.in[slot_of(o)], a.from[o], first, live, tile + layout.channel_in[o] * pitch, pitch);
+    clear_rings(plan, slot_of(o), tile + layout.rings_in[o] * pitch, team);
+  }
   __syncthreads();
 #pragma unroll 1
-  for (int s = 0; s < 2; ++s) synthesize(plan, tile, s, team);
+  for (int o = 0; o < operand_count; ++o)
+    if (a.terms.reads[o])
+      apply(plan.slots[slot_of(o)].synthesis, tile + layout.channel_in[o] * pitch + team.item, tile + layout.rings_in[o] * pitch + team.item, team);
   __syncthreads();
 #pragma unroll 1
-  for (int s = 0; s < 2; ++s) fold_rings(plan, s, choose(tile.rings_in, s), team);
+  for (int o = 0; o < operand_count; ++o)
+    if (a.terms.reads[o]) fold_rings(plan, slot_of(o), tile + layout.rings_in[o] * pitch, team);
   __syncthreads();
-  contract_rings(plan, tile, {0, 1, 2}, team);
+  contract_rings(plan, a.terms, layout, tile, team);
   __syncthreads();
-  fold_rings(plan, 2, tile.rings_out[2], team);
+#pragma unroll 1
+  for (int s = 0; s < slot_count; ++s)
+    if (a.terms.writes[s]) fold_rings(plan, s, tile + layout.rings_out[s] * pitch, team);
   __syncthreads();
-  apply(plan.slots[2].analysis, tile.rings_out[2] + team.item, tile.channel[2] + team.item, team);
+#pragma unroll 1
+  for (int s = 0; s < slot_count; ++s)
+    if (a.terms.writes[s])
+      apply(plan.slots[s].analysis, tile + layout.rings_out[s] * pitch + team.item, tile + layout.channel_out[s] * pitch + team.item, team);
   __syncthreads();
-  store_tile(rows.slot[2], z, first, live, tile.channel[2], pitch);
+#pragma unroll 1
+  for (int s = 0; s < slot_count; ++s)
+    if (a.terms.writes[s]) store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, tile + layout.channel_out[s] * pitch, pitch);
 }
 
 template <class T>
-__global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void gaunt_backward(GauntPlan<T> plan, ChannelRows rows, ChannelRows gradient_rows, int items,
-                                                          long long signals, const T* x, const T* y, const T* dz, T* dx, T* dy) {
-  const Team team = team_of(items);
-  const long long first = (long long)blockIdx.x * items;
-  const int live = int(signals - first < items ? signals - first : items), pitch = team.pitch;
-  const GauntTiles<T> tile(plan, dynamic_shared<T>(), pitch, true);
-  load_tile(rows.slot[0], x, first, live, tile.channel[0], pitch);
-  load_tile(rows.slot[1], y, first, live, tile.channel[1], pitch);
-  load_tile(rows.slot[2], dz, first, live, tile.channel[2], pitch);
-#pragma unroll 1
-  for (int s = 0; s < 3; ++s) clear_rings(plan, s, choose(tile.rings_in, s), team);
-  __syncthreads();
-#pragma unroll 1
-  for (int s = 0; s < 3; ++s) synthesize(plan, tile, s, team);
-  __syncthreads();
-#pragma unroll 1
-  for (int s = 0; s < 3; ++s) fold_rings(plan, s, choose(tile.rings_in, s), team);
-  __syncthreads();
-#pragma unroll 1
-  for (int out = 0; out < 2; ++out) contract_rings(plan, tile, {1 - out, 2, out}, team);
-  __syncthreads();
-#pragma unroll 1
-  for (int s = 0; s < 2; ++s) fold_rings(plan, s, choose(tile.rings_out, s), team);
-  __syncthreads();
-#pragma unroll 1
-  for (int s = 0; s < 2; ++s) apply(plan.slots[s].analysis, choose(tile.rings_out, s) + team.item, choose(tile.channel, s) + team.item, team);
-  __syncthreads();
-  if (dx) store_tile(gradient_rows.slot[0], dx, first, live, tile.channel[0], pitch);
-  if (dy) store_tile(gradient_rows.slot[1], dy, first, live, tile.channel[1], pitch);
-}
-
-template <class T>
-class Gaunt final : public ChannelProduct<T, GauntPlan<T>> {
+class Gaunt final : public ChannelProduct<T, T, GauntPlan<T>, GauntLayout> {
  public:
   Gaunt(int device, int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products, const Grid& grid)
-      : ChannelProduct<T, GauntPlan<T>>(
-            device, slots, gaunt_forward<T>, gaunt_backward<T>,
-            [&](auto& store) {
-              PassFlops flops;
-              return gaunt_plan<T>(store, mul, slots, products, grid, flops);
-            },
-            [](const GauntPlan<T>& plan, int pitch, bool backward) { return size_t(GauntTiles<T>(plan, nullptr, pitch, backward).bytes); }) {}
+      : ChannelProduct<T, T, GauntPlan<T>, GauntLayout>(device, slots, gaunt<T>, [&](auto& store) {
+          PassFlops flops;
+          return gaunt_plan<T>(store, mul, slots, products, grid, flops);
+        }) {}
 };
 
 }  // namespace

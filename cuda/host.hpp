@@ -3,6 +3,7 @@
 #include "cuda/operation.hpp"
 #include "cuda/tile.cuh"
 #include <cstring>
+#include <optional>
 
 namespace equitensor::cuda {
 
@@ -59,9 +60,11 @@ struct Tiling {
   dim3 grid(long long virtual_items) const { return dim3(unsigned((virtual_items + items - 1) / items)); }
 };
 
-// As many items as fit, up to a warp's 32: two blocks an SM if that leaves at least 8, which hide each other's barriers.
-template <class Kernel, class Bytes>
-Tiling configure(int device, Kernel* kernel, Bytes&& bytes) {
+// As many items as fit, up to a warp's 32: two blocks an SM if that leaves at least 8, which hide each other's barriers. `bytes` is
+// of the shared memory for one component of every item, of which a tile has `components`.
+template <class T>
+Tiling tiling_for(int device, long components) {
+  const auto bytes = [&](int items) { return size_t(components) * size_t(pitch_of(items)) * sizeof(T); };
   const size_t most = size_t(properties(device).shared_per_block);
   int items = 32;
   while (items > 8 && bytes(items) > most / 2) items /= 2;
@@ -69,9 +72,12 @@ Tiling configure(int device, Kernel* kernel, Bytes&& bytes) {
   if (bytes(items) > most)
     throw Error("not_supported", "an item of this operation takes " + std::to_string(bytes(1)) + " bytes of shared memory, the device has " +
                                      std::to_string(most) + " a block: use backend 'cpu'");
-  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(most)),
-        "cudaFuncSetAttribute");
   return {items, bytes(items)};
+}
+template <class Kernel>
+void allow_all_shared_memory(int device, Kernel* kernel) {
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, properties(device).shared_per_block),
+        "cudaFuncSetAttribute");
 }
 
 inline Rows whole_rows(int dim, bool shared) { return {dim, dim, 1, divisor(dim), divisor(1), shared ? 0 : dim, nullptr, false}; }
@@ -88,87 +94,115 @@ inline bool are_innermost(const ChannelSlot (&slots)[3]) {
   return true;
 }
 
-// Sum of the rows, in an order that depends on their number only: out = sum over i of rows[i].
-void sum_rows(const float* rows, float* out, int dim, long long batch, cudaStream_t stream);
-void sum_rows(const double* rows, double* out, int dim, long long batch, cudaStream_t stream);
+// Sum of the rows, in an order that depends on their number only: out = sum over i of rows[i], or out += it.
+void sum_rows(const float* rows, float* out, bool accumulate, int dim, long long batch, cudaStream_t stream);
+void sum_rows(const double* rows, double* out, bool accumulate, int dim, long long batch, cudaStream_t stream);
 
-// A gradient as the kernels write it, a row an item. That of an operand which all items share is summed afterwards.
+// Results as the kernels write them, a row an item. That of a slot which all items share is summed afterwards.
 template <class T>
-class Gradient {
+class Results {
  public:
-  Gradient(void* out, bool shared, int device, int dim, long long batch, cudaStream_t stream)
-      : out_(static_cast<T*>(out)), summed_(out && shared), dim_(dim), batch_(batch), stream_(stream),
-        workspace_(device, summed_ ? size_t(batch) * dim * sizeof(T) : 0, stream) {}
+  Results(const Operation& operation, const Call& call, const Terms& terms, cudaStream_t stream)
+      : call_(call), dim_(operation.dim), stream_(stream) {
+    for (int s = 0; s < slot_count; ++s) {
+      summed_[s] = terms.writes[s] && call.shared[s];
+      if (summed_[s]) workspace_[s].emplace(operation.device, size_t(call.batch) * dim_[s] * sizeof(T), stream);
+    }
+  }
 
-  T* rows() const { return summed_ ? static_cast<T*>(workspace_.data()) : out_; }
+  T* rows(int s) const { return static_cast<T*>(summed_[s] ? workspace_[s]->data() : call_.out[s]); }
+  bool accumulates(int s) const { return call_.accumulate && !summed_[s]; }
   void finish() const {
-    if (summed_) sum_rows(rows(), out_, dim_, batch_, stream_);
+    for (int s = 0; s < slot_count; ++s)
+      if (summed_[s]) sum_rows(rows(s), static_cast<T*>(call_.out[s]), call_.accumulate, dim_[s], call_.batch, stream_);
   }
 
  private:
-  T* out_;
-  bool summed_;
-  int dim_;
-  long long batch_;
+  const Call& call_;
+  const int* dim_;
   cudaStream_t stream_;
-  Workspace workspace_;
+  bool summed_[slot_count];
+  std::optional<Workspace> workspace_[slot_count];
 };
 
-// Rows of every slot of a product of signals.
-struct ChannelRows {
-  Rows slot[3];
+// What a kernel contracts: the operands, the results and where their rows lie. As a __grid_constant__ it can be indexed at run time
+// without a copy in local memory.
+template <class T>
+struct Contraction {
+  Terms terms;
+  Rows in[slot_count], out[slot_count];
+  const T* from[operand_count];
+  T* to[slot_count];
+  bool accumulate[slot_count];
+
+  // rows_of(slot, shared)
+  template <class RowsOf>
+  Contraction(const Call& call, const Terms& terms, const Results<T>& results, RowsOf&& rows_of) : terms(terms) {
+    for (int o = 0; o < operand_count; ++o) from[o] = static_cast<const T*>(call.in[o]);
+    for (int s = 0; s < slot_count; ++s) {
+      in[s] = rows_of(s, call.shared[s]), out[s] = rows_of(s, false);
+      to[s] = results.rows(s), accumulate[s] = results.accumulates(s);
+    }
+  }
 };
 
-// The host's side of a product of signals, channel by channel: a plan and two kernels.
-template <class T, class Plan>
+// The terms of a whole forward and a whole backward pass.
+inline Terms forward_terms() {
+  Call call{};
+  call.in[x_operand] = call.in[y_operand] = call.out[2] = &call;
+  return terms_of(call);
+}
+inline Terms backward_terms() {
+  Call call{};
+  call.in[x_operand] = call.in[y_operand] = call.in[z_operand] = call.out[0] = call.out[1] = &call;
+  return terms_of(call);
+}
+
+// The host's side of a product of signals, channel by channel: a plan and the kernel for it. Layout(plan, terms) says where in a tile of
+// `components` its parts lie. C: type of the computation and of the plan, T: of the arrays.
+template <class T, class C, class Plan, class Layout>
 class ChannelProduct : public Operation {
  public:
-  void forward(const Call& call, cudaStream_t stream) const override {
+  void contract(const Call& call, cudaStream_t stream) const override {
+    const Terms terms = terms_of(call);
+    const Layout layout(plan_, terms);
+    const Tiling tiling = tiling_for<C>(device, layout.components);
+    const Results<T> results(*this, call, terms, stream);
+    const Contraction<T> a(call, terms, results,
+                           [&](int s, bool shared) { return channel_rows(plan_.slots[s], plan_.mul, shared, innermost_); });
     const long long signals = call.batch * plan_.mul;
-    if (signals == 0) return;
-    check(launch(forward_kernel_, forward_.grid(signals), threads, forward_.shared_bytes, stream, plan_, rows(call.x_shared, call.y_shared),
-                 forward_.items, signals, static_cast<const T*>(call.x), static_cast<const T*>(call.y), static_cast<T*>(call.z_out)),
-          "cudaLaunchKernel");
-  }
-  void backward(const Call& call, cudaStream_t stream) const override {
-    const long long signals = call.batch * plan_.mul;
-    const Gradient<T> dx(call.x_out, call.x_shared, device, dim1, call.batch, stream);
-    const Gradient<T> dy(call.y_out, call.y_shared, device, dim2, call.batch, stream);
-    if (signals > 0)
-      check(launch(backward_kernel_, backward_.grid(signals), threads, backward_.shared_bytes, stream, plan_,
-                   rows(call.x_shared, call.y_shared), rows(false, false), backward_.items, signals, static_cast<const T*>(call.x),
-                   static_cast<const T*>(call.y), static_cast<const T*>(call.z), dx.rows(), dy.rows()),
-            "cudaLaunchKernel");
-    dx.finish(), dy.finish();
+    check(launch(kernel_, tiling.grid(signals), threads, tiling.shared_bytes, stream, plan_, a, layout, tiling.items, signals), "cudaLaunchKernel");
+    results.finish();
   }
 
  protected:
-  using ForwardKernel = void (*)(Plan, ChannelRows, int items, long long signals, const T* x, const T* y, T* z);
-  using BackwardKernel = void (*)(Plan, ChannelRows, ChannelRows gradients, int items, long long signals, const T* x, const T* y, const T* dz,
-                                  T* dx, T* dy);
+  using Kernel = void (*)(Plan, Contraction<T>, Layout, int items, long long signals);
 
-  // build(store) makes the plan; tile_bytes(plan, pitch, is_backward) is the shared memory of a tile.
-  template <class Build, class TileBytes>
-  ChannelProduct(int device, const ChannelSlot (&slots)[3], ForwardKernel forward, BackwardKernel backward, Build&& build,
-                 TileBytes&& tile_bytes)
-      : Operation(device, sizeof(T) == 8, {slots[0].dim, slots[1].dim, slots[2].dim}), arena_(device), innermost_(are_innermost(slots)),
-        plan_(arena_.build(build)), forward_kernel_(forward), backward_kernel_(backward) {
-    forward_ = configure(device, forward, [&](int items) { return tile_bytes(plan_, pitch_of(items), false); });
-    backward_ = configure(device, backward, [&](int items) { return tile_bytes(plan_, pitch_of(items), true); });
+  // build(store) makes the plan.
+  template <class Build>
+  ChannelProduct(int device, const ChannelSlot (&slots)[3], Kernel kernel, Build&& build)
+      : Operation(device, sizeof(T) == 8, slots[0].dim, slots[1].dim, slots[2].dim), arena_(device), innermost_(are_innermost(slots)),
+        plan_(arena_.build(build)), kernel_(kernel) {
+    tiling_for<C>(device, Layout(plan_, forward_terms()).components);
+    tiling_for<C>(device, Layout(plan_, backward_terms()).components);
+    allow_all_shared_memory(device, kernel);
   }
 
  private:
-  ChannelRows rows(bool x_shared, bool y_shared) const {
-    const auto slot = [&](int s, bool shared) { return channel_rows(plan_.slots[s], plan_.mul, shared, innermost_); };
-    return {{slot(0, x_shared), slot(1, y_shared), slot(2, false)}};
-  }
-
   PlanArena arena_;
   bool innermost_;
   Plan plan_;
-  ForwardKernel forward_kernel_;
-  BackwardKernel backward_kernel_;
-  Tiling forward_, backward_;
+  Kernel kernel_;
+};
+
+// Hands out the components of a tile.
+struct Components {
+  long count = 0;
+  int take(long n) {
+    const long at = count;
+    count += n;
+    return int(at);
+  }
 };
 
 template <template <class> class Kind, class... Arguments>

@@ -5,25 +5,25 @@
 namespace equitensor::cuda {
 namespace {
 
-// T: the operands' type; C: that of the computation and the plan.
-template <class C>
-struct MatrixTiles {
-  C *channel[3], *matrix[3], *gradient[3];
-  int bytes;
-  __host__ __device__ MatrixTiles(const MatrixPlan<C>& plan, C* memory, int pitch, bool backward) {
-    C* at = memory;
-    const int entries = plan.size * plan.size;
-#pragma unroll
-    for (int s = 0; s < 3; ++s) {
-      const bool is_input = backward || s < 2, is_output = backward ? s < 2 : s == 2;
-      channel[s] = at;
-      at += plan.slots[s].components * pitch;
-      matrix[s] = at;
-      at += is_input ? plan.slots[s].parts * entries * pitch : 0;
-      gradient[s] = at;
-      at += is_output ? plan.slots[s].parts * entries * pitch : 0;
+// First components in a tile.
+struct MatrixLayout {
+  int channel_in[operand_count], matrix[operand_count], channel_out[slot_count], gradient[slot_count];
+  int series;  // of the highest outputs: both factors, their mirrors and the product
+  long components;
+  template <class C>
+  MatrixLayout(const MatrixPlan<C>& plan, const Terms& terms) {
+    Components tile;
+    const auto entries = [&](int s) { return long(plan.slots[s].parts) * plan.size * plan.size; };
+    for (int o = 0; o < operand_count; ++o) {
+      channel_in[o] = tile.take(terms.reads[o] ? plan.slots[slot_of(o)].components : 0);
+      matrix[o] = tile.take(terms.reads[o] ? entries(slot_of(o)) : 0);
     }
-    bytes = int((at - memory) * sizeof(C));
+    for (int s = 0; s < slot_count; ++s) {
+      channel_out[s] = tile.take(terms.writes[s] ? plan.slots[s].components : 0);
+      gradient[s] = tile.take(terms.writes[s] ? entries(s) : 0);
+    }
+    series = matrix[x_operand];  // X and Y are not needed any more
+    components = tile.count;
   }
 };
 
@@ -93,8 +93,9 @@ __device__ __forceinline__ void multiply_matrices(Strip<C> a, MatrixView va, Str
 
 // The highest outputs by their only path, core/matrix.hpp. f: room for both series, their mirrors and the product.
 template <class C>
-__device__ __forceinline__ void multiply_top(const PlanTop<C>& top, const C* x, const C* y, C* z, C* f, const Team& team) {
+__device__ __forceinline__ void multiply_top(const PlanTop<C>& top, bool first_term, const C* x, const C* y, C* z, C* f, const Team& team) {
   const int l1 = top.l1, l2 = top.l2, l3 = l1 + l2, n1 = 2 * l1 + 1, n2 = 2 * l2 + 1, pitch = team.pitch;
+  const bool is_first = first_term && top.first;
   const Strip<C> series{f + team.item, pitch};
   for (int m = team.index; m < n1 + n2; m += team.count) {
     const bool is_x = m < n1;
@@ -115,96 +116,88 @@ __device__ __forceinline__ void multiply_top(const PlanTop<C>& top, const C* x, 
     for (int m = -k; m <= k; m += k ? 2 * k : 1) {
       C& out = z[(top.out_first + l3 + m) * pitch + team.item];
       const C value = load_table(top.scale_out + l3 + m).value[0] * h[m];
-      out = top.first ? value : out + value;
+      out = is_first ? value : out + value;
     }
   }
   __syncthreads();
 }
 
+// One term: Z Y^T, X^T Z or X Y. A thread has the same blocks of a result in every term, so that they need no barrier between them.
+template <class C>
+__device__ __forceinline__ void multiply_term(const MatrixPlan<C>& plan, const Term& term, const MatrixLayout& layout, C* tile, const Team& team) {
+  const int n = plan.size;
+  const MatrixView plain{n, 1}, transposed{1, n};
+  const auto part = [&](int first, int index) { return Strip<C>{tile + (first + index * n * n) * team.pitch + team.item, team.pitch}; };
+  unsigned written = term.first ? 0 : ~0u;
+  for (int p = 0; p < plan.product_count; ++p) {
+    const PlanProduct product = load_table(plan.products + p).value[0];
+    const int parts[slot_count] = {product.part1, product.part2, product.part_out};
+    const int out = term.out == 0 ? parts[0] : term.out == 1 ? parts[1] : parts[2];
+    const int left = term.out == 0 ? term.b : term.a, right = term.out == 0 ? term.a : term.b;
+    multiply_matrices(part(layout.matrix[left], term.out == 0 ? parts[2] : parts[0]), term.out == 1 ? transposed : plain,
+                      part(layout.matrix[right], term.out == 1 ? parts[2] : parts[1]), term.out == 0 ? transposed : plain,
+                      part(layout.gradient[term.out], out), n, !(written >> out & 1), team);
+    written |= 1u << out;
+  }
+}
+
+// T: type of the arrays; C: of the computation and the plan.
 template <class T, class C>
-__global__ __launch_bounds__(threads, blocks_per_multiprocessor<C>) void matrix_forward(MatrixPlan<C> plan, ChannelRows rows, int items, long long signals, const T* x,
-                                                          const T* y, T* z) {
+__global__ __launch_bounds__(threads, blocks_per_multiprocessor<C>) void matrix(const __grid_constant__ MatrixPlan<C> plan,
+                                                                                const __grid_constant__ Contraction<T> a,
+                                                                                const __grid_constant__ MatrixLayout layout, int items,
+                                                                                long long signals) {
   const Team team = team_of(items);
   const long long first = (long long)blockIdx.x * items;
   const int live = int(signals - first < items ? signals - first : items), n = plan.size, pitch = team.pitch;
-  const MatrixTiles<C> tile(plan, dynamic_shared<C>(), pitch, false);
-  load_tile(rows.slot[0], x, first, live, tile.channel[0], pitch);
-  load_tile(rows.slot[1], y, first, live, tile.channel[1], pitch);
+  C* const tile = dynamic_shared<C>();
+  // At run time, so that the code for an operand is there once.
+#pragma unroll 1
+  for (int o = 0; o < operand_count; ++o)
+    if (a.terms.reads[o]) load_tile(a.in[slot_of(o)], a.from[o], first, live, tile + layout.channel_in[o] * pitch, pitch);
   __syncthreads();
 #pragma unroll 1
-  for (int s = 0; s < 2; ++s) apply(plan.slots[s].to_matrix, choose(tile.channel, s) + team.item, choose(tile.matrix, s) + team.item, team);
+  for (int o = 0; o < operand_count; ++o)
+    if (a.terms.reads[o])
+      apply(plan.slots[slot_of(o)].to_matrix, tile + layout.channel_in[o] * pitch + team.item, tile + layout.matrix[o] * pitch + team.item, team);
   __syncthreads();
 #pragma unroll 1
-  for (int s = 0; s < 2; ++s) unfold_parts(plan.slots[s], n, choose(tile.matrix, s), team, false);
+  for (int o = 0; o < operand_count; ++o)
+    if (a.terms.reads[o]) unfold_parts(plan.slots[slot_of(o)], n, tile + layout.matrix[o] * pitch, team, false);
   __syncthreads();
-  unsigned written = 0;
-  for (int p = 0; p < plan.product_count; ++p) {
-    const PlanProduct product = load_table(plan.products + p).value[0];
-    const auto part = [&](C* matrix, int index) { return Strip<C>{matrix + index * n * n * pitch + team.item, pitch}; };
-    multiply_matrices(part(tile.matrix[0], product.part1), {n, 1}, part(tile.matrix[1], product.part2), {n, 1},
-                      part(tile.gradient[2], product.part_out), n, !(written >> product.part_out & 1), team);
-    written |= 1u << product.part_out;
+#pragma unroll 1
+  for (int t = 0; t < a.terms.count; ++t) multiply_term(plan, a.terms.term[t], layout, tile, team);
+  __syncthreads();
+#pragma unroll 1
+  for (int s = 0; s < slot_count; ++s)
+    if (a.terms.writes[s]) unfold_parts(plan.slots[s], n, tile + layout.gradient[s] * pitch, team, true);
+  __syncthreads();
+#pragma unroll 1
+  for (int s = 0; s < slot_count; ++s)
+    if (a.terms.writes[s])
+      apply(plan.slots[s].from_matrix, tile + layout.gradient[s] * pitch + team.item, tile + layout.channel_out[s] * pitch + team.item, team);
+  __syncthreads();
+#pragma unroll 1
+  for (int t = 0; t < a.terms.count; ++t) {
+    const Term term = a.terms.term[t];
+    if (term.out != 2) continue;
+    for (int i = 0; i < plan.top_count; ++i)
+      multiply_top(plan.tops[i], term.first, tile + layout.channel_in[term.a] * pitch, tile + layout.channel_in[term.b] * pitch,
+                   tile + layout.channel_out[2] * pitch, tile + layout.series * pitch, team);
   }
-  __syncthreads();
-  unfold_parts(plan.slots[2], n, tile.gradient[2], team, true);
-  __syncthreads();
-  apply(plan.slots[2].from_matrix, tile.gradient[2] + team.item, tile.channel[2] + team.item, team);
-  __syncthreads();
-  for (int t = 0; t < plan.top_count; ++t)
-    multiply_top(plan.tops[t], tile.channel[0], tile.channel[1], tile.channel[2], tile.matrix[0], team);
-  store_tile(rows.slot[2], z, first, live, tile.channel[2], pitch);
+#pragma unroll 1
+  for (int s = 0; s < slot_count; ++s)
+    if (a.terms.writes[s]) store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, tile + layout.channel_out[s] * pitch, pitch);
 }
 
 template <class T, class C>
-__global__ __launch_bounds__(threads, blocks_per_multiprocessor<C>) void matrix_backward(MatrixPlan<C> plan, ChannelRows rows, ChannelRows gradient_rows, int items,
-                                                           long long signals, const T* x, const T* y, const T* dz, T* dx, T* dy) {
-  const Team team = team_of(items);
-  const long long first = (long long)blockIdx.x * items;
-  const int live = int(signals - first < items ? signals - first : items), n = plan.size, pitch = team.pitch;
-  const MatrixTiles<C> tile(plan, dynamic_shared<C>(), pitch, true);
-  load_tile(rows.slot[0], x, first, live, tile.channel[0], pitch);
-  load_tile(rows.slot[1], y, first, live, tile.channel[1], pitch);
-  load_tile(rows.slot[2], dz, first, live, tile.channel[2], pitch);
-  __syncthreads();
-#pragma unroll 1
-  for (int s = 0; s < 3; ++s) apply(plan.slots[s].to_matrix, choose(tile.channel, s) + team.item, choose(tile.matrix, s) + team.item, team);
-  __syncthreads();
-#pragma unroll 1
-  for (int s = 0; s < 3; ++s) unfold_parts(plan.slots[s], n, choose(tile.matrix, s), team, false);
-  __syncthreads();
-  unsigned written1 = 0, written2 = 0;
-  for (int p = 0; p < plan.product_count; ++p) {
-    const PlanProduct product = load_table(plan.products + p).value[0];
-    const auto part = [&](C* matrix, int index) { return Strip<C>{matrix + index * n * n * pitch + team.item, pitch}; };
-    const Strip<C> xs = part(tile.matrix[0], product.part1), ys = part(tile.matrix[1], product.part2);
-    const Strip<C> zs = part(tile.matrix[2], product.part_out);
-    multiply_matrices(zs, {n, 1}, ys, {1, n}, part(tile.gradient[0], product.part1), n, !(written1 >> product.part1 & 1), team);
-    multiply_matrices(xs, {1, n}, zs, {n, 1}, part(tile.gradient[1], product.part2), n, !(written2 >> product.part2 & 1), team);
-    written1 |= 1u << product.part1;
-    written2 |= 1u << product.part2;
-  }
-  __syncthreads();
-#pragma unroll 1
-  for (int s = 0; s < 2; ++s) unfold_parts(plan.slots[s], n, choose(tile.gradient, s), team, true);
-  __syncthreads();
-#pragma unroll 1
-  for (int s = 0; s < 2; ++s) apply(plan.slots[s].from_matrix, choose(tile.gradient, s) + team.item, choose(tile.channel, s) + team.item, team);
-  __syncthreads();
-  if (dx) store_tile(gradient_rows.slot[0], dx, first, live, tile.channel[0], pitch);
-  if (dy) store_tile(gradient_rows.slot[1], dy, first, live, tile.channel[1], pitch);
-}
-
-template <class T, class C>
-class Matrix final : public ChannelProduct<T, MatrixPlan<C>> {
+class Matrix final : public ChannelProduct<T, C, MatrixPlan<C>, MatrixLayout> {
  public:
   Matrix(int device, int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products, int k)
-      : ChannelProduct<T, MatrixPlan<C>>(
-            device, slots, matrix_forward<T, C>, matrix_backward<T, C>,
-            [&](auto& store) {
-              PassFlops flops;
-              return matrix_plan<C>(store, mul, slots, products, k, flops);
-            },
-            [](const MatrixPlan<C>& plan, int pitch, bool backward) { return size_t(MatrixTiles<C>(plan, nullptr, pitch, backward).bytes); }) {}
+      : ChannelProduct<T, C, MatrixPlan<C>, MatrixLayout>(device, slots, matrix<T, C>, [&](auto& store) {
+          PassFlops flops;
+          return matrix_plan<C>(store, mul, slots, products, k, flops);
+        }) {}
 };
 
 }  // namespace

@@ -47,28 +47,26 @@ __global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void spheric
     cosine = next;
   }
   __syncthreads();
-  store_tile(harmonics, z, first, live, out, pitch);
+  store_tile(harmonics, z, false, first, live, out, pitch);
 }
 
 template <class T>
 class SphericalHarmonics final : public Operation {
  public:
   SphericalHarmonics(int device, const std::vector<int>& degrees, const std::vector<double>& scale, bool normalize)
-      : Operation(device, sizeof(T) == 8, {3, 0, 0}), arena_(device) {
+      : Operation(device, sizeof(T) == 8, 3, 0, 0), arena_(device) {
     plan_ = arena_.build([&](auto& store) { return harmonics_plan<T>(store, degrees, scale, normalize); });
-    dim_out = plan_.dim;
-    tiling_ = configure(device, spherical_harmonics_forward<T>,
-                        [&](int items) { return sizeof(T) * pitch_of(items) * size_t(3 + plan_.dim); });
+    dim[2] = plan_.dim;
+    tiling_ = tiling_for<T>(device, 3 + plan_.dim);
+    allow_all_shared_memory(device, spherical_harmonics_forward<T>);
   }
 
-  void forward(const Call& call, cudaStream_t stream) const override {
-    if (call.batch == 0) return;
+  void contract(const Call& call, cudaStream_t stream) const override {
     check(launch(spherical_harmonics_forward<T>, tiling_.grid(call.batch), threads, tiling_.shared_bytes, stream, plan_,
-                 whole_rows(3, call.x_shared), whole_rows(plan_.dim, false), tiling_.items, call.batch, static_cast<const T*>(call.x),
-                 static_cast<T*>(call.z_out)),
+                 whole_rows(3, call.shared[0]), whole_rows(plan_.dim, false), tiling_.items, call.batch, static_cast<const T*>(call.in[x_operand]),
+                 static_cast<T*>(call.out[2])),
           "cudaLaunchKernel");
   }
-  void backward(const Call&, cudaStream_t) const override { throw Error("not_supported", "spherical harmonics have no backward kernel"); }
 
  private:
   PlanArena arena_;

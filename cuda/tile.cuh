@@ -96,11 +96,12 @@ __device__ __forceinline__ void load_tile(const Rows& rows, const T* from, long 
   });
 }
 template <class C, class T>
-__device__ __forceinline__ void store_tile(const Rows& rows, T* to, long long first, int live, const C* tile, int pitch) {
+__device__ __forceinline__ void store_tile(const Rows& rows, T* to, bool accumulate, long long first, int live, const C* tile, int pitch) {
   for_each_pack(rows, to, first, live, pitch, [&]<int lanes>(long long at, const int(&place)[lanes]) {
-    Pack<T, lanes> value;
+    Pack<T, lanes> value{};
+    if (accumulate) value = load<lanes>(to + at);
 #pragma unroll
-    for (int n = 0; n < lanes; ++n) value.value[n] = T(tile[place[n]]);
+    for (int n = 0; n < lanes; ++n) value.value[n] += T(tile[place[n]]);
     store<lanes>(to + at, value);
   });
 }
@@ -152,12 +153,6 @@ __device__ __forceinline__ void apply(const PlanMap<T>& map, const T* in, T* out
     }
     block -= run.blocks;
   }
-}
-
-// One of three by a number that is known at run time only, without an array in local memory: so that code for a slot is there once.
-template <class P>
-__host__ __device__ __forceinline__ P* choose(P* const (&of)[3], int s) {
-  return s == 0 ? of[0] : s == 1 ? of[1] : of[2];
 }
 
 // A component's place in a tile, indexed like a pointer: by orders from -degree to degree, or by matrix entries.

@@ -9,24 +9,39 @@ export interface NativeOperation {
   readonly kind: unique symbol
 }
 
-export type Pass = 'forward' | 'backward'
+export type Pass = 'forward' | 'backward' | 'doubleBackward'
 
 type Floats = Float32Array | Float64Array
 
-/** Arrays of one call. An operand that is `shared` is one row for all items; its gradient is the sum over them. */
-export interface NativeCall {
-  x: Floats
-  y?: Floats
-  z?: Floats
-  xOut?: Floats
-  yOut?: Floats
-  zOut?: Floats
+/**
+ * Arrays of one call, of one kind. Which results have an array, and whether there are directions, says which pass it is: core/call.hpp. A slot
+ * that is `shared` is one row for all items; its result is the sum over them.
+ */
+export interface NativeArrays<A> {
+  x: A
+  y?: A | undefined
+  z?: A | undefined
+  ax?: A | undefined
+  ay?: A | undefined
+  xOut?: A | undefined
+  yOut?: A | undefined
+  zOut?: A | undefined
   batch: number
-  xShared: boolean
-  yShared: boolean
+  xShared?: boolean
+  yShared?: boolean
+  /** Add to what the results hold. */
+  accumulate?: boolean
+}
+
+export interface NativeCall extends NativeArrays<Floats> {
   threads: number
   /** Kernels to use instead of the fastest. */
   variant?: string
+}
+
+/** In shared memory, not 0 once nobody wants the results of an asynchronous call. */
+export interface Cancellable {
+  cancel?: Int32Array<SharedArrayBuffer> | undefined
 }
 
 interface NativeProduct {
@@ -63,19 +78,6 @@ export interface NativeGraph {
   readonly kind: unique symbol
 }
 
-/** As {@link NativeCall}, all arrays of one kind. */
-export interface NativeCudaCall<A extends Floats | NativeArray> {
-  x: A
-  y?: A | undefined
-  z?: A | undefined
-  xOut?: A | undefined
-  yOut?: A | undefined
-  zOut?: A | undefined
-  batch: number
-  xShared: boolean
-  yShared: boolean
-}
-
 export interface CudaDevice {
   readonly name: string
   /** `'9.0'` */
@@ -108,8 +110,6 @@ export interface NativeCuda {
   copyFromDevice(array: NativeArray, from: NativeArray): void
   download(array: NativeArray, to: Floats): void
   overlap(a: NativeArray, b: NativeArray): boolean
-  /** a += b */
-  add(isDouble: boolean, a: NativeArray, b: NativeArray): void
   fillZero(array: NativeArray): void
   disposeArray(array: NativeArray): void
 
@@ -118,10 +118,10 @@ export interface NativeCuda {
   createMatrix: CudaCreate<'createMatrix'>
   createSphericalHarmonics: CudaCreate<'createSphericalHarmonics'>
   disposeOperation(operation: NativeCudaOperation): void
-  run(operation: NativeCudaOperation, pass: Pass, call: NativeCudaCall<NativeArray>): void
+  run(operation: NativeCudaOperation, call: NativeArrays<NativeArray>): void
   /** Waits. */
-  runHost(operation: NativeCudaOperation, pass: Pass, call: NativeCudaCall<Floats>): void
-  runHostAsync(operation: NativeCudaOperation, pass: Pass, call: NativeCudaCall<Floats>): Promise<void>
+  runHost(operation: NativeCudaOperation, call: NativeArrays<Floats>): void
+  runHostAsync(operation: NativeCudaOperation, call: NativeArrays<Floats> & Cancellable): Promise<void>
   /** When the stream has done what was enqueued so far. */
   finished(device: number): Promise<void>
 
@@ -179,9 +179,10 @@ export interface NativeAddon {
   /** Whether two typed arrays share memory. */
   overlap(a: ArrayBufferView, b: ArrayBufferView): boolean
   /** Operations of one item, by pass. */
-  flops(operation: NativeOperation): { forward: number; backward: number }
-  forward(operation: NativeOperation, call: NativeCall): void
-  backward(operation: NativeOperation, call: NativeCall): void
+  flops(operation: NativeOperation): Record<Pass, number>
+  contract(operation: NativeOperation, call: NativeCall): void
+  /** Copies what the call reads, and writes the results when the promise resolves. */
+  contractAsync(operation: NativeOperation, call: NativeCall & Cancellable): Promise<void>
   /** Operations that kernels of the variant "counted" have executed since the last call. */
   takeCount(): number
 

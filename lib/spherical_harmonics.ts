@@ -114,15 +114,14 @@ export function sphericalHarmonics(
     scale: Float64Array.from({ length: harmonics.lmax + 1 }, (_, l) => scale(l)),
     normalize,
   }
-  const call = { batch, xShared: false, yShared: false }
   if (backend === 'cuda') {
     const plan = planOnDevice(device, form)
-    if (isOnDevice) cuda((addon) => addon.run(plan, 'forward', { x: nativeArray(vectors), zOut: nativeArray(out as DeviceArray), ...call }))
-    else cuda((addon) => addon.runHost(plan, 'forward', { x: vectors, zOut: out as Float32Array | Float64Array, ...call }))
+    if (isOnDevice) cuda((addon) => addon.run(plan, { x: nativeArray(vectors), zOut: nativeArray(out as DeviceArray), batch }))
+    else cuda((addon) => addon.runHost(plan, { x: vectors, zOut: out as Float32Array | Float64Array, batch }))
     return out
   }
   const operation = native.createSphericalHarmonics(form)
-  native.forward(operation, { x: vectors as Float32Array | Float64Array, zOut: out as Float32Array | Float64Array, ...call, threads })
+  native.contract(operation, { x: vectors as Float32Array | Float64Array, zOut: out as Float32Array | Float64Array, batch, threads })
   native.dispose(operation)
   return out
 }

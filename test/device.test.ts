@@ -48,11 +48,6 @@ describe.skipIf(cuda.available)('without a device', () => {
   })
 })
 
-test('asynchronous calls on the CPU are not there yet', async () => {
-  using op = ClebschGordanTensorProduct.full('1o', '1o', { backend: 'cpu' })
-  await expect(op.forwardAsync(new Float32Array(3), new Float32Array(3))).rejects.toMatchObject({ code: 'not_supported' })
-})
-
 describe.runIf(cuda.available)('device arrays', () => {
   test.each(dtypes)('%s: up, down, between, in parts', (dtype) => {
     const numbers = randomArray(dtype, 1000, random(1))

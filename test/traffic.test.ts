@@ -39,6 +39,12 @@ describe.runIf(counting)('counted traffic', () => {
     expect(backward.launches).toBe(1)
     expect([backward.loaded.unique, backward.stored.unique]).toEqual([bytes(x, y, v), bytes(x, y)])
     expect([backward.loaded.requested, backward.stored.requested]).toEqual([bytes(x, y, v), bytes(x, y)])
+
+    using ax = array(op.irrepsIn1, 4), ay = array(op.irrepsIn2, 5)
+    const second = count(() => Object.values(op.doubleBackward(x, y, undefined, v, { x: ax, y: ay })) as any)
+    expect(second.launches).toBe(1)
+    expect([second.loaded.unique, second.stored.unique]).toEqual([bytes(x, y, v, ax, ay), bytes(x, y, v)])
+    expect([second.loaded.requested, second.stored.requested]).toEqual([bytes(x, y, v, ax, ay), bytes(x, y, v)])
   })
 
   test.each(layouts)('channels, %s', (layout) => {
