@@ -1,7 +1,9 @@
 #include "addon/cuda.hpp"
 #include "addon/asynchronous.hpp"
+#include "cuda/machine.hpp"
 #include "cuda/operation.hpp"
 #include "cuda/runtime.hpp"
+#include <deque>
 #include <map>
 #include <optional>
 
@@ -464,6 +466,55 @@ Napi::Value replay(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+// ---- measuring, for bench/
+
+// (device): bytes
+Napi::Value l2_cache(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), double(properties(device_argument(info)).l2_cache));
+}
+// (to, from): as copyFromDevice, by a kernel
+Napi::Value copy_by_kernel(const Napi::CallbackInfo& info) {
+  const Array& to = *live<Array>(info[0]);
+  const Target target(info.Env(), to.memory->device);
+  const void* from = target.reads(info[1]);
+  void* out = target.writes(info[0]);
+  const OnDevice on(to.memory->device);
+  check(enqueue_copy(from, out, (long long)to.bytes, target.stream->get()), "cudaLaunchKernel");
+  return info.Env().Undefined();
+}
+// (isDouble, iterations, out): multiply-adds
+Napi::Value fma_chain(const Napi::CallbackInfo& info) {
+  const Array& array = *live<Array>(info[2]);
+  const long long iterations = info[1].As<Napi::Number>().Int64Value();
+  const Target target(info.Env(), array.memory->device);
+  void* out = target.writes(info[2]);
+  const int multiprocessors = properties(array.memory->device).multiprocessors;
+  const OnDevice on(array.memory->device);
+  check(enqueue_fma_chain(info[0].As<Napi::Boolean>().Value(), multiprocessors, iterations, out, target.stream->get()), "cudaLaunchKernel");
+  return Napi::Number::New(info.Env(), double(fma_chain_operations(multiprocessors, iterations)));
+}
+// (device, repeats, before, work): milliseconds of each. Nothing waits until all is enqueued: while the device is at `before` the host
+// gets ahead, and the time that it takes to enqueue a call does not show between the events.
+Napi::Value time(const Napi::CallbackInfo& info) {
+  refuse_capture(info.Env(), "a measurement");
+  const int device = device_argument(info);
+  const auto repeats = size_t(info[1].As<Napi::Number>().Int64Value());
+  const auto before = info[2].As<Napi::Function>(), work = info[3].As<Napi::Function>();
+  const SharedStream stream = stream_of(info.Env(), device);
+  std::deque<Event> begins, ends;
+  for (size_t n = 0; n < repeats; ++n) begins.emplace_back(device, true), ends.emplace_back(device, true);
+  for (size_t n = 0; n < repeats; ++n) {
+    before.Call({});
+    begins[n].record(*stream);
+    work.Call({});
+    ends[n].record(*stream);
+  }
+  stream->synchronize();
+  auto times = Napi::Float64Array::New(info.Env(), repeats);
+  for (size_t n = 0; n < repeats; ++n) times[n] = ends[n].milliseconds_since(begins[n]);
+  return times;
+}
+
 template <class T>
 Napi::Value dispose(const Napi::CallbackInfo& info) {
   box_of<T>(info[0]).reset();
@@ -489,12 +540,42 @@ Napi::Value counting(const Napi::CallbackInfo& info) {
     bytes.Set("lines", double(t.lines));
     result.Set(name, bytes);
   };
+  const auto by_name = [&](const auto& counted) {
+    auto object = Napi::Object::New(info.Env());
+    for (const auto& [name, count] : counted) object.Set(name, double(count));
+    return object;
+  };
+  auto instructions = Napi::Object::New(info.Env());
+  instructions.Set("thread", double(counts.instructions.thread));
+  instructions.Set("warp", double(counts.instructions.warp));
+  instructions.Set("kinds", by_name(counts.instructions.kinds));
+  instructions.Set("lines", by_name(counts.instructions.lines));
+  result.Set("instructions", instructions);
+  auto accesses = Napi::Object::New(info.Env());
+  accesses.Set("load", by_name(counts.accesses.load));
+  accesses.Set("store", by_name(counts.accesses.store));
+  result.Set("accesses", accesses);
   result.Set("launches", double(counts.launches));
   result.Set("barriers", double(counts.barriers));
   traffic("loaded", counts.loaded);
   traffic("stored", counts.stored);
   traffic("table", counts.table);
   return result;
+}
+// (text | undefined): launches of its kernels run this PTX; undefined: the C++ again.
+Napi::Value interpret(const Napi::CallbackInfo& info) {
+  try {
+    if (info[0].IsUndefined()) emulated::forget_ptx();
+    else emulated::interpret(info[0].As<Napi::String>().Utf8Value());
+  } catch (const std::runtime_error& e) {
+    throw Napi::Error::New(info.Env(), e.what());
+  }
+  return info.Env().Undefined();
+}
+// (count): only the last blocks of a launch run; 0: all.
+Napi::Value run_last_blocks(const Napi::CallbackInfo& info) {
+  emulated::device.last_blocks = uint64_t(info[0].As<Napi::Number>().Int64Value());
+  return info.Env().Undefined();
 }
 Napi::Value calls(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), double(emulated::calls(info[0].As<Napi::String>().Utf8Value().c_str())));
@@ -541,10 +622,16 @@ void register_cuda(Napi::Env env, Napi::Object exports) {
   set<abandon_capture>(o, "abandonCapture");
   set<replay>(o, "replay");
   set<dispose<Graph>>(o, "disposeGraph");
+  set<l2_cache>(o, "l2Cache");
+  set<copy_by_kernel>(o, "copyByKernel");
+  set<fma_chain>(o, "fmaChain");
+  set<time>(o, "time");
 #ifdef EQUITENSOR_EMULATED
   set<fail_next>(o, "failNext");
   set<calls>(o, "calls");
   set<counting>(o, "counting");
+  set<interpret>(o, "interpret");
+  set<run_last_blocks>(o, "runLastBlocks");
 #endif
   exports.Set("cuda", o);
 }

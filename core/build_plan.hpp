@@ -2,6 +2,7 @@
 // the process's memory, for CUDA a device's. It has
 //   const int* ints(std::vector<int>)   const T* values<T>(std::vector<double>)   const Item* items(std::vector<Item>)
 //   static constexpr int row_bytes      rows of coefficients are padded to a multiple of it
+//   static constexpr bool on_device
 #pragma once
 #include "channels.hpp"
 #include "clebsch_gordan.hpp"
@@ -18,17 +19,27 @@ struct PassFlops {
   long forward = 0, backward = 0, double_backward = 0;
 };
 
+inline Divisor divisor(int d) { return {~0u / unsigned(d)}; }
+
 template <class T, class Store>
 PlanMap<T> build_map(Store& store, const BlockMap& map) {
   std::map<std::pair<size_t, size_t>, std::vector<const MapBlock*>> shapes;
   for (const MapBlock& b : map.blocks) shapes[{b.outputs.size(), b.sources.size()}].push_back(&b);
   constexpr size_t multiple = std::max<size_t>(1, Store::row_bytes / sizeof(T));
+  PlanMap<T> result{};
   std::vector<PlanRun<T>> runs;
+  std::vector<PlanBlock> list;
+  std::vector<double> all_coefficients;
+  std::vector<int> indices;
   for (const auto& [shape, blocks] : shapes) {
     const size_t pitch = (shape.first + multiple - 1) / multiple * multiple;
     std::vector<double> coefficients;
     std::vector<int> sources, outputs;
     for (const MapBlock* b : blocks) {
+      const int at = int(indices.size());
+      list.push_back({int(all_coefficients.size() + coefficients.size()), at, at + int(shape.second), short(shape.second), short(shape.first)});
+      indices.insert(indices.end(), b->sources.begin(), b->sources.end());
+      indices.insert(indices.end(), b->outputs.begin(), b->outputs.end());
       for (size_t s = 0; s < shape.second; ++s) {
         const auto row = b->coefficients.begin() + long(s * shape.first);
         coefficients.insert(coefficients.end(), row, row + long(shape.first));
@@ -37,11 +48,22 @@ PlanMap<T> build_map(Store& store, const BlockMap& map) {
       sources.insert(sources.end(), b->sources.begin(), b->sources.end());
       outputs.insert(outputs.end(), b->outputs.begin(), b->outputs.end());
     }
-    runs.push_back({int(blocks.size()), int(shape.second), int(shape.first), store.template values<T>(coefficients),
-                    store.ints(sources), store.ints(outputs)});
+    if constexpr (Store::on_device)
+      all_coefficients.insert(all_coefficients.end(), coefficients.begin(), coefficients.end());
+    else
+      runs.push_back({int(blocks.size()), int(shape.second), int(shape.first), store.template values<T>(coefficients),
+                      store.ints(sources), store.ints(outputs)});
   }
-  const int count = int(runs.size());
-  return {store.items(std::move(runs)), count};
+  if constexpr (Store::on_device) {
+    result.block_count = int(list.size());
+    result.blocks = store.items(std::move(list));
+    result.coefficients = store.template values<T>(all_coefficients);
+    result.indices = store.ints(indices);
+  } else {
+    result.count = int(runs.size());
+    result.runs = store.items(std::move(runs));
+  }
+  return result;
 }
 
 // in_row: a pair of one channel names components of the output row itself.
@@ -102,6 +124,8 @@ ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], con
     pair.x_component = store.ints(x), pair.y_component = store.ints(y), pair.row_begin = store.ints(rows);
     pair.column_begin = store.ints(columns), pair.column_product = store.ints(column_products);
     pair.places = store.items(std::move(places));
+    pair.out_component = store.ints(row_component);
+    pair.by_outputs = divisor(pair.compact_outputs);
     pair.segment_count = int(segments.size());
     pair.segments = store.items(std::move(segments));
     plan.max_products = std::max(plan.max_products, pair.products);
@@ -147,7 +171,8 @@ GauntPlan<T> gaunt_plan(Store& store, int mul, const ChannelSlot (&slots)[3], co
     const auto components = slot_components<GridComponent>(slot, slots[s], store);
     const GauntSlotForm form = gaunt_slot_form(components, grid.rings, grid.angles);
     slot.degree = form.degree, slot.parts = form.parts;
-    const BlockMap in = make_block_map(form.rings_size, form.synthesis, Missing::untouched);
+    // On the CPU ring coefficients that no component reaches are cleared once, and not for every tile.
+    const BlockMap in = make_block_map(form.rings_size, form.synthesis, Store::on_device ? Missing::zero : Missing::untouched);
     const BlockMap out = make_block_map(slot.components, form.analysis);
     const BlockMap to = make_block_map(grid.angles, form.to_angles);
     const BlockMap from = make_block_map(2 * form.degree + 1, form.from_angles);

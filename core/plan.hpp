@@ -5,8 +5,13 @@
 
 namespace equitensor {
 
-// See core/block_map.hpp. Blocks of one shape lie one behind the other: that, and not a list of blocks, keeps the branch predictor
-// right and saves a third of the time of small maps.
+// Division of numbers n below 2^16 by d below 2^16: the high half of (n + 1) * magic, where magic is 2^32 / d rounded up, less one.
+struct Divisor {
+  unsigned magic;
+};
+
+// See core/block_map.hpp. On the CPU blocks of one shape lie one behind the other: that, and not a list of blocks, keeps the branch predictor
+// right and saves a third of the time of small maps. On a device a list is shared out to the warps.
 template <class T>
 struct PlanRun {
   int blocks, source_count, output_count;
@@ -14,10 +19,18 @@ struct PlanRun {
   const int* sources;     // [block][source]
   const int* outputs;     // [block][output]
 };
+struct alignas(16) PlanBlock {
+  int coefficients, sources, outputs;  // first of them
+  short source_count, output_count;
+};
 template <class T>
 struct PlanMap {
   const PlanRun<T>* runs;
   int count;
+  const PlanBlock* blocks;
+  int block_count;
+  const T* coefficients;
+  const int* indices;
 };
 
 // Components first, first + step, ... of a row.
@@ -43,8 +56,10 @@ struct PlanPair {
   PlanMap<T> backward;         // outputs -> products
   bool direct;                 // one channel: the maps name components of the output row itself
   const struct PlanPlace* places;      // of every compact output
+  const int* out_component;            // of every compact output of channels u = v = 0, in the row
   const struct PlanSegment* segments;  // otherwise of the compact outputs of one channel, which these put in place
   int segment_count, compact_outputs;
+  Divisor by_outputs;
 };
 struct PlanPlace {
   int first, u_step, v_step;  // component of channels u, v in the row: first + u * u_step + v * v_step

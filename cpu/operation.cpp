@@ -11,6 +11,7 @@ constexpr long stream_from_bytes = 512 << 10;
 class PlanStore {
  public:
   static constexpr int row_bytes = 1;
+  static constexpr bool on_device = false;
   const int* ints(std::vector<int> v) { return items(std::move(v)); }
   template <class T>
   const T* values(const std::vector<double>& v) { return items(std::vector<T>(v.begin(), v.end())); }

@@ -10,26 +10,36 @@ namespace {
 struct ClebschGordanLayout {
   int in[operand_count], out[2], products, compact;
   long components;
+  int teams;
   template <class T>
   ClebschGordanLayout(const ClebschGordanPlan<T>& plan, const Terms& terms) {
     Components tile;
     for (int o = 0; o < operand_count; ++o) in[o] = tile.take(terms.reads[o] && o != z_operand ? plan.dim[slot_of(o)] : 0);
     for (int s = 0; s < 2; ++s) out[s] = tile.take(terms.writes[s] ? plan.dim[s] : 0);
     products = tile.take(plan.max_products), compact = tile.take(plan.max_compact);
-    components = tile.count;
+    components = tile.count, teams = tile.teams();
   }
 };
 
-// visit(address, place in the compact tile) for the outputs of one channel; a warp goes along a row.
-template <class T, class Visit>
-__device__ __forceinline__ void for_each_output(const PlanPair<T>& pair, int dim, long long first, int live, int u, int v, int pitch,
-                                                Visit&& visit) {
-  for (int item = threadIdx.x / 32; item < live; item += blockDim.x / 32)
-    for (int c = threadIdx.x % 32; c < pair.compact_outputs; c += 32) {
-      const PlanPlace place = load_table(pair.places + c).value[0];
-      visit((first + item) * dim + place.first + u * place.u_step + v * place.v_step, c * pitch + item);
+// visit(address, place in the compact tile) for the outputs of one channel, along the rows that begin at `rows`; number_pitch: of the tile.
+// Offsets within a tile's rows have 32 bits: clebsch_gordan_dim_limit.
+template <class T, class N, class Visit>
+__device__ __forceinline__ void for_each_output(const PlanPair<T>& pair, int dim, int live, int u, int v, int number_pitch, N* rows, Visit&& visit) {
+  const int outputs = pair.compact_outputs, end = live * outputs;
+  if (pair.mul1 * pair.mul2 == 1) {
+    for (int i = threadIdx.x; i < end; i += blockDim.x) {
+      const int item = divide(i, pair.by_outputs), c = i - item * outputs;
+      visit(rows + (item * dim + load_table(pair.out_component + c).value[0]), c * number_pitch + item);
     }
+    return;
+  }
+  for (int i = threadIdx.x; i < end; i += blockDim.x) {
+    const int item = divide(i, pair.by_outputs), c = i - item * outputs;
+    const PlanPlace place = load_table(pair.places + c).value[0];
+    visit(rows + (item * dim + place.first + u * place.u_step + v * place.v_step), c * number_pitch + item);
+  }
 }
+constexpr int clebsch_gordan_dim_limit = (1 << 30) / 128;
 
 // body(u, v) for the channels that the pair connects.
 template <class T, class Body>
@@ -39,15 +49,18 @@ __device__ __forceinline__ void for_each_channel(const PlanPair<T>& pair, Body&&
 }
 
 template <class T>
-__global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void clebsch_gordan(const __grid_constant__ ClebschGordanPlan<T> plan,
+__global__ __launch_bounds__(threads) void clebsch_gordan(const __grid_constant__ ClebschGordanPlan<T> plan,
                                                                                         const __grid_constant__ Contraction<T> a,
                                                                                         const __grid_constant__ ClebschGordanLayout layout,
                                                                                         int items, long long batch) {
-  const Team team = team_of(items);
+  using V = Items<T>;
+  const Team team = team_of(items / V::count);
   const long long first = (long long)blockIdx.x * items;
-  const int live = int(batch - first < items ? batch - first : items), pitch = team.pitch;
-  T* const tile = dynamic_shared<T>();
-  T *const products = tile + layout.products * pitch, *const compact = tile + layout.compact * pitch;
+  const int live = int(batch - first < items ? batch - first : items), pitch = team.pitch, number_pitch = pitch * V::count;
+  V* const tile = dynamic_shared<V>();
+  V *const products = tile + layout.products * pitch, *const compact = tile + layout.compact * pitch;
+  T* const z = a.to[2] + first * plan.dim[2];
+  const T* const dz = a.from[z_operand] + first * plan.dim[2];
   // The term of dx and of dy has the other input, or its direction.
   int x = -1, y = -1;
   for (int t = 0; t < a.terms.count; ++t) {
@@ -57,10 +70,10 @@ __global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void clebsch
   // At run time, so that the code for an operand is there once.
 #pragma unroll 1
   for (int o = 0; o < operand_count; ++o)
-    if (a.terms.reads[o] && o != z_operand) load_tile(a.in[slot_of(o)], a.from[o], first, live, tile + layout.in[o] * pitch, pitch);
+    if (a.terms.reads[o] && o != z_operand) load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers_of(tile + layout.in[o] * pitch), number_pitch);
 #pragma unroll 1
   for (int s = 0; s < 2; ++s)
-    for (int c = team.index; a.terms.writes[s] && c < plan.dim[s]; c += team.count) tile[(layout.out[s] + c) * pitch + team.item] = 0;
+    for (int c = team.index; a.terms.writes[s] && c < plan.dim[s]; c += team.count) tile[(layout.out[s] + c) * pitch + team.item] = V{};
   __syncthreads();
   for (int i = 0; i < plan.pair_count; ++i) {
     const PlanPair<T> pair = plan.pairs[i];
@@ -75,24 +88,26 @@ __global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void clebsch
         for (int t = 0; t < a.terms.count; ++t) {
           const Term term = a.terms.term[t];
           if (term.out != 2) continue;
-          const T *xs = tile + layout.in[term.a] * pitch, *ys = tile + layout.in[term.b] * pitch;
+          const V *xs = tile + layout.in[term.a] * pitch, *ys = tile + layout.in[term.b] * pitch;
           for (int p = team.index; p < pair.products; p += team.count) {
-            T& product = products[p * pitch + team.item];
-            const T value = xs[x_place(p)] * ys[y_place(p)];
+            V& product = products[p * pitch + team.item];
+            const V value = xs[x_place(p)] * ys[y_place(p)];
             product = term.first ? value : product + value;
           }
         }
         __syncthreads();
         apply(pair.forward, products + team.item, compact + team.item, team);
         __syncthreads();
-        for_each_output(pair, plan.dim[2], first, live, u, v, pitch, [&](long long at, int place) {
-          store(a.to[2] + at, Pack<T, 1>{a.accumulate[2] ? load(a.to[2] + at).value[0] + compact[place] : compact[place]});
-        });
+        const T* const numbers = numbers_of(compact);
+        if (a.accumulate[2])
+          for_each_output(pair, plan.dim[2], live, u, v, number_pitch, z, [&](T* to, int place) { store(to, Pack<T, 1>{load(to).value[0] + numbers[place]}); });
+        else
+          for_each_output(pair, plan.dim[2], live, u, v, number_pitch, z, [&](T* to, int place) { store(to, Pack<T, 1>{numbers[place]}); });
       }
       if (x < 0 && y < 0) return;
       if (a.terms.writes[2]) __syncthreads();  // `compact` has been read
-      for_each_output(pair, plan.dim[2], first, live, u, v, pitch,
-                      [&](long long at, int place) { compact[place] = load(a.from[z_operand] + at).value[0]; });
+      T* const numbers = numbers_of(compact);
+      for_each_output(pair, plan.dim[2], live, u, v, number_pitch, dz, [&](const T* from, int place) { numbers[place] = load(from).value[0]; });
       __syncthreads();
       apply(pair.backward, compact + team.item, products + team.item, team);
       __syncthreads();
@@ -100,10 +115,10 @@ __global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void clebsch
       for (int r = team.index; r < pair.rows + pair.columns; r += team.count) {
         const bool is_row = r < pair.rows;
         if (is_row ? y < 0 : x < 0) continue;
-        const T* other = tile + layout.in[is_row ? y : x] * pitch;
+        const V* other = tile + layout.in[is_row ? y : x] * pitch;
         const int* begin = is_row ? pair.row_begin + r : pair.column_begin + (r - pair.rows);
         const int from = load_table(begin).value[0], to = load_table(begin + 1).value[0];
-        T sum = 0;
+        V sum{};
         int p = 0;
         for (int n = from; n < to; ++n) {
           p = is_row ? n : load_table(pair.column_product + n).value[0];
@@ -116,7 +131,7 @@ __global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void clebsch
   __syncthreads();
 #pragma unroll 1
   for (int s = 0; s < 2; ++s)
-    if (a.terms.writes[s]) store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, tile + layout.out[s] * pitch, pitch);
+    if (a.terms.writes[s]) store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers_of(tile + layout.out[s] * pitch), number_pitch);
 }
 
 template <class T>
@@ -125,19 +140,22 @@ class ClebschGordan final : public Operation {
   ClebschGordan(int device, const int (&dims)[3], const std::vector<IrrepsBlock>& in1, const std::vector<IrrepsBlock>& in2,
                 const std::vector<ClebschGordanPath>& paths, bool dense)
       : Operation(device, sizeof(T) == 8, dims[0], dims[1], dims[2]), arena_(device) {
+    if (dims[2] > clebsch_gordan_dim_limit)
+      throw Error("not_supported", "an output of " + std::to_string(dims[2]) + " components an item is more than " +
+                                       std::to_string(clebsch_gordan_dim_limit) + ": use backend 'cpu'");
     PassFlops flops;
     plan_ = arena_.build([&](auto& store) { return clebsch_gordan_plan<T>(store, dims, in1, in2, paths, dense, false, flops); });
-    tiling_for<T>(device, ClebschGordanLayout(plan_, backward_terms()).components);
+    tiling_for<Items<T>>(device, ClebschGordanLayout(plan_, backward_terms()).components, 1, 1);
     allow_all_shared_memory(device, clebsch_gordan<T>);
   }
 
   void contract(const Call& call, cudaStream_t stream) const override {
     const Terms terms = terms_of(call);
     const ClebschGordanLayout layout(plan_, terms);
-    const Tiling tiling = tiling_for<T>(device, layout.components);
+    const Tiling tiling = tiling_for<Items<T>>(device, layout.components, layout.teams, call.batch);
     const Results<T> results(*this, call, terms, stream);
     const Contraction<T> a(call, terms, results, [&](int s, bool shared) { return whole_rows(dim[s], shared); });
-    check(launch(clebsch_gordan<T>, tiling.grid(call.batch), threads, tiling.shared_bytes, stream, plan_, a, layout, tiling.items, call.batch),
+    check(launch(clebsch_gordan<T>, tiling.grid(call.batch), tiling.threads, tiling.shared_bytes, stream, plan_, a, layout, tiling.items, call.batch),
           "cudaLaunchKernel");
     results.finish();
   }

@@ -22,72 +22,72 @@ __host__ __device__ inline int ring_values(const GauntPlan<T>& plan) {
 struct GauntLayout {
   int channel_in[operand_count], rings_in[operand_count], channel_out[slot_count], rings_out[slot_count];
   int values;  // pointwise product: on one ring, [team][slot][part][angle]
+  Divisor by_orders[slot_count];
   long components;
+  int teams;
   template <class T>
   GauntLayout(const GauntPlan<T>& plan, const Terms& terms) {
-    Components tile;
     const auto rings = [&](int s) { return long(plan.rings + 1) / 2 * plan.slots[s].parts * 2 * (2 * plan.slots[s].degree + 1); };
-    for (int o = 0; o < operand_count; ++o) {
-      channel_in[o] = tile.take(terms.reads[o] ? plan.slots[slot_of(o)].components : 0);
-      rings_in[o] = tile.take(terms.reads[o] ? rings(slot_of(o)) : 0);
-    }
-    for (int s = 0; s < slot_count; ++s) {
-      channel_out[s] = tile.take(terms.writes[s] ? plan.slots[s].components : 0);
-      rings_out[s] = tile.take(terms.writes[s] ? rings(s) : 0);
-    }
+    // The results' components lie where the operands' rings were, and the operands' components where the results' rings will be.
+    Components first, results;
+    for (int o = 0; o < operand_count; ++o) rings_in[o] = first.take(terms.reads[o] ? rings(slot_of(o)) : 0);
+    for (int s = 0; s < slot_count; ++s) channel_out[s] = results.take(terms.writes[s] ? plan.slots[s].components : 0);
+    Components second{std::max(first.count, results.count)}, operands = second;
+    for (int s = 0; s < slot_count; ++s) rings_out[s] = second.take(terms.writes[s] ? rings(s) : 0);
+    for (int o = 0; o < operand_count; ++o) channel_in[o] = operands.take(terms.reads[o] ? plan.slots[slot_of(o)].components : 0);
+    Components tile{std::max(second.count, operands.count)};
     values = tile.take(plan.pointwise ? pointwise_teams * ring_values(plan) : 0);
-    components = tile.count;
+    for (int s = 0; s < slot_count; ++s) by_orders[s] = divisor(2 * plan.slots[s].degree + 1);
+    components = tile.count, teams = tile.teams();
   }
 };
 
 // Even and odd halves to their sum and difference, for every mirrored ring; its own inverse up to the factor in the analysis.
-template <class T>
-__device__ __forceinline__ void fold_rings(const GauntPlan<T>& plan, int s, T* rings, const Team& team) {
+template <class T, class V>
+__device__ __forceinline__ void fold_rings(const GauntPlan<T>& plan, const GauntLayout& layout, int s, V* rings, const Team& team) {
   const int orders = 2 * plan.slots[s].degree + 1, pairs = plan.rings / 2 * plan.slots[s].parts;
   for (int i = team.index; i < pairs * orders; i += team.count) {
-    const int pair = i / orders, m = i - pair * orders;
-    T& even = rings[(pair * 2 * orders + m) * team.pitch + team.item];
-    T& odd = rings[((pair * 2 + 1) * orders + m) * team.pitch + team.item];
-    butterfly(even, odd);
+    const int pair = divide(i, layout.by_orders[s]), even = pair * orders + i;
+    butterfly(rings[even * team.pitch + team.item], rings[(even + orders) * team.pitch + team.item]);
   }
 }
 
 // Unrolled, a product of degrees f and g keeps both rings in registers: one load a coefficient instead of two a multiply-add.
-template <int df, int dg, int dh, class T>
-__device__ __forceinline__ void multiply_unrolled(const Strip<T>& f, const Strip<T>& g, const Strip<T>& h, bool first) {
-  T a[2 * df + 1], b[2 * dg + 1];
+template <int df, int dg, int dh, class V>
+__device__ __forceinline__ void multiply_unrolled(const Strip<V>& f, const Strip<V>& g, const Strip<V>& h, bool first) {
+  V a[2 * df + 1], b[2 * dg + 1];
 #pragma unroll
   for (int m = -df; m <= df; ++m) a[df + m] = f[m];
 #pragma unroll
   for (int m = -dg; m <= dg; ++m) b[dg + m] = g[m];
-  const T *af = a + df, *bg = b + dg;
-  multiply_series<T>(af, af, Int<df>{}, bg, bg, Int<dg>{}, h, Int<dh>{}, first);
+  const V *af = a + df, *bg = b + dg;
+  multiply_series<V>(af, af, Int<df>{}, bg, bg, Int<dg>{}, h, Int<dh>{}, first);
 }
-template <class T>
-__device__ __forceinline__ void multiply_ring(const Strip<T>& f, int df, const Strip<T>& g, int dg, const Strip<T>& h, int dh, bool first) {
+template <class V>
+__device__ __forceinline__ void multiply_ring(const Strip<V>& f, int df, const Strip<V>& g, int dg, const Strip<V>& h, int dh, bool first) {
 #define EQUITENSOR_CASE(d)                                                                                  \
-  if (df == d && dg == d && dh == 2 * d) return multiply_unrolled<d, d, 2 * d, T>(f, g, h, first);          \
-  if (df == d && dg == 2 * d && dh == d) return multiply_unrolled<d, 2 * d, d, T>(f, g, h, first);
-  EQUITENSOR_CASE(1) EQUITENSOR_CASE(2) EQUITENSOR_CASE(3) EQUITENSOR_CASE(4)
+  if (df == d && dg == d && dh == 2 * d) return multiply_unrolled<d, d, 2 * d>(f, g, h, first);             \
+  if (df == d && dg == 2 * d && dh == d) return multiply_unrolled<d, 2 * d, d>(f, g, h, first);
+  EQUITENSOR_CASE(1) EQUITENSOR_CASE(2)
 #undef EQUITENSOR_CASE
-  multiply_series<T>(f, f, df, g, g, dg, h, dh, first);
+  multiply_series<V>(f, f, df, g, g, dg, h, dh, first);
 }
 
 // Values at the angles 2 pi j / n: even parts at [0, n / 2], odd parts behind them, to sums at j and n - j; and back.
-template <class T>
-__device__ __forceinline__ void unfold_angles(const Strip<T>& values, int n) {
+template <class V>
+__device__ __forceinline__ void unfold_angles(const Strip<V>& values, int n) {
   for (int j = 1; j <= (n - 1) / 2; ++j) butterfly(values[j], values[n / 2 + j]);
 }
 // One team, one ring: all terms of one result. ring(first component of the rings, slot, part): the ring's coefficients.
-template <class T, class Ring>
-__device__ __forceinline__ void multiply_pointwise(const GauntPlan<T>& plan, const Terms& terms, const GauntLayout& layout, T* tile, int out,
+template <class T, class V, class Ring>
+__device__ __forceinline__ void multiply_pointwise(const GauntPlan<T>& plan, const Terms& terms, const GauntLayout& layout, V* tile, int out,
                                                    const Team& team, Ring&& ring) {
   const int n = plan.angles;
-  const Team alone{team.item, 0, 1, team.items, team.pitch};
+  const Team alone{team.item, 0, 1, team.pitch};
   // Operands of slots of their own in every term: the product of one term is formed before the next one's values.
   const auto values = [&](int s, int part) {
     const int before = (s > 0 ? plan.slots[0].parts : 0) + (s > 1 ? plan.slots[1].parts : 0);
-    return Strip<T>{tile + (layout.values + team.index * ring_values(plan) + (before + part) * n) * team.pitch + team.item, team.pitch};
+    return Strip<V>{tile + (layout.values + team.index * ring_values(plan) + (before + part) * n) * team.pitch + team.item, team.pitch};
   };
   for (int t = 0; t < terms.count; ++t) {
     const Term term = terms.term[t];
@@ -97,7 +97,7 @@ __device__ __forceinline__ void multiply_pointwise(const GauntPlan<T>& plan, con
     for (int input = 0; input < 2; ++input) {
       const int s = input ? sb : sa, operand = input ? term.b : term.a;
       for (int part = 0; part < plan.slots[s].parts; ++part) {
-        const Strip<T> coefficients = ring(layout.rings_in[operand], s, part);
+        const Strip<V> coefficients = ring(layout.rings_in[operand], s, part);
         apply(plan.slots[s].to_angles, coefficients.at - plan.slots[s].degree * team.pitch, values(s, part).at, alone);
         unfold_angles(values(s, part), n);
       }
@@ -106,7 +106,7 @@ __device__ __forceinline__ void multiply_pointwise(const GauntPlan<T>& plan, con
     for (int p = 0; p < plan.product_count; ++p) {
       const PlanProduct product = load_table(plan.products + p).value[0];
       const int part = part_of(product, out);
-      const Strip<T> f = values(sa, part_of(product, sa)), g = values(sb, part_of(product, sb)), h = values(out, part);
+      const Strip<V> f = values(sa, part_of(product, sa)), g = values(sb, part_of(product, sb)), h = values(out, part);
       for (int j = 0; j < n; ++j) h[j] = written >> part & 1 ? h[j] + f[j] * g[j] : f[j] * g[j];
       written |= 1u << part;
     }
@@ -117,14 +117,14 @@ __device__ __forceinline__ void multiply_pointwise(const GauntPlan<T>& plan, con
   }
 }
 
-template <class T>
-__device__ __forceinline__ void contract_rings(const GauntPlan<T>& plan, const Terms& terms, const GauntLayout& layout, T* tile, const Team& team) {
+template <class T, class V>
+__device__ __forceinline__ void contract_rings(const GauntPlan<T>& plan, const Terms& terms, const GauntLayout& layout, V* tile, const Team& team) {
   // Northern rings, then their mirror images.
   const int half = (plan.rings + 1) / 2;
   const auto ring = [&](int first, int s, int r, int part) {
     const GauntSlot<T>& slot = plan.slots[s];
     const int orders = 2 * slot.degree + 1, sign = r >= half, at = sign ? r - half : r;
-    return Strip<T>{tile + (first + ((at * slot.parts + part) * 2 + sign) * orders + slot.degree) * team.pitch + team.item, team.pitch};
+    return Strip<V>{tile + (first + ((at * slot.parts + part) * 2 + sign) * orders + slot.degree) * team.pitch + team.item, team.pitch};
   };
   if (plan.pointwise) {
     const int teams = team.count < pointwise_teams ? team.count : pointwise_teams;
@@ -152,29 +152,21 @@ __device__ __forceinline__ void contract_rings(const GauntPlan<T>& plan, const T
     }
 }
 
-// The synthesis leaves ring coefficients that no component reaches as they are.
 template <class T>
-__device__ __forceinline__ void clear_rings(const GauntPlan<T>& plan, int s, T* rings, const Team& team) {
-  const int numbers = (plan.rings + 1) / 2 * plan.slots[s].parts * 2 * (2 * plan.slots[s].degree + 1);
-  for (int i = team.index; i < numbers; i += team.count) rings[i * team.pitch + team.item] = 0;
-}
-
-template <class T>
-__global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void gaunt(const __grid_constant__ GauntPlan<T> plan,
+__global__ __launch_bounds__(threads) void gaunt(const __grid_constant__ GauntPlan<T> plan,
                                                                                const __grid_constant__ Contraction<T> a,
                                                                                const __grid_constant__ GauntLayout layout, int items,
                                                                                long long signals) {
-  const Team team = team_of(items);
+  using V = Items<T>;
+  const Team team = team_of(items / V::count);
   const long long first = (long long)blockIdx.x * items;
   const int live = int(signals - first < items ? signals - first : items), pitch = team.pitch;
-  T* const tile = dynamic_shared<T>();
+  V* const tile = dynamic_shared<V>();
   // At run time, so that the code for an operand is there once.
 #pragma unroll 1
-  for (int o = 0; o < operand_count; ++o) {
-    if (!a.terms.reads[o]) continue;
-    load_tile(a.in[slot_of(o)], a.from[o], first, live, tile + layout.channel_in[o] * pitch, pitch);
-    clear_rings(plan, slot_of(o), tile + layout.rings_in[o] * pitch, team);
-  }
+  for (int o = 0; o < operand_count; ++o)
+    if (a.terms.reads[o])
+      load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers_of(tile + layout.channel_in[o] * pitch), pitch * V::count);
   __syncthreads();
 #pragma unroll 1
   for (int o = 0; o < operand_count; ++o)
@@ -183,13 +175,13 @@ __global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void gaunt(c
   __syncthreads();
 #pragma unroll 1
   for (int o = 0; o < operand_count; ++o)
-    if (a.terms.reads[o]) fold_rings(plan, slot_of(o), tile + layout.rings_in[o] * pitch, team);
+    if (a.terms.reads[o]) fold_rings(plan, layout, slot_of(o), tile + layout.rings_in[o] * pitch, team);
   __syncthreads();
   contract_rings(plan, a.terms, layout, tile, team);
   __syncthreads();
 #pragma unroll 1
   for (int s = 0; s < slot_count; ++s)
-    if (a.terms.writes[s]) fold_rings(plan, s, tile + layout.rings_out[s] * pitch, team);
+    if (a.terms.writes[s]) fold_rings(plan, layout, s, tile + layout.rings_out[s] * pitch, team);
   __syncthreads();
 #pragma unroll 1
   for (int s = 0; s < slot_count; ++s)
@@ -198,7 +190,8 @@ __global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void gaunt(c
   __syncthreads();
 #pragma unroll 1
   for (int s = 0; s < slot_count; ++s)
-    if (a.terms.writes[s]) store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, tile + layout.channel_out[s] * pitch, pitch);
+    if (a.terms.writes[s])
+      store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers_of(tile + layout.channel_out[s] * pitch), pitch * V::count);
 }
 
 template <class T>

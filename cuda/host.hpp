@@ -2,21 +2,21 @@
 #pragma once
 #include "cuda/operation.hpp"
 #include "cuda/tile.cuh"
+#include <algorithm>
 #include <cstring>
 #include <optional>
 
 namespace equitensor::cuda {
 
-constexpr int threads = 256;  // a block
-// For __launch_bounds__. Left to itself ptxas aims at 64 registers in float32, and spills. In float64 that is an occupancy of 13 %: there
-// a thread's loads of a tile are independent of one another, and so are the 4 to 12 sums of a map's block, which hides what warps do not.
-template <class T>
-constexpr int blocks_per_multiprocessor = sizeof(T) == 4 ? 2 : 1;
+constexpr int threads = 512;  // a block, at most
+// With so many a thread has 128 registers, which takes occupancy to 25 % at most. What hides latency instead: the numbers of a pack, and the 4 to
+// 12 sums of a map's block, are independent of one another.
 
 // A plan's arrays in one piece of device memory. The builder runs twice: once for the size, then with the final addresses.
 class PlanArena {
  public:
   static constexpr int row_bytes = 16;  // coefficients are loaded 16 bytes at a time
+  static constexpr bool on_device = true;
 
   explicit PlanArena(int device) : device_(device) {}
 
@@ -52,27 +52,32 @@ class PlanArena {
   DeviceMemory memory_;
 };
 
-// Items a block, and the shared memory for them.
+// Items and threads of a block, and its shared memory.
 struct Tiling {
-  int items = 0;
+  int items = 0, threads = 0;
   size_t shared_bytes = 0;
 
   dim3 grid(long long virtual_items) const { return dim3(unsigned((virtual_items + items - 1) / items)); }
 };
 
-// As many items as fit, up to a warp's 32: two blocks an SM if that leaves at least 8, which hide each other's barriers. `bytes` is
-// of the shared memory for one component of every item, of which a tile has `components`.
-template <class T>
-Tiling tiling_for(int device, long components) {
-  const auto bytes = [&](int items) { return size_t(components) * size_t(pitch_of(items)) * sizeof(T); };
-  const size_t most = size_t(properties(device).shared_per_block);
-  int items = 32;
-  while (items > 8 && bytes(items) > most / 2) items /= 2;
-  while (items > 1 && bytes(items) > most) items /= 2;
-  if (bytes(items) > most)
-    throw Error("not_supported", "an item of this operation takes " + std::to_string(bytes(1)) + " bytes of shared memory, the device has " +
-                                     std::to_string(most) + " a block: use backend 'cpu'");
-  return {items, bytes(items)};
+// V: what a thread computes on, a number or Items. A tile has `components` of every item, and is worth `teams` teams.
+//
+// A pack for every lane of a warp, or as many as shared memory has room for. In a small batch fewer, for every SM to have a block. If two
+// blocks fit into an SM, they hide each other's barriers, and have half the threads each.
+template <class V>
+Tiling tiling_for(int device, long components, int teams, long long batch) {
+  const DeviceProperties& card = properties(device);
+  constexpr int each = items_of<V>;
+  const long long bytes_of_pack = components * (long long)sizeof(V), most = card.shared_per_block;
+  const long long room = most / bytes_of_pack - pitch_of(0);
+  if (room < 1)
+    throw Error("not_supported", "an item of this operation takes " + std::to_string(2 * bytes_of_pack / each) +
+                                     " bytes of shared memory, the device has " + std::to_string(most) + " a block: use backend 'cpu'");
+  const long long wanted = (batch + (long long)card.multiprocessors * each - 1) / (card.multiprocessors * each);
+  const int packs = int(std::min<long long>({32, room, std::max<long long>(8, wanted)}));
+  const size_t bytes = size_t(bytes_of_pack * pitch_of(packs));
+  const int most_threads = bytes <= size_t(most) / 2 ? threads / 2 : threads;
+  return {packs * each, std::min(most_threads, teams * 32), bytes};
 }
 template <class Kernel>
 void allow_all_shared_memory(int device, Kernel* kernel) {
@@ -166,12 +171,12 @@ class ChannelProduct : public Operation {
   void contract(const Call& call, cudaStream_t stream) const override {
     const Terms terms = terms_of(call);
     const Layout layout(plan_, terms);
-    const Tiling tiling = tiling_for<C>(device, layout.components);
+    const long long signals = call.batch * plan_.mul;
+    const Tiling tiling = tiling_for<Items<C>>(device, layout.components, layout.teams, signals);
     const Results<T> results(*this, call, terms, stream);
     const Contraction<T> a(call, terms, results,
                            [&](int s, bool shared) { return channel_rows(plan_.slots[s], plan_.mul, shared, innermost_); });
-    const long long signals = call.batch * plan_.mul;
-    check(launch(kernel_, tiling.grid(signals), threads, tiling.shared_bytes, stream, plan_, a, layout, tiling.items, signals), "cudaLaunchKernel");
+    check(launch(kernel_, tiling.grid(signals), tiling.threads, tiling.shared_bytes, stream, plan_, a, layout, tiling.items, signals), "cudaLaunchKernel");
     results.finish();
   }
 
@@ -183,8 +188,7 @@ class ChannelProduct : public Operation {
   ChannelProduct(int device, const ChannelSlot (&slots)[3], Kernel kernel, Build&& build)
       : Operation(device, sizeof(T) == 8, slots[0].dim, slots[1].dim, slots[2].dim), arena_(device), innermost_(are_innermost(slots)),
         plan_(arena_.build(build)), kernel_(kernel) {
-    tiling_for<C>(device, Layout(plan_, forward_terms()).components);
-    tiling_for<C>(device, Layout(plan_, backward_terms()).components);
+    for (const Terms& terms : {forward_terms(), backward_terms()}) tiling_for<Items<C>>(device, Layout(plan_, terms).components, 1, 1);
     allow_all_shared_memory(device, kernel);
   }
 
@@ -198,6 +202,8 @@ class ChannelProduct : public Operation {
 // Hands out the components of a tile.
 struct Components {
   long count = 0;
+  // A team for every 48: fewer would wait for one another at the barriers, more have too little to do to be worth their fixed cost.
+  int teams() const { return int(std::clamp<long>(count / 48, 1, threads / 32)); }
   int take(long n) {
     const long at = count;
     count += n;

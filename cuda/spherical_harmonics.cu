@@ -5,7 +5,7 @@ namespace equitensor::cuda {
 namespace {
 
 template <class T>
-__global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void spherical_harmonics_forward(HarmonicsPlan<T> plan, Rows vectors, Rows harmonics, int items,
+__global__ __launch_bounds__(threads) void spherical_harmonics_forward(HarmonicsPlan<T> plan, Rows vectors, Rows harmonics, int items,
                                                                        long long batch, const T* x, T* z) {
   const Team team = team_of(items);
   const long long first = (long long)blockIdx.x * items;
@@ -57,13 +57,14 @@ class SphericalHarmonics final : public Operation {
       : Operation(device, sizeof(T) == 8, 3, 0, 0), arena_(device) {
     plan_ = arena_.build([&](auto& store) { return harmonics_plan<T>(store, degrees, scale, normalize); });
     dim[2] = plan_.dim;
-    tiling_ = tiling_for<T>(device, 3 + plan_.dim);
+    tiling_for<T>(device, 3 + plan_.dim, 1, 1);
     allow_all_shared_memory(device, spherical_harmonics_forward<T>);
   }
 
   void contract(const Call& call, cudaStream_t stream) const override {
-    check(launch(spherical_harmonics_forward<T>, tiling_.grid(call.batch), threads, tiling_.shared_bytes, stream, plan_,
-                 whole_rows(3, call.shared[0]), whole_rows(plan_.dim, false), tiling_.items, call.batch, static_cast<const T*>(call.in[x_operand]),
+    const Tiling tiling = tiling_for<T>(device, 3 + plan_.dim, threads / 32, call.batch);
+    check(launch(spherical_harmonics_forward<T>, tiling.grid(call.batch), tiling.threads, tiling.shared_bytes, stream, plan_,
+                 whole_rows(3, call.shared[0]), whole_rows(plan_.dim, false), tiling.items, call.batch, static_cast<const T*>(call.in[x_operand]),
                  static_cast<T*>(call.out[2])),
           "cudaLaunchKernel");
   }
@@ -71,7 +72,6 @@ class SphericalHarmonics final : public Operation {
  private:
   PlanArena arena_;
   HarmonicsPlan<T> plan_{};
-  Tiling tiling_;
 };
 
 }  // namespace

@@ -138,12 +138,25 @@ export interface NativeCuda {
   replay(graph: NativeGraph): void
   disposeGraph(graph: NativeGraph): void
 
+  /** For bench/: bytes of the device's L2 cache. */
+  l2Cache(device: number): number
+  /** For bench/: as copyFromDevice, by a kernel that makes the most of the memory's bandwidth. */
+  copyByKernel(to: NativeArray, from: NativeArray): void
+  /** For bench/: multiply-adds in every thread of a full grid, whose number it returns; `out` receives one number. */
+  fmaChain(isDouble: boolean, iterations: number, out: NativeArray): number
+  /** For bench/: enqueues `before`, an event, `work` and an event, `repeats` times, and waits. The milliseconds between the events of each. */
+  time(device: number, repeats: number, before: () => void, work: () => void): Float64Array
+
   /** Emulation only: the call of that name, after `skip` more, fails with an error of CUDA's number. "kernel" is a launch's work. */
   failNext?(call: string, error: number, skip: number): void
   /** Emulation only: calls of that name so far. */
   calls?(call: string): number
   /** Emulation only: switches counting on or off, and gives what launches did since the last time. */
   counting?(on: boolean): DeviceCounts
+  /** Emulation only: launches of the text's kernels run this PTX, see cuda/ptx.js; `undefined`: the C++ again. Throws for what it cannot run. */
+  interpret?(ptx: string | undefined): void
+  /** Emulation only: of every launch only so many blocks run, the last ones; 0: all. */
+  runLastBlocks?(count: number): void
 }
 
 /** Bytes of global memory: all that was asked for, each byte once a launch, and 128-byte lines (their number). */
@@ -160,6 +173,11 @@ export interface DeviceCounts {
   stored: DeviceTraffic
   /** Of plans: coefficients and indices, the same for all items. */
   table: DeviceTraffic
+  /** Of launches that ran PTX: machine instructions issued for a warp, those of its lanes that take part, and `warp` by PTX instruction and by
+   * "file:line" of the sources. A GPU issues 32 * warp thread-instructions. */
+  instructions: { thread: number; warp: number; kinds: Record<string, number>; lines: Record<string, number> }
+  /** Of launches that ran PTX: loads and stores of arrays by threads, by their bytes. */
+  accesses: { load: Record<number, number>; store: Record<number, number> }
 }
 
 /** What the C++ addon exports. */
