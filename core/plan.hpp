@@ -131,7 +131,9 @@ struct HarmonicsPlan {
   bool normalize;
   const int* degree_begin;  // outputs of degree l: first component of each copy, [copies_begin[l], copies_begin[l + 1])
   const int* copies;
+  const int* centre;        // component of order 0 of degree l's first copy, or -1
   const T* recurrence;      // a, b of legendre.hpp's recurrence for every (order, degree), then the diagonal
+  const T* ladder;          // up, same, down of legendre.hpp's harmonic_ladder for every (order, degree), times scale[degree]
   const T* scale;           // normalisation of degree l
 };
 

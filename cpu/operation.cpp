@@ -184,7 +184,7 @@ class SphericalHarmonics final : public Planned<T, HarmonicsPlan<T>> {
  public:
   SphericalHarmonics(const std::vector<int>& degrees, const std::vector<double>& scale, bool normalize)
       : Planned<T, HarmonicsPlan<T>>(&TypedKernels<T>::harmonics) {
-    this->plan_ = harmonics_plan<T>(this->store_, degrees, scale, normalize);
+    this->plan_ = harmonics_plan<T>(this->store_, degrees, scale, normalize, this->flops);
     this->set_dims(3, 0, this->plan_.dim);
   }
 
