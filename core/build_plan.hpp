@@ -238,8 +238,7 @@ WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops&
     flops.forward += mix, flops.backward += 2 * mix, flops.double_backward += 5 * mix;
     plan.makes_matrices[1 - c.lane_operand] |= !c.same_channel;
     plan.max_pitch = std::max(plan.max_pitch, to.pitch), plan.max_entries = std::max(plan.max_entries, n);
-    plan.max_mixed = std::max(plan.max_mixed, c.mixed), plan.max_mix_weights = std::max(plan.max_mix_weights, c.mixed * c.channels);
-    plan.max_inputs = std::max(plan.max_inputs, to.inputs);
+    if (from.weight < 0) plan.max_lanes = std::max(plan.max_lanes, c.mixed * c.channels);
 
     to.segment_count = int(c.segments.size()), to.segments = store.items(std::move(c.segments));
     to.mix_count = int(c.mixes.size()), to.mixes = store.items(std::move(c.mixes));

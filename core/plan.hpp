@@ -113,7 +113,7 @@ struct WeightedPlan {
   const PlanInstruction<T>* instructions;  // by output block
   int instruction_count;
   bool makes_matrices[2];  // operands that are some instruction's matrix operand
-  int max_lanes, max_pitch, max_entries, max_staged, max_mixed, max_mix_weights, max_block, max_inputs;
+  int max_lanes, max_pitch, max_entries, max_staged, max_block;
 };
 
 // ---- Gaunt and matrix products: components of one channel, split in parts of one parity.
