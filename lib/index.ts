@@ -22,6 +22,7 @@ export type { ClebschGordanOptions, UnweightedOptions, WeightedOptions } from '.
 export type { ConnectionMode, Instruction } from './weighted'
 export type { GauntOptions, SphereGrid } from './gaunt'
 export type { MatrixOptions } from './matrix'
+export type { LinearOptions, LinearPath } from './linear'
 export type { Backends } from './backends'
 export type { CudaDevice } from './native'
 export type { ErrorCode } from './errors'

@@ -179,36 +179,33 @@ export function requireReached(irrepsOut: Irreps, instructions: readonly { out: 
 }
 
 /**
- * Of each pair of input blocks, the dimension of the bilinear maps that weights and linear layers before and after reach. What uvw, uvu, uvv (with
- * weights) and uvuv reach is every matrix of coefficients of the pairs of channels: for each output channel of uvw, and for the others for each output block,
- * whose channels a layer after takes to one. The others count the parameters of a path and of the layers before, less those that only rescale or mix
- * what others mix again, and at most all matrices. Layers before are counted anew for every pair of blocks.
+ * Dimension of the bilinear maps that the weights and linear layers before and after reach, summed over the pairs of input blocks. uvw, uuw and u<vw count for
+ * each output channel; of the other output blocks a layer after takes the channels to one. uvw, uvu, uvv and uvuv reach every matrix of coefficients of
+ * the pairs of channels. The others reach as many as they have parameters, with those of the layers before, less those that change nothing.
  */
 function expressivity(instructions: readonly ResolvedInstruction[]): number {
   const ofPair = (group: ResolvedInstruction[]) => {
     const [{ mul: m1 }, { mul: m2 }] = group[0]!.blocks
-    let dimension = 0, matrices = 0
-    const count = (mode: ConnectionMode, hasWeight: boolean) => {
-      const same = group.filter((i) => i.mode === mode && i.hasWeight === hasWeight)
-      return same.reduce((sum, { mode, blocks: [, , b3] }) => sum + (mode.endsWith('w') ? b3.mul : 1), 0)
+    const reached = new Set<number>()
+    let dimension = 0
+    const add = (kinds: string[], parameters: (matrices: number) => number) => {
+      let matrices = 0
+      for (const { mode, hasWeight, out, blocks } of group) {
+        if (!kinds.includes(hasWeight ? mode : `${mode} fixed`) || reached.has(out)) continue
+        reached.add(out)
+        matrices += hasWeight && mode.endsWith('w') ? blocks[2].mul : 1
+      }
+      if (matrices > 0) dimension += Math.min(parameters(matrices), matrices * m1 * m2)
     }
-    const add = (paths: number, reached: number) => {
-      matrices += paths
-      dimension += paths > 0 ? Math.min(reached, paths * m1 * m2) : 0
-    }
-    const free = count('uvw', true) + count('uvu', true) + count('uvv', true) + count('uvuv', true) + count('uvuv', false)
-    add(free, free * m1 * m2)
-    const uu = count('uuu', true) + count('uuu', false) + count('uuw', true)
-    add(uu, m1 * (m1 + m2 + uu - 2))
-    const sum = count('uuw', false)
-    add(sum, m1 * m2 + sum - 1)
-    const [overV, overU] = [count('uvu', false), count('uvv', false)]
-    add(overV, overV * m1 + m2 - 1)
-    add(overU, overU * m2 + m1 - 1)
-    // Strictly triangular matrices between those of the layers: both have m1 - 1 channels that matter.
-    const half = count('uvu<v', true) + count('uvu<v', false) + count('u<vw', true)
-    add(half, Math.min(half * (m1 - 1) ** 2 + 2 * (m1 - 1), m1 * (m1 - 1) * (1 + half / 2)))
-    return Math.min(dimension, matrices * m1 * m2)
+    add(['uvw'], () => Infinity)
+    add(['uvu', 'uvv', 'uvuv', 'uvuv fixed'], () => Infinity)
+    add(['uuw', 'uuu', 'uuu fixed'], (n) => m1 * (m1 + m2 + n - 2)) // each channel may be rescaled in both layers
+    add(['uuw fixed'], (n) => m1 * m2 + n - 1) // one matrix, times a factor for each
+    add(['uvu fixed'], (n) => n * m1 + m2 - 1) // the channels of y summed
+    add(['uvv fixed'], (n) => m1 + n * m2 - 1)
+    // Strictly triangular matrices between the layers: one channel of each input plays no part, and triangular layers change nothing.
+    add(['uvu<v', 'uvu<v fixed', 'u<vw'], (n) => Math.min(n * (m1 - 1) ** 2 + 2 * (m1 - 1), m1 * (m1 - 1) * (1 + n / 2)))
+    return dimension
   }
   const groups = new Map<string, ResolvedInstruction[]>()
   for (const i of instructions) groups.set(`${i.in1},${i.in2}`, [...(groups.get(`${i.in1},${i.in2}`) ?? []), i])
