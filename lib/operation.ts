@@ -114,8 +114,9 @@ interface CheckedCall<D extends DType> {
   zero: OperandOf<D>[]
 }
 
-type Slot = 'x' | 'y' | 'w' | 'z'
+// As native calls name them: w is the weight, z the result or its gradient, a... a direction.
 const slots = ['x', 'y', 'w', 'z'] as const
+type Slot = (typeof slots)[number]
 const slotOf = { x: 'x', y: 'y', w: 'w', z: 'z', ax: 'x', ay: 'y', aw: 'w', xOut: 'x', yOut: 'y', wOut: 'w', zOut: 'z' } as const
 const names = Object.keys(slotOf) as (keyof typeof slotOf)[]
 

@@ -1,6 +1,6 @@
 // e3nn's instructions (e3nn/o3/_tensor_product): which blocks are multiplied, how their channels are connected, and which weights they have.
 import type { DType } from './arrays'
-import { argumentError, describe, EquitensorError } from './errors'
+import { argumentError, describe } from './errors'
 import { formatIrrep, Irreps, irrepKey, multiplyIrreps, type Irrep, type IrrepsLike, type MulIr } from './irreps'
 import { allChannelsOf, packChannels, packDims } from './layout'
 import { native } from './native'

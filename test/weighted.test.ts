@@ -1,9 +1,10 @@
 // ClebschGordanTensorProduct with e3nn's instructions and weights: e3nn's numbers, every mode against its einsum, differences, and what a call accepts.
 import { describe, expect, test } from 'vitest'
 import { ClebschGordanTensorProduct, Irreps, type ArrayOf, type DType, type Instruction, type Layout } from '../lib/index'
-import { caught } from './caught'
 import { instructionTerms, weightedPasses, type WeightedArrays } from './reference'
-import { arrayError, blockError, constructors, dtypes, golden, guarded, layouts, random, randomArray, randomRotation, relayout, rotated, sameBits, tolerance } from './support'
+import {
+  arrayError, blockError, constructors, dtypes, golden, guarded, layouts, random, randomArray, randomRotation, relayout, rotated, sameBits, tolerance,
+} from './support'
 
 type Product = ClebschGordanTensorProduct<any>
 const { channelwise, fullyConnected } = ClebschGordanTensorProduct
@@ -125,8 +126,10 @@ const i = (in1: number, in2: number, out: number, mode: Instruction['mode'], has
 
 // Every mode, with one channel and with several, with multiplicities around the lanes of a vector.
 const problems: Problem[] = [
-  one('uvw', true, '3x1o', '2x2e', '4x1o+5x3o'), one('uvw', true, '17x1o', '1x1o', '9x0e+1x1e'), one('uvw', true, '2x1o', '7x1o', '1x2e'), one('uvw', true, '1x2e', '1x1o', '1x1o'),
-  one('uvu', true, '5x1o', '1x2e', '5x1o+5x2o+5x3o'), one('uvu', true, '19x1o', '3x1o', '19x0e+19x2e'), one('uvu', true, '1x0e', '1x1o', '1x1o'), one('uvu', false, '6x1o', '2x1o', '6x1e'), one('uvu', false, '33x2e', '1x1o', '33x1o'),
+  one('uvw', true, '3x1o', '2x2e', '4x1o+5x3o'), one('uvw', true, '17x1o', '1x1o', '9x0e+1x1e'), one('uvw', true, '2x1o', '7x1o', '1x2e'),
+  one('uvw', true, '1x2e', '1x1o', '1x1o'),
+  one('uvu', true, '5x1o', '1x2e', '5x1o+5x2o+5x3o'), one('uvu', true, '19x1o', '3x1o', '19x0e+19x2e'), one('uvu', true, '1x0e', '1x1o', '1x1o'),
+  one('uvu', false, '6x1o', '2x1o', '6x1e'), one('uvu', false, '33x2e', '1x1o', '33x1o'),
   one('uvv', true, '2x1o', '5x2e', '5x1o+5x3o'), one('uvv', true, '1x1o', '17x1o', '17x0e'), one('uvv', false, '3x1o', '4x1o', '4x2e'),
   one('uuw', true, '3x1o', '3x1o', '5x0e+2x2e'), one('uuw', true, '18x1o', '18x1o', '3x1e'), one('uuw', false, '7x1o', '7x1o', '1x0e+1x2e'),
   one('uuu', true, '5x1o', '5x1o', '5x0e+5x1e+5x2e'), one('uuu', true, '17x2e', '17x2e', '17x2e'), one('uuu', false, '3x3o', '3x2e', '3x4o'),
@@ -137,15 +140,16 @@ const problems: Problem[] = [
     name: 'all modes into the same blocks, empty blocks, one input block for several instructions',
     irreps: ['3x1o+0x0e+2x0e+3x1e', '3x1o+2x1e+0x2o', '3x0e+0x1o+3x1e+6x1e+3x2e'],
     instructions: [
-      i(0, 0, 0, 'uuu'), i(3, 1, 0, 'uvu', true, 0.5), i(0, 0, 0, 'uvw', true, 2), i(0, 0, 2, 'u<vw'), i(2, 1, 2, 'uvw'), i(1, 1, 2, 'uvw'), i(0, 0, 2, 'uvu<v', false), i(3, 1, 2, 'uvu', false),
-      i(0, 0, 2, 'uuw'), i(3, 1, 3, 'uvuv'), i(2, 1, 3, 'uvw'), i(0, 0, 4, 'uvv'), i(0, 0, 4, 'uvv'), i(0, 0, 4, 'uuu', false, 3), i(3, 1, 4, 'uvw'),
+      i(0, 0, 0, 'uuu'), i(3, 1, 0, 'uvu', true, 0.5), i(0, 0, 0, 'uvw', true, 2), i(0, 0, 2, 'u<vw'), i(2, 1, 2, 'uvw'), i(1, 1, 2, 'uvw'),
+      i(0, 0, 2, 'uvu<v', false), i(3, 1, 2, 'uvu', false), i(0, 0, 2, 'uuw'), i(3, 1, 3, 'uvuv'), i(2, 1, 3, 'uvw'), i(0, 0, 4, 'uvv'), i(0, 0, 4, 'uvv'), i(0, 0, 4, 'uuu', false, 3), i(3, 1, 4, 'uvw'),
     ],
   },
   {
     name: 'several blocks of one irrep, unsorted',
     irreps: ['2x1o+5x0e+3x1o+1x2e', '1x0e+1x1o+1x1o', '2x1o+3x1o+5x1o+3x2e+2x0e+4x1e'],
     instructions: [
-      i(0, 0, 0, 'uvu'), i(2, 0, 1, 'uvu'), i(1, 1, 2, 'uvu'), i(1, 2, 2, 'uvu'), i(2, 1, 3, 'uvu'), i(2, 2, 3, 'uvu', false), i(0, 1, 4, 'uvu'), i(0, 2, 5, 'uvw'), i(2, 1, 5, 'uvw'), i(3, 1, 0, 'uvw'),
+      i(0, 0, 0, 'uvu'), i(2, 0, 1, 'uvu'), i(1, 1, 2, 'uvu'), i(1, 2, 2, 'uvu'), i(2, 1, 3, 'uvu'), i(2, 2, 3, 'uvu', false),
+      i(0, 1, 4, 'uvu'), i(0, 2, 5, 'uvw'), i(2, 1, 5, 'uvw'), i(3, 1, 0, 'uvw'),
     ],
   },
 ]
@@ -169,7 +173,10 @@ function draw<D extends DType>(dtype: D, { op, terms }: Pick<ReturnType<typeof m
   const next = random(seed), batch = xBatch === 1 ? yBatch : xBatch
   const array = (length: number) => randomArray(dtype, length, next)
   const numbers = (): Record<'x' | 'y' | 'w' | 'z', ArrayOf<D>> => ({
-    x: array(xBatch * op.irrepsIn1.dim), y: array(yBatch * op.irrepsIn2.dim), w: array((sets === 'shared' ? 1 : sets) * terms.weightNumel), z: array(batch * op.irrepsOut.dim),
+    x: array(xBatch * op.irrepsIn1.dim),
+    y: array(yBatch * op.irrepsIn2.dim),
+    w: array((sets === 'shared' ? 1 : sets) * terms.weightNumel),
+    z: array(batch * op.irrepsOut.dim),
   })
   return { batch, arrays: numbers(), a: numbers() }
 }
@@ -309,11 +316,26 @@ describe('calls', () => {
     expect(op.doubleBackward(x, y, w, z, { weight: a.w }, { needs, out: { weight: kept } }).weight).toEqual(new Float64Array(w.length))
   })
 
+  test('weights of another dtype are an error of types too', () => {
+    using single = channelwise('1o', '1o'), double = channelwise('1o', '1o', undefined, { dtype: 'float64' })
+    const a = new Float32Array(3), b = new Float64Array(3)
+    // @ts-expect-error
+    expect(() => single.forward(a, a, b)).toThrow(/weight/)
+    // @ts-expect-error
+    expect(() => double.backward(b, b, a, new Float64Array(9))).toThrow(/weight/)
+    const weight: Float64Array = double.backward(b, b, b, new Float64Array(9)).weight
+    expect(weight).toHaveLength(3)
+  })
+
   test('asynchronous calls give the same, and copy the weights', async () => {
     for (const { arrays: { x, y, w, z }, a } of [perItem, shared]) {
       const directions = { x: a.x, y: a.y, weight: a.w }, changed = w.slice()
       const pending = Promise.all([
-        op.forwardAsync(x, y, w), op.backwardAsync(x, y, w, z), op.doubleBackwardAsync(x, y, w, z, directions), op.jvpAsync(x, y, w, directions), op.forwardAsync(x, y, changed),
+        op.forwardAsync(x, y, w),
+        op.backwardAsync(x, y, w, z),
+        op.doubleBackwardAsync(x, y, w, z, directions),
+        op.jvpAsync(x, y, w, directions),
+        op.forwardAsync(x, y, changed),
       ])
       structuredClone(changed, { transfer: [changed.buffer as ArrayBuffer] })
       const [forward, first, second, tangent, again] = await pending
