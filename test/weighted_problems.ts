@@ -29,11 +29,12 @@ export const problems: Problem[] = [
   one('u<vw', true, '4x1o', '4x1o', '3x0e+5x1e'), one('u<vw', true, '2x1o', '2x2e', '1x1o'), one('u<vw', true, '7x1o', '7x1o', '18x2e'),
   {
     name: 'all modes into the same blocks, empty blocks, one input block for several instructions',
-    irreps: ['3x1o+0x0e+2x0e+3x1e', '3x1o+2x1e+0x2o', '3x0e+0x1o+3x1e+6x1e+3x2e'],
+    irreps: ['3x1o+0x0e+2x0e+3x1e', '3x1o+2x1e+0x2o', '3x0e+0x1o+3x1e+6x1e+3x2e+1x0e'],
     instructions: [
       i(0, 0, 0, 'uuu'), i(3, 1, 0, 'uvu', true, 0.5), i(0, 0, 0, 'uvw', true, 2), i(0, 0, 2, 'u<vw'), i(2, 1, 2, 'uvw'), i(1, 1, 2, 'uvw'),
       i(0, 0, 2, 'uvu<v', false), i(3, 1, 2, 'uvu', false), i(0, 0, 2, 'uuw'),
       i(3, 1, 3, 'uvuv'), i(2, 1, 3, 'uvw'), i(0, 0, 4, 'uvv'), i(0, 0, 4, 'uvv'), i(0, 0, 4, 'uuu', false, 3), i(3, 1, 4, 'uvw'),
+      i(0, 0, 5, 'uuw', false), i(3, 1, 5, 'uvw'),
     ],
   },
   {
