@@ -43,6 +43,11 @@ Napi::Value create_clebsch_gordan(const Napi::CallbackInfo& info) {
   return wrap(info.Env(), make_clebsch_gordan(f.is_double, f.dims, f.in1, f.in2, f.paths, f.dense));
 }
 
+Napi::Value create_weighted(const Napi::CallbackInfo& info) {
+  const WeightedForm f = read_weighted(info[0].As<Napi::Object>());
+  return wrap(info.Env(), make_weighted(f));
+}
+
 Napi::Value create_gaunt(const Napi::CallbackInfo& info) {
   const auto o = info[0].As<Napi::Object>();
   const ChannelForm f = read_channel_product(o);
@@ -101,6 +106,8 @@ Call call_on(const HostSpans& spans, const Napi::Object& o) {
   call.threads = integer(o, "threads");
   for (int i = 0; i < operand_count; ++i) call.in[i] = spans.in[i].data;
   for (int s = 0; s < slot_count; ++s) call.out[s] = spans.out[s].data;
+  call.weight = spans.in[weight_operand].data, call.weight_direction = spans.in[weight_direction_operand].data;
+  call.weight_out = spans.out[weight_result].data;
   return call;
 }
 
@@ -247,6 +254,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("stamp", EQUITENSOR_STAMP);
   add("cpuInfo", cpu_info);
   add("createClebschGordan", create_clebsch_gordan);
+  add("createWeighted", create_weighted);
   add("createGaunt", create_gaunt);
   add("createMatrix", create_matrix);
   add("createSphericalHarmonics", create_spherical_harmonics);

@@ -21,11 +21,11 @@ inline HostSpan span_of(const Napi::Value& value) {
   return {data ? data : &nothing, value.As<Napi::TypedArray>().ByteLength()};
 }
 struct HostSpans {
-  HostSpan in[operand_count], out[slot_count];
+  HostSpan in[operand_arrays], out[result_arrays];
 
   explicit HostSpans(const Napi::Object& call) {
-    for (int o = 0; o < operand_count; ++o) in[o] = span_of(call.Get(operand_names[o]));
-    for (int s = 0; s < slot_count; ++s) out[s] = span_of(call.Get(result_names[s]));
+    for (int o = 0; o < operand_arrays; ++o) in[o] = span_of(call.Get(operand_names[o]));
+    for (int s = 0; s < result_arrays; ++s) out[s] = span_of(call.Get(result_names[s]));
   }
 };
 
@@ -35,7 +35,7 @@ class PendingArrays {
  public:
   // Points `spans` to memory that stays. `cancel`: an Int32Array in shared memory, not 0 once nobody wants the results; or undefined.
   PendingArrays(const Napi::Object& call, bool accumulate, HostSpans& spans) {
-    for (int o = 0; o < operand_count; ++o) {
+    for (int o = 0; o < operand_arrays; ++o) {
       HostSpan& span = spans.in[o];
       if (!span.data) continue;
       const Napi::Object array = call.Get(operand_names[o]).As<Napi::Object>();
@@ -44,7 +44,7 @@ class PendingArrays {
       else
         shared_[o] = Napi::Persistent(array);
     }
-    for (int s = 0; s < slot_count; ++s) {
+    for (int s = 0; s < result_arrays; ++s) {
       HostSpan& span = spans.out[s];
       if (!span.data) continue;
       arrays_[s] = Napi::Persistent(call.Get(result_names[s]).As<Napi::Object>());
@@ -67,7 +67,7 @@ class PendingArrays {
 
   // On the thread of JavaScript.
   void deliver() const {
-    for (int s = 0; s < slot_count; ++s) {
+    for (int s = 0; s < result_arrays; ++s) {
       if (arrays_[s].IsEmpty()) continue;
       const HostSpan to = span_of(arrays_[s].Value());
       if (to.bytes == bytes_[s] && to.bytes) std::memcpy(to.data, results_[s].get(), to.bytes);
@@ -82,9 +82,9 @@ class PendingArrays {
     return into.get();
   }
 
-  Bytes copies_[operand_count], results_[slot_count];
-  size_t bytes_[slot_count] = {};
-  Napi::ObjectReference shared_[operand_count], arrays_[slot_count], cancel_array_;
+  Bytes copies_[operand_arrays], results_[result_arrays];
+  size_t bytes_[result_arrays] = {};
+  Napi::ObjectReference shared_[operand_arrays], arrays_[result_arrays], cancel_array_;
   const std::atomic<int>* cancel_ = nullptr;
 };
 

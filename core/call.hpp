@@ -4,6 +4,9 @@
 //   backward         x = T(., y, z), y = T(x, ., z)
 //   double backward  x = T(., ay, z), y = T(ax, ., z), z = T(ax, y, .) + T(x, ay, .)      for the directions ax of x and ay of y
 // So a call needs no name: the results that it has a place for, and whether it has directions, say what it is.
+// With weights the form is T(x, y, w, z), and likewise
+//   backward         w = T(x, y, ., z)
+//   double backward  the sum s = T(ax, y, w, z) + T(x, ay, w, z) + T(x, y, aw, z) with one of x, y, w, z left open
 #pragma once
 #include "unroll.hpp"
 #include <atomic>
@@ -33,6 +36,10 @@ struct Call {
   const void* in[operand_count];
   void* out[slot_count];
   bool shared[slot_count];
+  // Of an operation with weights: a row for every item, or one for all, whose gradient is the sum over the items.
+  const void *weight, *weight_direction;
+  void* weight_out;
+  bool weight_shared;
   bool accumulate;  // add to what the results hold
   long long batch;
   // CPU only: the number of threads, and what is not 0 once nobody wants the results, in which case the work stops where it is.
@@ -61,7 +68,7 @@ inline Terms terms_of(const Call& call) {
   return terms;
 }
 
-// Of a function of x that is not linear: what is there is read and written.
+// Of an operation whose kernel sees from the call what it is asked for: what is there is read and written.
 inline Terms operands_of(const Call& call) {
   Terms terms{};
   for (int o = 0; o < operand_count; ++o) terms.reads[o] = call.in[o] != nullptr;

@@ -9,6 +9,8 @@ inline namespace EQUITENSOR_VARIANT {
 template <class T>
 void add_clebsch_gordan(TypedKernels<T>&);
 template <class T>
+void add_weighted(TypedKernels<T>&);
+template <class T>
 void add_gaunt(TypedKernels<T>&);
 template <class T>
 void add_matrix(TypedKernels<T>&);

@@ -48,6 +48,7 @@ template <class T>
 TypedKernels<T> typed_kernels() {
   TypedKernels<T> k{};
   add_clebsch_gordan(k);
+  add_weighted(k);
   add_gaunt(k);
   add_matrix(k);
   add_spherical_harmonics(k);

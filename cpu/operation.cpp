@@ -37,9 +37,11 @@ const TypedKernels<T>& typed(const Kernels& k) {
 // When outputs are summed over the batch: they are written a row a task and added up in order, so that the result depends neither on the
 // number of threads nor on their timing. When a call can be cancelled: it stops between tasks.
 constexpr long many_tasks = 64;
+// A row of weights can be long: then fewer tasks, whatever the number of threads.
+constexpr long largest_sums_bytes = 64 << 20;
 
 template <class T>
-void run(const Operation& operation, const Call& call, const Terms& terms, const TypedKernels<T>& kernels, long scratch_bytes,
+void run(const Operation& operation, const Call& call, const Terms& terms, long streamed_items, long scratch_bytes,
          const std::function<void(const Operands<T>&, long begin, long end, void* scratch)>& kernel) {
   Operands<T> all{};
   all.terms = terms;
@@ -52,27 +54,42 @@ void run(const Operation& operation, const Call& call, const Terms& terms, const
     all.sum[s] = call.shared[s] && all.terms.writes[s];
     out_dim += all.terms.writes[s] && !call.shared[s] ? operation.dim[s] : 0;
   }
+  all.weight = static_cast<const T*>(call.weight), all.weight_direction = static_cast<const T*>(call.weight_direction);
+  all.weight_out = static_cast<T*>(call.weight_out);
+  all.weight_stride = call.weight_shared ? 0 : operation.weights;
+  all.weight_sum = call.weight_shared && all.weight_out;
+  out_dim += all.weight_out && !call.weight_shared ? operation.weights : 0;
   all.stream = !call.accumulate && call.batch * out_dim * long(sizeof(T)) >= stream_from_bytes;
 
   // Enough tasks for an even load; whole passes when streaming, whole tiles of any variant otherwise.
-  const long batch = long(call.batch), unit = all.stream ? kernels.rows_per_task : 16;
-  const long wanted = all.sum[0] || all.sum[1] || call.cancel ? many_tasks : 4 * call.threads;
+  const long batch = long(call.batch), unit = all.stream ? streamed_items : 16;
+  const long affordable = all.weight_sum ? std::max<long>(1, largest_sums_bytes / (operation.weights * long(sizeof(T)) + 1)) : many_tasks;
+  const long wanted = all.sum[0] || all.sum[1] || all.weight_sum || call.cancel ? std::min(many_tasks, affordable) : 4 * call.threads;
   const long rows = std::max<long>(unit, (batch + wanted * unit - 1) / (wanted * unit) * unit);
   const long tasks = (batch + rows - 1) / rows;
-  std::vector<T> sums[slot_count];
-  for (int s = 0; s < slot_count; ++s) sums[s].resize(all.sum[s] ? size_t(tasks * operation.dim[s]) : 0);
+  struct Sum {
+    bool wanted;
+    long dim;
+    T* to;
+    std::vector<T> rows;
+  };
+  Sum sums[slot_count + 1];
+  for (int s = 0; s < slot_count; ++s) sums[s] = {all.sum[s], operation.dim[s], all.out[s], {}};
+  sums[slot_count] = {all.weight_sum, operation.weights, all.weight_out, {}};
+  for (Sum& sum : sums) sum.rows.resize(sum.wanted ? size_t(tasks * sum.dim) : 0);
   parallel_for(call.threads, tasks, scratch_bytes, [&](long task, void* scratch) {
     if (call.cancel && *call.cancel) return;
     Operands<T> mine = all;
     for (int s = 0; s < slot_count; ++s)
-      if (all.sum[s]) mine.out[s] = sums[s].data() + task * operation.dim[s];
+      if (all.sum[s]) mine.out[s] = sums[s].rows.data() + task * operation.dim[s];
+    if (all.weight_sum) mine.weight_out = sums[slot_count].rows.data() + task * operation.weights;
     kernel(mine, task * rows, std::min(batch, (task + 1) * rows), scratch);
   });
-  for (int s = 0; s < slot_count; ++s)
-    for (int c = 0; all.sum[s] && c < operation.dim[s]; ++c) {
-      double sum = call.accumulate ? double(all.out[s][c]) : 0;
-      for (long task = 0; task < tasks; ++task) sum += double(sums[s][size_t(task * operation.dim[s] + c)]);
-      all.out[s][c] = T(sum);
+  for (const Sum& sum : sums)
+    for (long c = 0; sum.wanted && c < sum.dim; ++c) {
+      double total = call.accumulate ? double(sum.to[c]) : 0;
+      for (long task = 0; task < tasks; ++task) total += double(sum.rows[size_t(task * sum.dim + c)]);
+      sum.to[c] = T(total);
     }
 }
 
@@ -85,13 +102,15 @@ class Planned : public Operation {
   void contract(const Call& call, const Kernels& kernels) const override {
     const TypedKernels<T>& typed_kernels = typed<T>(kernels);
     const Kernel<Plan, T>& kernel = typed_kernels.*kernel_;
-    run<T>(*this, call, terms(call), typed_kernels, kernel.scratch(plan_), [&](const Operands<T>& a, long begin, long end, void* scratch) {
+    run<T>(*this, call, terms(call), streamed_items(typed_kernels), kernel.scratch(plan_), [&](const Operands<T>& a, long begin, long end, void* scratch) {
       kernel.contract(plan_, a, begin, end, scratch);
     });
   }
 
  protected:
   virtual Terms terms(const Call& call) const { return terms_of(call); }
+  // A multiple of what one streaming pass covers.
+  virtual long streamed_items(const TypedKernels<T>& kernels) const { return kernels.rows_per_task; }
   void set_dims(int dim1, int dim2, int dim_out) { dim[0] = dim1, dim[1] = dim2, dim[2] = dim_out; }
 
   PlanStore store_;
@@ -110,6 +129,21 @@ class ClebschGordan final : public Planned<T, ClebschGordanPlan<T>> {
     this->plan_ = clebsch_gordan_plan<T>(this->store_, dims, in1, in2, paths, dense, true, this->flops);
     this->set_dims(dims[0], dims[1], dims[2]);
   }
+};
+
+template <class T>
+class Weighted final : public Planned<T, WeightedPlan<T>> {
+ public:
+  explicit Weighted(const WeightedForm& form) : Planned<T, WeightedPlan<T>>(&TypedKernels<T>::weighted) {
+    this->plan_ = weighted_plan<T>(this->store_, form, this->flops);
+    this->set_dims(form.dims[0], form.dims[1], form.dims[2]);
+    this->weights = form.weights;
+  }
+
+ protected:
+  Terms terms(const Call& call) const override { return operands_of(call); }
+  // Items are written one behind the other.
+  long streamed_items(const TypedKernels<T>&) const override { return 16; }
 };
 
 template <class T>
@@ -147,7 +181,7 @@ class Matrix final : public Planned<T, MatrixPlan<T>> {
     const MatrixPlan<double>& plan = in_double_->plan_;
     const auto& dim = this->dim;
     const long rows = converted_items * (3 * (dim[0] + dim[1]) + 2 * dim[2]), kernel_bytes = kernel.scratch(plan);
-    run<T>(*this, call, terms_of(call), typed<T>(kernels), kernel_bytes + rows * long(sizeof(double)),
+    run<T>(*this, call, terms_of(call), typed<T>(kernels).rows_per_task, kernel_bytes + rows * long(sizeof(double)),
            [&](const Operands<T>& a, long begin, long end, void* scratch) {
              double* memory = reinterpret_cast<double*>(static_cast<char*>(scratch) + kernel_bytes);
              for (long first = begin; first < end; first += converted_items) {
@@ -205,6 +239,7 @@ std::unique_ptr<Operation> make_clebsch_gordan(bool is_double, const int (&dims)
                                                const std::vector<ClebschGordanPath>& paths, bool dense) {
   return make<ClebschGordan>(is_double, dims, in1, in2, paths, dense);
 }
+std::unique_ptr<Operation> make_weighted(const WeightedForm& form) { return make<Weighted>(form.is_double, form); }
 std::unique_ptr<Operation> make_gaunt(bool is_double, int mul, const ChannelSlot (&slots)[3],
                                       const std::vector<PlanProduct>& products, const Grid& grid) {
   return make<Gaunt>(is_double, mul, slots, products, grid);

@@ -11,7 +11,7 @@ class Operation {
   virtual ~Operation() = default;
   virtual void contract(const Call&, const Kernels&) const = 0;
 
-  int dim[slot_count] = {};
+  int dim[slot_count] = {}, weights = 0;
   PassFlops flops;
 };
 
@@ -19,6 +19,7 @@ class Operation {
 std::unique_ptr<Operation> make_clebsch_gordan(bool is_double, const int (&dims)[3], const std::vector<IrrepsBlock>& in1,
                                                const std::vector<IrrepsBlock>& in2,
                                                const std::vector<ClebschGordanPath>& paths, bool dense);
+std::unique_ptr<Operation> make_weighted(const WeightedForm& form);
 std::unique_ptr<Operation> make_gaunt(bool is_double, int mul, const ChannelSlot (&slots)[3],
                                       const std::vector<PlanProduct>& products, const Grid& grid);
 std::unique_ptr<Operation> make_matrix(bool is_double, int mul, const ChannelSlot (&slots)[3],

@@ -12,6 +12,11 @@ struct Operands {
   const T* in[operand_count];
   long stride[slot_count];
   T* out[slot_count];
+  // Of an operation with weights.
+  const T *weight, *weight_direction;
+  T* weight_out;
+  long weight_stride;
+  bool weight_sum;
   Terms terms;
   bool sum[slot_count];  // the result is a single row, the sum over the items of the call
   bool accumulate;       // add to what the results hold
@@ -27,6 +32,7 @@ struct Kernel {
 template <class T>
 struct TypedKernels {
   Kernel<ClebschGordanPlan<T>, T> clebsch_gordan;
+  Kernel<WeightedPlan<T>, T> weighted;
   Kernel<GauntPlan<T>, T> gaunt;
   Kernel<MatrixPlan<T>, T> matrix;
   Kernel<HarmonicsPlan<T>, T> harmonics;

@@ -159,7 +159,7 @@ __device__ __forceinline__ void apply_block(const T* coefficients, const int* so
 template <class T, class V>
 __device__ __forceinline__ void apply(const PlanMap<T>& map, const V* in, V* out, const Team& team) {
   for (int b = team.index; b < map.block_count; b += team.count) {
-    const PlanBlock block = load_table(map.blocks + b).value[0];
+    const PlanMapBlock block = load_table(map.blocks + b).value[0];
     const T* coefficients = map.coefficients + block.coefficients;
     const int* source = map.indices + block.sources;
     switch (block.output_count) {

@@ -23,12 +23,18 @@ export interface NativeArrays<A> {
   z?: A | undefined
   ax?: A | undefined
   ay?: A | undefined
+  /** Weights and their direction, of an operation that has them. */
+  w?: A | undefined
+  aw?: A | undefined
   xOut?: A | undefined
   yOut?: A | undefined
   zOut?: A | undefined
+  wOut?: A | undefined
   batch: number
   xShared?: boolean
   yShared?: boolean
+  /** One row of weights for all items; otherwise a row an item. */
+  wShared?: boolean
   /** Add to what the results hold. */
   accumulate?: boolean
 }
@@ -189,6 +195,13 @@ export interface NativeAddon {
 
   /** `paths`: [in1, in2, same channel, l3, offset, u step, v step, component] of each, see core/clebsch_gordan.hpp. */
   createClebschGordan(form: NativeProduct & { paths: Int32Array; coefficients: Float64Array; dense: boolean }): NativeOperation
+  /**
+   * `instructions`: [in1, in2, out, mode, first weight or -1] of each, see core/weighted.hpp. Blocks are numbered as the irreps number them, so that
+   * empty ones are there too.
+   */
+  createWeighted(
+    form: NativeProduct & { out: Int32Array; weightNumel: number; instructions: Int32Array; coefficients: Float64Array },
+  ): NativeOperation
   createGaunt(form: NativeChannelProduct & { rings: number; angles: number; pointwise: boolean }): NativeOperation
   createMatrix(form: NativeChannelProduct & { k: number }): NativeOperation
   /** `scale`: factor of each degree on harmonics whose mean square over the sphere is 1. */

@@ -14,7 +14,7 @@ export interface Path {
   readonly out: number
   /** Degrees of the three blocks. */
   readonly l: readonly [l1: number, l2: number, l3: number]
-  /** Multiplies wigner3j(l1, l2, l3): out_k += coefficient * sum_ij wigner3j[i, j, k] x_i y_j. */
+  /** Multiplies wigner3j(l1, l2, l3), and the weights where the path has some: out_k += coefficient * sum_ij wigner3j[i, j, k] x_i y_j. */
   readonly coefficient: number
 }
 
@@ -30,6 +30,8 @@ export interface Gradients<D extends DType, A = ArrayOf<D>> {
   x: A
   /** Shape of y. */
   y: A
+  /** Shape of weight: shared weights get the sum over the items. Absent too if the operation has no weights. */
+  weight: A
 }
 export interface SecondGradients<D extends DType, A = ArrayOf<D>> extends Gradients<D, A> {
   /** Shape of the result. */
@@ -39,10 +41,11 @@ export interface SecondGradients<D extends DType, A = ArrayOf<D>> extends Gradie
 /** Of one kind: arrays of the host, or of the device. */
 export type OperandOf<D extends DType> = ArrayOf<D> | DeviceArray<D>
 
-/** Cotangents of the gradients, or tangents of the operands, in the shapes of x and y. A missing one is zero. */
+/** Cotangents of the gradients, or tangents of the operands, in the shapes of x, y and weight. A missing one is zero. */
 export interface Directions<A> {
   x?: A | undefined
   y?: A | undefined
+  weight?: A | undefined
 }
 export interface ForwardOptions<A> {
   /** Receives the result and is returned; by default a new array. */
@@ -50,21 +53,29 @@ export interface ForwardOptions<A> {
 }
 export interface BackwardOptions<A> {
   /** Which gradients to compute, by default all; the others are absent from the result. */
-  needs?: { x?: boolean; y?: boolean }
+  needs?: { x?: boolean; y?: boolean; weight?: boolean }
   /** Arrays that receive the gradients. */
-  out?: { x?: A; y?: A }
+  out?: { x?: A; y?: A; weight?: A }
   /** Add to what the arrays of `out` hold. Default false. */
   accumulate?: boolean
 }
 export interface DoubleBackwardOptions<A> {
-  needs?: { x?: boolean; y?: boolean; gradOut?: boolean }
-  out?: { x?: A; y?: A; gradOut?: A }
+  needs?: { x?: boolean; y?: boolean; weight?: boolean; gradOut?: boolean }
+  out?: { x?: A; y?: A; weight?: A; gradOut?: A }
   accumulate?: boolean
 }
 export interface AsyncOptions {
   /** Rejects the call with `aborted`. Then results on the host are not written; on the device, work that has begun goes on. */
   signal?: AbortSignal
 }
+
+// Arguments of the passes for one kind of array; `O`: options beside those of the pass.
+export type ForwardArguments<A, O = {}> = [x: A, y: A, weight?: A | undefined, options?: ForwardOptions<A> & O]
+export type BackwardArguments<A, O = {}> = [x: A, y: A, weight: A | undefined, gradOut: A, options?: BackwardOptions<A> & O]
+export type DoubleBackwardArguments<A, O = {}> = [
+  x: A, y: A, weight: A | undefined, gradOut: A, cotangents: Directions<A>, options?: DoubleBackwardOptions<A> & O,
+]
+export type JvpArguments<A, O = {}> = [x: A, y: A, weight: A | undefined, tangents: Directions<A>, options?: ForwardOptions<A> & O]
 
 /** A plan in the memory of the host, and one on the device where that is the backend. */
 export interface Plan {
@@ -89,6 +100,8 @@ export interface OperationForm {
   irrepsIn1: Irreps
   irrepsIn2: Irreps
   irrepsOut: Irreps
+  /** Default 0. */
+  weightNumel?: number
   paths: Path[]
   algorithm: string
   plan: Plan
@@ -100,11 +113,17 @@ interface CheckedCall<D extends DType> {
   arrays: NativeArrays<OperandOf<D>>
   zero: OperandOf<D>[]
 }
-const names = ['x', 'y', 'z', 'ax', 'ay', 'xOut', 'yOut', 'zOut'] as const
+
+// As native calls name them: w is the weight, z the result or its gradient, a... a direction.
+const slots = ['x', 'y', 'w', 'z'] as const
+type Slot = (typeof slots)[number]
+const slotOf = { x: 'x', y: 'y', w: 'w', z: 'z', ax: 'x', ay: 'y', aw: 'w', xOut: 'x', yOut: 'y', wOut: 'w', zOut: 'z' } as const
+const names = Object.keys(slotOf) as (keyof typeof slotOf)[]
 
 /**
  * A bilinear, equivariant operation on irreps. Arrays are row-major: x is (batch, irrepsIn1.dim), y is (batch, irrepsIn2.dim), the
  * result is (batch, irrepsOut.dim), in the operation's dtype and layout. An operand of batch 1 is shared by all items.
+ * `weight` is (weightNumel), shared by all items, or (batch, weightNumel), a set for each.
  *
  * With backend 'cuda' all arrays of a call are on the host or all on the device, where the result then is too. Calls on the host's arrays wait for
  * the result. Calls on device arrays return at once (see {@link DeviceArray}), and an error of theirs may be reported by a later call.
@@ -114,7 +133,8 @@ export abstract class TensorProduct<D extends DType> {
   readonly irrepsIn2: Irreps
   readonly irrepsOut: Irreps
   readonly paths: readonly Path[]
-  readonly weightNumel: number = 0
+  /** Weights of an item; 0: the operation takes none. */
+  readonly weightNumel: number
   readonly backend: Backend
   /** Index of the CUDA device, with backend 'cuda'. */
   readonly device: number
@@ -125,7 +145,10 @@ export abstract class TensorProduct<D extends DType> {
   readonly algorithm: string
   /** Dimension of the space of bilinear maps that the operation reaches with linear layers before and after it. */
   readonly expressivity: number
-  /** Work and traffic an item, by pass. Operations are those that the CPU kernels execute. */
+  /**
+   * Work and traffic an item, by pass. Operations are those that the CPU kernels execute. Bytes are those of x, y and the result, as with shared
+   * weights: a set of weights for each item adds weightNumel numbers forward, twice that backward and three times in the double backward.
+   */
   readonly cost: Readonly<Record<Pass, PassCost>>
 
   #plan: Plan | undefined
@@ -134,6 +157,7 @@ export abstract class TensorProduct<D extends DType> {
     this.irrepsIn1 = form.irrepsIn1
     this.irrepsIn2 = form.irrepsIn2
     this.irrepsOut = form.irrepsOut
+    this.weightNumel = form.weightNumel ?? 0
     this.paths = Object.freeze(form.paths)
     this.backend = options.backend
     this.device = options.device
@@ -155,19 +179,20 @@ export abstract class TensorProduct<D extends DType> {
 
   /** The triples of degrees with a nonzero coefficient, in order ("interactability" of Xie et al. 2025). */
   get interactability(): [l1: number, l2: number, l3: number][] {
-    const unique = new Map(this.paths.map(({ l }) => [l.join(), [...l] as [number, number, number]]))
+    const coupled = this.paths.filter(({ coefficient }) => coefficient !== 0)
+    const unique = new Map(coupled.map(({ l }) => [l.join(), [...l] as [number, number, number]]))
     return [...unique.values()].sort((a, b) => a[0] - b[0] || a[1] - b[1] || a[2] - b[2])
   }
 
   /**
    * The product of x and y.
-   * @param weight none: the operation has no weights.
-   * @throws EquitensorError `wrong_kind`, `wrong_dtype`, `wrong_length`, `batch_mismatch`, `detached`, `overlap`, `weight_unwanted`, `disposed`;
-   * nothing has been written then. With backend 'cuda' also `out_of_memory`, `cuda`, `device_disabled`.
+   * @param weight (weightNumel) or (batch, weightNumel); none for an operation without weights.
+   * @throws EquitensorError `wrong_kind`, `wrong_dtype`, `wrong_length`, `batch_mismatch`, `detached`, `overlap`, `weight_missing`, `weight_unwanted`,
+   * `disposed`; nothing has been written then. With backend 'cuda' also `out_of_memory`, `cuda`, `device_disabled`.
    */
-  forward(x: ArrayOf<D>, y: ArrayOf<D>, weight?: undefined, options?: ForwardOptions<ArrayOf<D>>): ArrayOf<D>
-  forward(x: DeviceArray<D>, y: DeviceArray<D>, weight?: undefined, options?: ForwardOptions<DeviceArray<D>>): DeviceArray<D>
-  forward(x: OperandOf<D>, y: OperandOf<D>, weight?: undefined, options: ForwardOptions<OperandOf<D>> = {}): OperandOf<D> {
+  forward(...call: ForwardArguments<ArrayOf<D>>): ArrayOf<D>
+  forward(...call: ForwardArguments<DeviceArray<D>>): DeviceArray<D>
+  forward(...[x, y, weight, options = {}]: ForwardArguments<OperandOf<D>>): OperandOf<D> {
     requireKnownOptions(options, ['out'])
     const { call, result } = this.#forwardCall(x, y, weight, options)
     this.#run(call)
@@ -179,9 +204,9 @@ export abstract class TensorProduct<D extends DType> {
    * but for arrays on a SharedArrayBuffer.
    * @throws EquitensorError as {@link forward}, and `aborted`, `capturing`.
    */
-  forwardAsync(x: ArrayOf<D>, y: ArrayOf<D>, weight?: undefined, options?: ForwardOptions<ArrayOf<D>> & AsyncOptions): Promise<ArrayOf<D>>
-  forwardAsync(x: DeviceArray<D>, y: DeviceArray<D>, weight?: undefined, options?: ForwardOptions<DeviceArray<D>> & AsyncOptions): Promise<DeviceArray<D>>
-  async forwardAsync(x: OperandOf<D>, y: OperandOf<D>, weight?: undefined, options: ForwardOptions<OperandOf<D>> & AsyncOptions = {}): Promise<OperandOf<D>> {
+  forwardAsync(...call: ForwardArguments<ArrayOf<D>, AsyncOptions>): Promise<ArrayOf<D>>
+  forwardAsync(...call: ForwardArguments<DeviceArray<D>, AsyncOptions>): Promise<DeviceArray<D>>
+  async forwardAsync(...[x, y, weight, options = {}]: ForwardArguments<OperandOf<D>, AsyncOptions>): Promise<OperandOf<D>> {
     requireKnownOptions(options, ['out', 'signal'])
     const { call, result } = this.#forwardCall(x, y, weight, options)
     await this.#runAsync(call, options.signal)
@@ -189,19 +214,13 @@ export abstract class TensorProduct<D extends DType> {
   }
 
   /**
-   * Gradients of a scalar with respect to x and y, given its gradient with respect to the result.
+   * Gradients of a scalar with respect to x, y and weight, given its gradient with respect to the result.
    * @param gradOut shape of the result.
    * @throws EquitensorError as {@link forward}.
    */
-  backward(x: ArrayOf<D>, y: ArrayOf<D>, weight: undefined, gradOut: ArrayOf<D>, options?: BackwardOptions<ArrayOf<D>>): Gradients<D>
-  backward(x: DeviceArray<D>, y: DeviceArray<D>, weight: undefined, gradOut: DeviceArray<D>, options?: BackwardOptions<DeviceArray<D>>): Gradients<D, DeviceArray<D>>
-  backward(
-    x: OperandOf<D>,
-    y: OperandOf<D>,
-    weight: undefined,
-    gradOut: OperandOf<D>,
-    options: BackwardOptions<OperandOf<D>> = {},
-  ): Gradients<D, OperandOf<D>> {
+  backward(...call: BackwardArguments<ArrayOf<D>>): Gradients<D>
+  backward(...call: BackwardArguments<DeviceArray<D>>): Gradients<D, DeviceArray<D>>
+  backward(...[x, y, weight, gradOut, options = {}]: BackwardArguments<OperandOf<D>>): Gradients<D, OperandOf<D>> {
     requireKnownOptions(options, ['needs', 'out', 'accumulate'])
     const { call, result } = this.#backwardCall(x, y, weight, gradOut, options)
     this.#run(call)
@@ -209,21 +228,9 @@ export abstract class TensorProduct<D extends DType> {
   }
 
   /** {@link backward} beside this thread, as {@link forwardAsync}. */
-  backwardAsync(x: ArrayOf<D>, y: ArrayOf<D>, weight: undefined, gradOut: ArrayOf<D>, options?: BackwardOptions<ArrayOf<D>> & AsyncOptions): Promise<Gradients<D>>
-  backwardAsync(
-    x: DeviceArray<D>,
-    y: DeviceArray<D>,
-    weight: undefined,
-    gradOut: DeviceArray<D>,
-    options?: BackwardOptions<DeviceArray<D>> & AsyncOptions,
-  ): Promise<Gradients<D, DeviceArray<D>>>
-  async backwardAsync(
-    x: OperandOf<D>,
-    y: OperandOf<D>,
-    weight: undefined,
-    gradOut: OperandOf<D>,
-    options: BackwardOptions<OperandOf<D>> & AsyncOptions = {},
-  ): Promise<Gradients<D, OperandOf<D>>> {
+  backwardAsync(...call: BackwardArguments<ArrayOf<D>, AsyncOptions>): Promise<Gradients<D>>
+  backwardAsync(...call: BackwardArguments<DeviceArray<D>, AsyncOptions>): Promise<Gradients<D, DeviceArray<D>>>
+  async backwardAsync(...[x, y, weight, gradOut, options = {}]: BackwardArguments<OperandOf<D>, AsyncOptions>): Promise<Gradients<D, OperandOf<D>>> {
     requireKnownOptions(options, ['needs', 'out', 'accumulate', 'signal'])
     const { call, result } = this.#backwardCall(x, y, weight, gradOut, options)
     await this.#runAsync(call, options.signal)
@@ -232,33 +239,14 @@ export abstract class TensorProduct<D extends DType> {
 
   /**
    * Gradients of a scalar that depends on the results of {@link backward}, given its gradients with respect to those.
-   * @param cotangents `x` and `y`: shapes of x and y; a missing one is zero.
-   * @returns gradients with respect to x, y and gradOut.
+   * @param cotangents `x`, `y` and `weight`: shapes of x, y and weight; a missing one is zero.
+   * @returns gradients with respect to x, y, weight and gradOut.
    * @throws EquitensorError as {@link forward}.
    */
+  doubleBackward(...call: DoubleBackwardArguments<ArrayOf<D>>): SecondGradients<D>
+  doubleBackward(...call: DoubleBackwardArguments<DeviceArray<D>>): SecondGradients<D, DeviceArray<D>>
   doubleBackward(
-    x: ArrayOf<D>,
-    y: ArrayOf<D>,
-    weight: undefined,
-    gradOut: ArrayOf<D>,
-    cotangents: Directions<ArrayOf<D>>,
-    options?: DoubleBackwardOptions<ArrayOf<D>>,
-  ): SecondGradients<D>
-  doubleBackward(
-    x: DeviceArray<D>,
-    y: DeviceArray<D>,
-    weight: undefined,
-    gradOut: DeviceArray<D>,
-    cotangents: Directions<DeviceArray<D>>,
-    options?: DoubleBackwardOptions<DeviceArray<D>>,
-  ): SecondGradients<D, DeviceArray<D>>
-  doubleBackward(
-    x: OperandOf<D>,
-    y: OperandOf<D>,
-    weight: undefined,
-    gradOut: OperandOf<D>,
-    cotangents: Directions<OperandOf<D>>,
-    options: DoubleBackwardOptions<OperandOf<D>> = {},
+    ...[x, y, weight, gradOut, cotangents, options = {}]: DoubleBackwardArguments<OperandOf<D>>
   ): SecondGradients<D, OperandOf<D>> {
     requireKnownOptions(options, ['needs', 'out', 'accumulate'])
     const { call, result } = this.#doubleBackwardCall(x, y, weight, gradOut, cotangents, options)
@@ -267,29 +255,10 @@ export abstract class TensorProduct<D extends DType> {
   }
 
   /** {@link doubleBackward} beside this thread, as {@link forwardAsync}. */
-  doubleBackwardAsync(
-    x: ArrayOf<D>,
-    y: ArrayOf<D>,
-    weight: undefined,
-    gradOut: ArrayOf<D>,
-    cotangents: Directions<ArrayOf<D>>,
-    options?: DoubleBackwardOptions<ArrayOf<D>> & AsyncOptions,
-  ): Promise<SecondGradients<D>>
-  doubleBackwardAsync(
-    x: DeviceArray<D>,
-    y: DeviceArray<D>,
-    weight: undefined,
-    gradOut: DeviceArray<D>,
-    cotangents: Directions<DeviceArray<D>>,
-    options?: DoubleBackwardOptions<DeviceArray<D>> & AsyncOptions,
-  ): Promise<SecondGradients<D, DeviceArray<D>>>
+  doubleBackwardAsync(...call: DoubleBackwardArguments<ArrayOf<D>, AsyncOptions>): Promise<SecondGradients<D>>
+  doubleBackwardAsync(...call: DoubleBackwardArguments<DeviceArray<D>, AsyncOptions>): Promise<SecondGradients<D, DeviceArray<D>>>
   async doubleBackwardAsync(
-    x: OperandOf<D>,
-    y: OperandOf<D>,
-    weight: undefined,
-    gradOut: OperandOf<D>,
-    cotangents: Directions<OperandOf<D>>,
-    options: DoubleBackwardOptions<OperandOf<D>> & AsyncOptions = {},
+    ...[x, y, weight, gradOut, cotangents, options = {}]: DoubleBackwardArguments<OperandOf<D>, AsyncOptions>
   ): Promise<SecondGradients<D, OperandOf<D>>> {
     requireKnownOptions(options, ['needs', 'out', 'accumulate', 'signal'])
     const { call, result } = this.#doubleBackwardCall(x, y, weight, gradOut, cotangents, options)
@@ -298,14 +267,14 @@ export abstract class TensorProduct<D extends DType> {
   }
 
   /**
-   * Derivative of the result in the direction of tangents of x and y.
-   * @param tangents `x` and `y`: shapes of x and y; a missing one is zero.
+   * Derivative of the result in the direction of tangents of x, y and weight.
+   * @param tangents `x`, `y` and `weight`: shapes of x, y and weight; a missing one is zero.
    * @returns shape of the result.
    * @throws EquitensorError as {@link forward}.
    */
-  jvp(x: ArrayOf<D>, y: ArrayOf<D>, weight: undefined, tangents: Directions<ArrayOf<D>>, options?: ForwardOptions<ArrayOf<D>>): ArrayOf<D>
-  jvp(x: DeviceArray<D>, y: DeviceArray<D>, weight: undefined, tangents: Directions<DeviceArray<D>>, options?: ForwardOptions<DeviceArray<D>>): DeviceArray<D>
-  jvp(x: OperandOf<D>, y: OperandOf<D>, weight: undefined, tangents: Directions<OperandOf<D>>, options: ForwardOptions<OperandOf<D>> = {}): OperandOf<D> {
+  jvp(...call: JvpArguments<ArrayOf<D>>): ArrayOf<D>
+  jvp(...call: JvpArguments<DeviceArray<D>>): DeviceArray<D>
+  jvp(...[x, y, weight, tangents, options = {}]: JvpArguments<OperandOf<D>>): OperandOf<D> {
     requireKnownOptions(options, ['out'])
     const { call, result } = this.#jvpCall(x, y, weight, tangents, options)
     this.#run(call)
@@ -313,27 +282,9 @@ export abstract class TensorProduct<D extends DType> {
   }
 
   /** {@link jvp} beside this thread, as {@link forwardAsync}. */
-  jvpAsync(
-    x: ArrayOf<D>,
-    y: ArrayOf<D>,
-    weight: undefined,
-    tangents: Directions<ArrayOf<D>>,
-    options?: ForwardOptions<ArrayOf<D>> & AsyncOptions,
-  ): Promise<ArrayOf<D>>
-  jvpAsync(
-    x: DeviceArray<D>,
-    y: DeviceArray<D>,
-    weight: undefined,
-    tangents: Directions<DeviceArray<D>>,
-    options?: ForwardOptions<DeviceArray<D>> & AsyncOptions,
-  ): Promise<DeviceArray<D>>
-  async jvpAsync(
-    x: OperandOf<D>,
-    y: OperandOf<D>,
-    weight: undefined,
-    tangents: Directions<OperandOf<D>>,
-    options: ForwardOptions<OperandOf<D>> & AsyncOptions = {},
-  ): Promise<OperandOf<D>> {
+  jvpAsync(...call: JvpArguments<ArrayOf<D>, AsyncOptions>): Promise<ArrayOf<D>>
+  jvpAsync(...call: JvpArguments<DeviceArray<D>, AsyncOptions>): Promise<DeviceArray<D>>
+  async jvpAsync(...[x, y, weight, tangents, options = {}]: JvpArguments<OperandOf<D>, AsyncOptions>): Promise<OperandOf<D>> {
     requireKnownOptions(options, ['out', 'signal'])
     const { call, result } = this.#jvpCall(x, y, weight, tangents, options)
     await this.#runAsync(call, options.signal)
@@ -355,15 +306,15 @@ export abstract class TensorProduct<D extends DType> {
   /** @internal Operations of one item, counted while they are executed. */
   countFlops(pass: Pass): number {
     const { cpu } = this.#live()
-    const [x, y, z, ax, ay, xOut, yOut, zOut] = names.map((name) => allocate(this.dtype, this.#dim(slotOf[name])))
-    const arrays = { forward: { zOut }, backward: { z, xOut, yOut }, doubleBackward: { z, ax, ay, xOut, yOut, zOut } }[pass]
+    const of = { forward: ['x', 'y', 'w', 'zOut'], backward: ['x', 'y', 'w', 'z', 'xOut', 'yOut', 'wOut'], doubleBackward: names }[pass]
+    const arrays = names.map((name) => [name, of.includes(name) && this.#dim(slotOf[name]) ? allocate(this.dtype, this.#dim(slotOf[name])) : undefined])
     native.takeCount()
-    native.contract(cpu, { x: x!, y: y!, ...arrays, batch: 1, threads: 1, variant: 'counted' })
+    native.contract(cpu, { ...(Object.fromEntries(arrays) as { x: ArrayOf<D> }), batch: 1, threads: 1, variant: 'counted' })
     return native.takeCount()
   }
 
   #dim(slot: Slot): number {
-    return { x: this.irrepsIn1, y: this.irrepsIn2, z: this.irrepsOut }[slot].dim
+    return { x: this.irrepsIn1.dim, y: this.irrepsIn2.dim, w: this.weightNumel, z: this.irrepsOut.dim }[slot]
   }
 
   #forwardCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, options: ForwardOptions<OperandOf<D>>) {
@@ -375,9 +326,9 @@ export abstract class TensorProduct<D extends DType> {
 
   #backwardCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, gradOut: OperandOf<D>, options: BackwardOptions<OperandOf<D>>) {
     this.#live()
-    const inputs = { ...this.#inputs(x, y, weight), z: this.#gradOut(x, y, gradOut) }
-    const result = this.#gradients(inputs, ['x', 'y'], options)
-    return { call: this.#reached(inputs, result, { x: true, y: true, z: true }, options.accumulate), result }
+    const inputs = this.#withGradOut(this.#inputs(x, y, weight), gradOut)
+    const result = this.#gradients(inputs, ['x', 'y', 'weight'], options)
+    return { call: this.#reached(inputs, result, { x: true, y: true, w: true }, options.accumulate), result }
   }
 
   #doubleBackwardCall(
@@ -389,65 +340,67 @@ export abstract class TensorProduct<D extends DType> {
     options: DoubleBackwardOptions<OperandOf<D>>,
   ) {
     this.#live()
-    const inputs = { ...this.#inputs(x, y, weight), z: this.#gradOut(x, y, gradOut), ...this.#directions(x, y, cotangents, 'cotangents') }
-    const result = this.#gradients(inputs, ['x', 'y', 'gradOut'], options) as SecondGradients<D, OperandOf<D>>
-    const { ax, ay } = inputs
-    return { call: this.#reached(inputs, result, { x: ay, y: ax, z: ax ?? ay }, options.accumulate), result }
+    const inputs = this.#withDirections(this.#withGradOut(this.#inputs(x, y, weight), gradOut), cotangents, 'cotangents')
+    const result = this.#gradients(inputs, ['x', 'y', 'weight', 'gradOut'], options) as SecondGradients<D, OperandOf<D>>
+    const { ax, ay, aw } = inputs
+    return { call: this.#reached(inputs, result, { x: ay ?? aw, y: ax ?? aw, w: ax ?? ay, z: ax ?? ay ?? aw }, options.accumulate), result }
   }
 
   #jvpCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, tangents: Directions<OperandOf<D>>, options: ForwardOptions<OperandOf<D>>) {
     this.#live()
-    const inputs = { ...this.#inputs(x, y, weight), ...this.#directions(x, y, tangents, 'tangents') }
+    const inputs = this.#withDirections(this.#inputs(x, y, weight), tangents, 'tangents')
     const result = this.#result(inputs, options.out)
-    return { call: this.#reached(inputs, { gradOut: result }, { z: inputs.ax ?? inputs.ay }, false), result }
+    return { call: this.#reached(inputs, { gradOut: result }, { z: inputs.ax ?? inputs.ay ?? inputs.aw }, false), result }
   }
 
   /** The array of a call's only result, in the shape of z. */
   #result(inputs: NativeArrays<OperandOf<D>>, out: OperandOf<D> | undefined): OperandOf<D> {
-    const { x, y, ax, ay, batch } = inputs
+    const { x, y, w: weight, ax, ay, aw, batch } = inputs
     const length = batch * this.irrepsOut.dim
     if (out === undefined) return this.#allocate(x, length)
     this.#require(out, 'out', x)
     requireLength(out, 'out', length, `(batch ${batch}, irrepsOut.dim ${this.irrepsOut.dim})`)
-    requireSeparate({ out }, { x, y, ax, ay })
+    requireSeparate({ out }, { x, y, weight, ax, ay, aw })
     return out
   }
 
-  #gradOut(x: OperandOf<D>, y: OperandOf<D>, gradOut: OperandOf<D>): OperandOf<D> {
-    const { batch } = this.#inputs(x, y, undefined)
+  #withGradOut<I extends NativeArrays<OperandOf<D>>>(inputs: I, gradOut: OperandOf<D>): I {
+    const { x, batch } = inputs
     this.#require(gradOut, 'gradOut', x)
     requireLength(gradOut, 'gradOut', batch * this.irrepsOut.dim, `(batch ${batch}, irrepsOut.dim ${this.irrepsOut.dim})`)
-    return gradOut
+    return { ...inputs, z: gradOut }
   }
 
   /** The arrays of the gradients that are needed. */
   #gradients(
     inputs: NativeArrays<OperandOf<D>>,
-    slots: readonly (keyof SecondGradients<D>)[],
+    results: readonly (keyof SecondGradients<D>)[],
     options: DoubleBackwardOptions<OperandOf<D>>,
   ): Gradients<D, OperandOf<D>> {
-    const { x, y, z: gradOut, ax, ay } = inputs
-    const needs = { ...Object.fromEntries(slots.map((slot) => [slot, true])), ...options.needs }
+    const { x, y, w: weight, z: gradOut, ax, ay, aw } = inputs
+    const like = { x, y, weight, gradOut }
+    const needs = { ...Object.fromEntries(results.map((name) => [name, like[name] !== undefined])), ...options.needs }
     const out = options.out ?? {}
-    requireKnownOptions(needs, slots, 'needs')
-    requireKnownOptions(out, slots, 'out')
+    requireKnownOptions(needs, results, 'needs')
+    requireKnownOptions(out, results, 'out')
     const accumulate = options.accumulate ?? false
     if (typeof accumulate !== 'boolean') throw argumentError('invalid_option', 'options.accumulate', 'a boolean', describe(accumulate))
-    const like = { x, y, gradOut: gradOut! }
-    for (const slot of slots) {
-      if (typeof needs[slot] !== 'boolean') throw argumentError('invalid_option', `needs.${slot}`, 'a boolean', describe(needs[slot]))
-      const array = out[slot]
+    for (const name of results) {
+      if (typeof needs[name] !== 'boolean') throw argumentError('invalid_option', `needs.${name}`, 'a boolean', describe(needs[name]))
+      if (needs[name] && !like[name]) throw argumentError('weight_unwanted', `needs.${name}`, 'false, since the operation has no weights', 'true')
+      const array = out[name]
       if (array === undefined) {
-        if (accumulate && needs[slot]) throw argumentError('invalid_option', `out.${slot}`, 'an array to accumulate in', 'none')
+        if (accumulate && needs[name]) throw argumentError('invalid_option', `out.${name}`, 'an array to accumulate in', 'none')
         continue
       }
-      if (!needs[slot]) throw argumentError('invalid_option', `out.${slot}`, `no array, since needs.${slot} is false`, 'an array')
-      this.#require(array, `out.${slot}`, x)
-      requireLength(array, `out.${slot}`, like[slot]!.length, `as many as ${slot}`)
+      if (!needs[name]) throw argumentError('invalid_option', `out.${name}`, `no array, since needs.${name} is false`, 'an array')
+      this.#require(array, `out.${name}`, x)
+      requireLength(array, `out.${name}`, like[name]!.length, `as many as ${name}`)
     }
-    requireSeparate({ 'out.x': out.x, 'out.y': out.y, 'out.gradOut': out.gradOut }, { x, y, gradOut, ax, ay })
-    const wanted = slots.filter((slot) => needs[slot])
-    return Object.fromEntries(wanted.map((slot) => [slot, out[slot] ?? this.#allocate(x, like[slot]!.length)])) as unknown as Gradients<D, OperandOf<D>>
+    const outputs = { 'out.x': out.x, 'out.y': out.y, 'out.weight': out.weight, 'out.gradOut': out.gradOut }
+    requireSeparate(outputs, { x, y, weight, gradOut, ax, ay, aw })
+    const wanted = results.filter((name) => needs[name])
+    return Object.fromEntries(wanted.map((name) => [name, out[name] ?? this.#allocate(x, like[name]!.length)])) as unknown as Gradients<D, OperandOf<D>>
   }
 
   /** The call that computes `results`, of which those whose slot is not in `terms` are zero. */
@@ -457,21 +410,23 @@ export abstract class TensorProduct<D extends DType> {
     terms: Partial<Record<Slot, unknown>>,
     accumulate = false,
   ): CheckedCall<D> {
-    const given = { x: results.x, y: results.y, z: results.gradOut }
-    const zero = (['x', 'y', 'z'] as const).filter((slot) => !terms[slot] && !accumulate).flatMap((slot) => given[slot] ?? [])
+    const given = { x: results.x, y: results.y, w: results.weight, z: results.gradOut }
+    const zero = slots.filter((slot) => !terms[slot] && !accumulate).flatMap((slot) => given[slot] ?? [])
     const of = (slot: Slot) => (terms[slot] ? given[slot] : undefined)
-    return { arrays: { ...inputs, xOut: of('x'), yOut: of('y'), zOut: of('z'), accumulate }, zero }
+    return { arrays: { ...inputs, xOut: of('x'), yOut: of('y'), wOut: of('w'), zOut: of('z'), accumulate }, zero }
   }
 
-  #directions(x: OperandOf<D>, y: OperandOf<D>, given: Directions<OperandOf<D>>, argument: string) {
-    requireKnownOptions(given, ['x', 'y'], argument)
-    for (const [slot, like] of [['x', x], ['y', y]] as const) {
-      const array = given[slot]
+  #withDirections<I extends NativeArrays<OperandOf<D>>>(inputs: I, given: Directions<OperandOf<D>>, argument: string): I {
+    requireKnownOptions(given, ['x', 'y', 'weight'], argument)
+    const { x, y, w: weight } = inputs
+    for (const [name, like] of Object.entries({ x, y, weight })) {
+      const array = given[name as keyof typeof given]
       if (array === undefined) continue
-      this.#require(array, `${argument}.${slot}`, x)
-      requireLength(array, `${argument}.${slot}`, like.length, `as many as ${slot}`)
+      if (!like) throw argumentError('weight_unwanted', `${argument}.${name}`, 'undefined, since the operation has no weights', describe(array))
+      this.#require(array, `${argument}.${name}`, x)
+      requireLength(array, `${argument}.${name}`, like.length, `as many as ${name}`)
     }
-    return { ax: given.x, ay: given.y }
+    return { ...inputs, ax: given.x, ay: given.y, aw: given.weight }
   }
 
   #live(): Plan {
@@ -495,8 +450,12 @@ export abstract class TensorProduct<D extends DType> {
     else requireArray(value, argument, this.dtype)
   }
 
-  #inputs(x: OperandOf<D>, y: OperandOf<D>, weight: unknown): NativeArrays<OperandOf<D>> & { y: OperandOf<D> } {
-    if (weight !== undefined && weight !== null && (weight as ArrayLike<number>).length !== 0) {
+  #inputs(x: OperandOf<D>, y: OperandOf<D>, weight: unknown): NativeArrays<OperandOf<D>> {
+    const numel = this.weightNumel
+    if (numel && (weight === undefined || weight === null)) {
+      throw argumentError('weight_missing', 'weight', `${numel} numbers shared by all items, or as many for each`, describe(weight))
+    }
+    if (!numel && weight !== undefined && weight !== null && (weight as ArrayLike<number>).length !== 0) {
       throw argumentError('weight_unwanted', 'weight', 'undefined, since the operation has no weights', describe(weight))
     }
     this.#require(x, 'x', x)
@@ -507,12 +466,18 @@ export abstract class TensorProduct<D extends DType> {
       throw argumentError('batch_mismatch', 'y', `a batch of ${xBatch} as x has, or of 1`, `a batch of ${yBatch}`)
     }
     const batch = xBatch === 1 ? yBatch : xBatch
-    return { x, y, batch, xShared: xBatch !== batch, yShared: yBatch !== batch }
+    const inputs = { x, y, batch, xShared: xBatch !== batch, yShared: yBatch !== batch }
+    if (!numel) return inputs
+    const w = weight as OperandOf<D>
+    this.#require(w, 'weight', x)
+    const sets = batch * numel
+    if (w.length !== numel) requireLength(w, 'weight', sets, `(batch ${batch}, weightNumel ${numel}), or ${numel} shared by all items`)
+    return { ...inputs, w, wShared: w.length !== sets }
   }
 
   #run({ arrays, zero }: CheckedCall<D>): void {
     for (const array of zero) fillZero(array)
-    if (!arrays.xOut && !arrays.yOut && !arrays.zOut) return
+    if (!slots.some((slot) => arrays[`${slot}Out`])) return
     const { cpu, cuda: operation } = this.#live()
     if (operation) {
       if (arrays.x instanceof DeviceArray) cuda((addon) => addon.run(operation, onDevice(arrays)))
@@ -530,7 +495,7 @@ export abstract class TensorProduct<D extends DType> {
     const plan = this.#live()
     if (signal !== undefined && !(signal instanceof AbortSignal)) throw argumentError('invalid_option', 'options.signal', 'an AbortSignal', describe(signal))
     if (signal?.aborted) throw aborted(signal)
-    if (arrays.xOut || arrays.yOut || arrays.zOut) await this.#start(plan, arrays, signal)
+    if (slots.some((slot) => arrays[`${slot}Out`])) await this.#start(plan, arrays, signal)
     for (const array of zero) fillZero(array)
   }
 
@@ -562,9 +527,6 @@ export abstract class TensorProduct<D extends DType> {
     }
   }
 }
-
-type Slot = 'x' | 'y' | 'z'
-const slotOf = { x: 'x', y: 'y', z: 'z', ax: 'x', ay: 'y', xOut: 'x', yOut: 'y', zOut: 'z' } as const
 
 function onDevice<D extends DType>(arrays: NativeArrays<OperandOf<D>>): NativeArrays<NativeArray> {
   const natives = names.map((name) => [name, arrays[name] && nativeArray(arrays[name] as DeviceArray<D>)] as const)
