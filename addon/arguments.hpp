@@ -1,7 +1,9 @@
 // How arguments from lib/, which has checked them, are read.
 #pragma once
+#include "core/call.hpp"
 #include "core/channels.hpp"
 #include "core/clebsch_gordan.hpp"
+#include "core/weighted.hpp"
 #include <napi.h>
 #include <vector>
 
@@ -16,7 +18,7 @@ inline std::vector<double> doubles(const Napi::Value& value) {
   return {array.Data(), array.Data() + array.ElementLength()};
 }
 inline int integer(const Napi::Object& o, const char* key) { return o.Get(key).As<Napi::Number>().Int32Value(); }
-inline bool boolean(const Napi::Object& o, const char* key) { return o.Get(key).As<Napi::Boolean>().Value(); }
+inline bool boolean(const Napi::Object& o, const char* key) { return o.Get(key).ToBoolean().Value(); }
 
 // Null for anything else than a typed array.
 inline void* data_of(const Napi::Value& value) {
@@ -53,6 +55,19 @@ inline ClebschGordanForm read_clebsch_gordan(const Napi::Object& o) {
   return {boolean(o, "isDouble"), boolean(o, "dense"), {dims[0], dims[1], dims[2]}, blocks(o.Get("in1")), blocks(o.Get("in2")), paths};
 }
 
+inline WeightedForm read_weighted(const Napi::Object& o) {
+  const std::vector<int> dims = ints(o.Get("dims"));
+  const std::vector<int> flat = ints(o.Get("instructions"));  // the fields of WeightedInstruction before its coefficient
+  const std::vector<double> coefficients = doubles(o.Get("coefficients"));
+  std::vector<WeightedInstruction> instructions;
+  for (size_t i = 0; i < coefficients.size(); ++i) {
+    const int* f = flat.data() + 5 * i;
+    instructions.push_back({f[0], f[1], f[2], Mode(f[3]), f[4], coefficients[i]});
+  }
+  return {boolean(o, "isDouble"), {dims[0], dims[1], dims[2]}, integer(o, "weightNumel"),
+          {blocks(o.Get("in1")), blocks(o.Get("in2")), blocks(o.Get("out"))}, instructions};
+}
+
 struct ChannelForm {
   bool is_double;
   int mul;
@@ -69,6 +84,21 @@ inline ChannelForm read_channel_product(const Napi::Object& o) {
   for (size_t p = 0; p + 2 < flat.size(); p += 3) form.products.push_back({flat[p], flat[p + 1], flat[p + 2]});
   return form;
 }
+// Of a call: { x, y, z, ax, ay, w, aw, xOut, yOut, zOut, wOut, batch, xShared, yShared, wShared, accumulate, threads }.
+inline constexpr int weight_operand = operand_count, weight_direction_operand = operand_count + 1, operand_arrays = operand_count + 2;
+inline constexpr int weight_result = slot_count, result_arrays = slot_count + 1;
+inline constexpr const char* operand_names[operand_arrays] = {"x", "y", "z", "ax", "ay", "w", "aw"};
+inline constexpr const char* result_names[result_arrays] = {"xOut", "yOut", "zOut", "wOut"};
+
+// All but the arrays.
+inline Call read_call(const Napi::Object& o) {
+  Call call{};
+  call.shared[0] = boolean(o, "xShared"), call.shared[1] = boolean(o, "yShared"), call.weight_shared = boolean(o, "wShared");
+  call.accumulate = boolean(o, "accumulate");
+  call.batch = o.Get("batch").As<Napi::Number>().Int64Value();
+  return call;
+}
+
 inline Grid read_grid(const Napi::Object& o) { return {integer(o, "rings"), integer(o, "angles"), boolean(o, "pointwise")}; }
 
 }  // namespace equitensor

@@ -2,6 +2,7 @@
 // the process's memory, for CUDA a device's. It has
 //   const int* ints(std::vector<int>)   const T* values<T>(std::vector<double>)   const Item* items(std::vector<Item>)
 //   static constexpr int row_bytes      rows of coefficients are padded to a multiple of it
+//   static constexpr bool on_device
 #pragma once
 #include "channels.hpp"
 #include "clebsch_gordan.hpp"
@@ -9,6 +10,7 @@
 #include "gaunt.hpp"
 #include "matrix.hpp"
 #include "plan.hpp"
+#include "weighted.hpp"
 #include <algorithm>
 #include <set>
 
@@ -16,20 +18,30 @@ namespace equitensor {
 
 // Operations an item; a multiply-add counts two.
 struct PassFlops {
-  long forward = 0, backward = 0;
+  long forward = 0, backward = 0, double_backward = 0;
 };
+
+inline Divisor divisor(int d) { return {~0u / unsigned(d)}; }
 
 template <class T, class Store>
 PlanMap<T> build_map(Store& store, const BlockMap& map) {
   std::map<std::pair<size_t, size_t>, std::vector<const MapBlock*>> shapes;
   for (const MapBlock& b : map.blocks) shapes[{b.outputs.size(), b.sources.size()}].push_back(&b);
   constexpr size_t multiple = std::max<size_t>(1, Store::row_bytes / sizeof(T));
+  PlanMap<T> result{};
   std::vector<PlanRun<T>> runs;
+  std::vector<PlanMapBlock> list;
+  std::vector<double> all_coefficients;
+  std::vector<int> indices;
   for (const auto& [shape, blocks] : shapes) {
     const size_t pitch = (shape.first + multiple - 1) / multiple * multiple;
     std::vector<double> coefficients;
     std::vector<int> sources, outputs;
     for (const MapBlock* b : blocks) {
+      const int at = int(indices.size());
+      list.push_back({int(all_coefficients.size() + coefficients.size()), at, at + int(shape.second), short(shape.second), short(shape.first)});
+      indices.insert(indices.end(), b->sources.begin(), b->sources.end());
+      indices.insert(indices.end(), b->outputs.begin(), b->outputs.end());
       for (size_t s = 0; s < shape.second; ++s) {
         const auto row = b->coefficients.begin() + long(s * shape.first);
         coefficients.insert(coefficients.end(), row, row + long(shape.first));
@@ -38,11 +50,22 @@ PlanMap<T> build_map(Store& store, const BlockMap& map) {
       sources.insert(sources.end(), b->sources.begin(), b->sources.end());
       outputs.insert(outputs.end(), b->outputs.begin(), b->outputs.end());
     }
-    runs.push_back({int(blocks.size()), int(shape.second), int(shape.first), store.template values<T>(coefficients),
-                    store.ints(sources), store.ints(outputs)});
+    if constexpr (Store::on_device)
+      all_coefficients.insert(all_coefficients.end(), coefficients.begin(), coefficients.end());
+    else
+      runs.push_back({int(blocks.size()), int(shape.second), int(shape.first), store.template values<T>(coefficients),
+                      store.ints(sources), store.ints(outputs)});
   }
-  const int count = int(runs.size());
-  return {store.items(std::move(runs)), count};
+  if constexpr (Store::on_device) {
+    result.block_count = int(list.size());
+    result.blocks = store.items(std::move(list));
+    result.coefficients = store.template values<T>(all_coefficients);
+    result.indices = store.ints(indices);
+  } else {
+    result.count = int(runs.size());
+    result.runs = store.items(std::move(runs));
+  }
+  return result;
 }
 
 // in_row: a pair of one channel names components of the output row itself.
@@ -98,19 +121,165 @@ ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], con
     }
     flops.forward += channels * (pair.products + 2 * forward.multiply_adds);
     flops.backward += channels * (4 * pair.products + 2 * backward.multiply_adds);
+    flops.double_backward += channels * (7 * pair.products + 2 * (forward.multiply_adds + backward.multiply_adds));
     pair.forward = build_map<T>(store, forward), pair.backward = build_map<T>(store, backward);
     pair.x_component = store.ints(x), pair.y_component = store.ints(y), pair.row_begin = store.ints(rows);
     pair.column_begin = store.ints(columns), pair.column_product = store.ints(column_products);
     pair.places = store.items(std::move(places));
+    pair.out_component = store.ints(row_component);
+    pair.by_outputs = divisor(pair.compact_outputs);
     pair.segment_count = int(segments.size());
     pair.segments = store.items(std::move(segments));
     plan.max_products = std::max(plan.max_products, pair.products);
     plan.max_compact = std::max(plan.max_compact, pair.compact_outputs);
     pairs.push_back(pair);
   }
-  plan.dim1 = dims[0], plan.dim2 = dims[1], plan.dim_out = dims[2];
+  std::copy(dims, dims + 3, plan.dim);
   plan.pair_count = int(pairs.size());
   plan.pairs = store.items(std::move(pairs));
+  return plan;
+}
+
+// Groups of at most 8 of the entries of every component, which are in order.
+inline std::vector<PlanGroup> entry_groups(const std::vector<int>& components, int count) {
+  constexpr int largest = 8;
+  std::vector<PlanGroup> groups;
+  for (int component = 0, first = 0; component < count; ++component) {
+    int n = 0;
+    while (first + n < int(components.size()) && components[size_t(first + n)] == component) ++n;
+    const int parts = std::max(1, (n + largest - 1) / largest);
+    for (int p = 0; p < parts; ++p) groups.push_back({component, first + p * n / parts, (p + 1) * n / parts - p * n / parts, p > 0});
+    first += n;
+  }
+  return groups;
+}
+
+template <class T, class Store>
+WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops& flops) {
+  constexpr int multiple = 16;  // entries of the widest vector, so that M is formed by whole ones
+  WeightedPlan<T> plan{};
+  std::copy(form.dims, form.dims + 3, plan.dim);
+  plan.weights = form.weights;
+  for (int s = 0; s < 3; ++s) {
+    std::vector<PlanBlock> blocks;
+    for (const IrrepsBlock& b : form.blocks[s]) {
+      const int components = 2 * b.l + 1;
+      blocks.push_back({b.offset, b.mul, components, b.component == b.mul || b.mul == 1 || components == 1});
+      plan.max_lanes = std::max(plan.max_lanes, b.mul);
+      plan.max_block = std::max(plan.max_block, b.mul * components);
+    }
+    plan.block_count[s] = int(blocks.size());
+    plan.blocks[s] = store.items(std::move(blocks));
+  }
+
+  std::vector<WeightedInstruction> sorted = form.instructions;
+  std::stable_sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) { return a.out < b.out; });
+  std::vector<PlanInstruction<T>> instructions;
+  for (const WeightedInstruction& from : sorted) {
+    const IrrepsBlock& b1 = form.blocks[0][size_t(from.in1)];
+    const IrrepsBlock& b2 = form.blocks[1][size_t(from.in2)];
+    const IrrepsBlock& b3 = form.blocks[2][size_t(from.out)];
+    Connection c = connection_of(from.mode, b1.mul, b2.mul, b3.mul);
+    if (b1.mul == 0 || b2.mul == 0 || b3.mul == 0 || c.segments.empty()) continue;
+    const bool from_x = c.lane_operand == 0;
+    const IrrepsBlock &lane = from_x ? b1 : b2, &matrix = from_x ? b2 : b1;
+    PlanInstruction<T> to{};
+    to.lane_operand = c.lane_operand;
+    to.lane_block = from_x ? from.in1 : from.in2, to.matrix_block = from_x ? from.in2 : from.in1, to.out_block = from.out;
+    to.inputs = 2 * lane.l + 1, to.matrix_components = 2 * matrix.l + 1, to.outputs = 2 * b3.l + 1;
+    to.same_channel = c.same_channel;
+    to.adds = !instructions.empty() && instructions.back().out_block == from.out;
+    to.weight = from.weight, to.weights = c.weights, to.weight_columns = c.weight_columns, to.mixed = c.mixed, to.channels = c.channels;
+
+    struct Entry {
+      int output, input;
+      std::vector<double> values;  // of the matrix operand's components
+    };
+    std::vector<Entry> entries;
+    for (int k = 0; k < to.outputs; ++k)
+      for (int i = 0; i < to.inputs; ++i) {
+        Entry entry{k, i, std::vector<double>(size_t(to.matrix_components))};
+        bool used = false;
+        for (int j = 0; j < to.matrix_components; ++j) {
+          const int m1 = (from_x ? i : j) - b1.l, m2 = (from_x ? j : i) - b2.l, m3 = k - b3.l;
+          const double value = orders_couple(b1.l, m1, b2.l, m2, b3.l, m3) ? wigner3j(b1.l, m1, b2.l, m2, b3.l, m3) : 0;
+          // Zeros that the selection rule does not show come out of Racah's sum as a few ulp.
+          if (absolute(value) <= 1e-13) continue;
+          entry.values[size_t(j)] = from.coefficient * value;
+          used = true;
+        }
+        if (used) entries.push_back(std::move(entry));
+      }
+    const int n = int(entries.size());
+    to.entries = n, to.pitch = (n + multiple - 1) / multiple * multiple;
+    std::vector<double> dense(size_t(to.matrix_components * to.pitch)), of_entry_value, of_component_value;
+    std::vector<int> of_entry, of_entry_component, of_component, of_component_entry, input, output, by_input(static_cast<size_t>(n)), by_input_input, by_input_output;
+    for (int e = 0; e < n; ++e) {
+      input.push_back(entries[size_t(e)].input), output.push_back(entries[size_t(e)].output);
+      by_input[size_t(e)] = e;
+      of_entry.push_back(int(of_entry_value.size()));
+      for (int j = 0; j < to.matrix_components; ++j)
+        if (const double value = entries[size_t(e)].values[size_t(j)]; value != 0) of_entry_component.push_back(j), of_entry_value.push_back(value);
+    }
+    of_entry.push_back(int(of_entry_value.size()));
+    for (int j = 0; j < to.matrix_components; ++j) {
+      of_component.push_back(int(of_component_value.size()));
+      for (int e = 0; e < n; ++e) {
+        const double value = entries[size_t(e)].values[size_t(j)];
+        dense[size_t(j * to.pitch + e)] = value;
+        if (value != 0) of_component_entry.push_back(e), of_component_value.push_back(value);
+      }
+    }
+    of_component.push_back(int(of_component_value.size()));
+    std::stable_sort(by_input.begin(), by_input.end(), [&](int a, int b) { return input[size_t(a)] < input[size_t(b)]; });
+    for (int e : by_input) by_input_input.push_back(input[size_t(e)]), by_input_output.push_back(output[size_t(e)]);
+    std::vector<PlanGroup> rows = entry_groups(output, to.outputs), columns = entry_groups(by_input_input, to.inputs);
+
+    // Operations. A sum of products starts from zero, so that every product is a multiply-add.
+    const bool scaled = from.weight >= 0 && !c.mixed;
+    const long nonzeros = long(of_component_value.size());
+    const auto sums = [&](bool adds, bool scale) {  // of the rows, for a lane
+      long operations = 2 * n;
+      for (const PlanGroup& g : rows) operations += (g.count > 0 && scale) + (g.count > 0 && (adds || g.adds));
+      return operations;
+    };
+    const long column_updates = 4 * long(std::count_if(columns.begin(), columns.end(), [](const PlanGroup& g) { return g.count > 0; }));
+    for (const PlanChannels& s : c.segments) {
+      const long lanes = s.lanes;
+      const long matrix = c.same_channel ? lanes * 2 * nonzeros : 2 * long(to.matrix_components) * to.pitch;
+      const long contraction = (c.same_channel ? lanes : 1) * 2 * nonzeros;
+      const bool adds = !c.mixed && (to.adds || s.adds);
+      flops.forward += matrix + lanes * sums(adds, scaled);
+      if (c.mixed) {
+        flops.backward += matrix + contraction + lanes * (sums(false, false) + 4 * n + column_updates);
+        flops.double_backward += 2 * matrix + contraction + lanes * (2 * sums(false, false) + sums(true, false) + 8 * n + 2 * column_updates);
+      } else {
+        flops.backward += matrix + contraction + lanes * (to.inputs + 4 * n + column_updates);
+        flops.double_backward += 2 * matrix + contraction + lanes * (4 * to.inputs + sums(adds, false) + sums(true, false) + 6 * n + 2 * column_updates);
+      }
+      plan.max_staged = std::max(plan.max_staged, std::max(to.inputs * (lane.mul), to.outputs * c.channels));
+    }
+    const long mix = 2L * to.outputs * c.channels * c.mixed;
+    flops.forward += mix, flops.backward += 2 * mix, flops.double_backward += 5 * mix;
+    plan.makes_matrices[1 - c.lane_operand] |= !c.same_channel;
+    plan.max_pitch = std::max(plan.max_pitch, to.pitch), plan.max_entries = std::max(plan.max_entries, n);
+    if (from.weight < 0) plan.max_lanes = std::max(plan.max_lanes, c.mixed * c.channels);
+
+    to.segment_count = int(c.segments.size()), to.segments = store.items(std::move(c.segments));
+    to.mix_count = int(c.mixes.size()), to.mixes = store.items(std::move(c.mixes));
+    to.coefficients = store.template values<T>(dense);
+    to.of_entry = store.ints(of_entry), to.of_entry_component = store.ints(of_entry_component);
+    to.of_component = store.ints(of_component), to.of_component_entry = store.ints(of_component_entry);
+    to.of_entry_value = store.template values<T>(of_entry_value), to.of_component_value = store.template values<T>(of_component_value);
+    to.row_groups = int(rows.size()), to.rows = store.items(std::move(rows));
+    to.column_groups = int(columns.size()), to.columns = store.items(std::move(columns));
+    to.input = store.ints(input), to.by_input = store.ints(by_input), to.by_input_output = store.ints(by_input_output);
+    instructions.push_back(to);
+  }
+  for (int s = 0; s < 2; ++s)
+    if (plan.makes_matrices[s]) flops.backward += form.dims[s], flops.double_backward += form.dims[s];
+  plan.instruction_count = int(instructions.size());
+  plan.instructions = store.items(std::move(instructions));
   return plan;
 }
 
@@ -147,7 +316,8 @@ GauntPlan<T> gaunt_plan(Store& store, int mul, const ChannelSlot (&slots)[3], co
     const auto components = slot_components<GridComponent>(slot, slots[s], store);
     const GauntSlotForm form = gaunt_slot_form(components, grid.rings, grid.angles);
     slot.degree = form.degree, slot.parts = form.parts;
-    const BlockMap in = make_block_map(form.rings_size, form.synthesis, Missing::untouched);
+    // On the CPU ring coefficients that no component reaches are cleared once, and not for every tile.
+    const BlockMap in = make_block_map(form.rings_size, form.synthesis, Store::on_device ? Missing::zero : Missing::untouched);
     const BlockMap out = make_block_map(slot.components, form.analysis);
     const BlockMap to = make_block_map(grid.angles, form.to_angles);
     const BlockMap from = make_block_map(2 * form.degree + 1, form.from_angles);
@@ -170,16 +340,20 @@ GauntPlan<T> gaunt_plan(Store& store, int mul, const ChannelSlot (&slots)[3], co
     const long angular = grid.pointwise ? long(grid.rings) * slot[s].parts * (to_angles[s] + angle_fold) : 0;
     return synthesis[s] + folds(s) + angular;
   };
-  const auto contraction = [&](int a, int b, int out) {
-    const long added = n - slot[out].parts;  // the first product of a part is not added to anything
+  // `terms` products of the same two slots; the first product of a part is not added to anything.
+  const auto contraction = [&](int a, int b, int out, int terms = 1) {
+    const long added = terms * n - slot[out].parts;
     const long ring = grid.pointwise
-                          ? n * grid.angles + added * grid.angles + slot[out].parts * (angle_fold + from_angles[out])
-                          : n * series_product_operations(slot[a].degree, slot[b].degree, slot[out].degree) + added * orders(out);
-    return grid.rings * ring + folds(out) + analysis[out];
+                          ? (terms * n + added) * grid.angles + slot[out].parts * (angle_fold + from_angles[out])
+                          : terms * n * series_product_operations(slot[a].degree, slot[b].degree, slot[out].degree) + added * orders(out);
+    // Unrolled ones fold each term, and add it folded.
+    return grid.rings * ring + (unrolled ? terms : 1) * folds(out) + analysis[out];
   };
   flops.forward = mul * (input(0) + input(1) + contraction(0, 1, 2));
   flops.backward = mul * (input(0) + input(1) + input(2) + contraction(1, 2, 0) + contraction(0, 2, 1) +
                          (unrolled ? folds(2) : 0));
+  flops.double_backward = mul * (2 * (input(0) + input(1)) + input(2) + contraction(1, 2, 0) + contraction(0, 2, 1) + contraction(0, 1, 2, 2) +
+                                 (unrolled ? folds(0) + folds(1) + folds(2) : 0));
   return plan;
 }
 
@@ -351,14 +525,15 @@ FourierPlan<T> fourier_plan(Store& store, int mul, const ChannelSlot (&slots)[3]
   const long n = long(products.size());
   const auto& slot = plan.slots;
   const auto input = [&](int s) { return synthesis[s] + (fft ? to_rings[s] + long(plan.rings) * slot[s].parts * to_angles[s] : 0); };
-  const auto contraction = [&](int out) {
-    if (!fft) return products_into[out] + analysis[out];
-    // The first product of a part is not added to anything.
-    const long ring = (2 * n - slot[out].parts) * plan.angles + slot[out].parts * from_angles[out];
+  // `terms` products of the same two slots; the first product of a part is not added to anything.
+  const auto contraction = [&](int out, long terms = 1) {
+    if (!fft) return terms * products_into[out] + (terms - 1) * slot[out].coefficients + analysis[out];
+    const long ring = (2 * terms * n - slot[out].parts) * plan.angles + slot[out].parts * from_angles[out];
     return plan.rings * ring + from_rings[out] + analysis[out];
   };
   flops.forward = mul * (input(0) + input(1) + contraction(2));
   flops.backward = mul * (input(0) + input(1) + input(2) + contraction(0) + contraction(1));
+  flops.double_backward = mul * (2 * (input(0) + input(1)) + input(2) + contraction(0) + contraction(1) + contraction(2, 2));
   return plan;
 }
 
@@ -424,14 +599,43 @@ MatrixPlan<T> matrix_plan(Store& store, int mul, const ChannelSlot (&slots)[3], 
   const long multiply = 2 * long(products.size()) * size * size * size;
   flops.forward = mul * (to[0] + to[1] + multiply + from[2] + direct_flops);
   flops.backward = mul * (to[0] + to[1] + to[2] + 2 * multiply + from[0] + from[1]);
+  flops.double_backward = mul * (2 * (to[0] + to[1]) + to[2] + 4 * multiply + from[0] + from[1] + from[2] + 2 * direct_flops + long(direct_outputs.size()));
   return plan;
 }
 
+// Operations of core/spherical_harmonics.hpp on numbers, or on dual numbers along a direction.
+inline long harmonics_flops(const std::vector<int>& copies, bool normalize, bool along_direction, bool with_values, bool with_gradient) {
+  const int lmax = int(copies.size()) - 1;
+  const long add = along_direction ? 2 : 1, scale = add, multiply = along_direction ? 4 : 1, result = along_direction ? 3 : 1;
+  const long recurrence = 2 * multiply + 2 * scale + add;
+  long flops = (normalize ? 9 + (along_direction ? 17 : 0) : 0) + 3 * multiply + 2 * add;
+  for (int m = 0; m <= lmax; ++m) {
+    flops += 4 * multiply + 2 * add;
+    const int orders = m > 0 ? 2 : 1, sums = m > 1 ? 6 : m > 0 ? 5 : 3;
+    if (with_values) {
+      flops += (lmax - m) * recurrence;
+      for (int l = m; l <= lmax; ++l)
+        if (copies[l] > 0) flops += scale + orders * result;
+    }
+    if (with_gradient && m < lmax) {
+      flops += (lmax - 1 - m) * recurrence + (m > 0 ? 6 * multiply + (m > 1 ? 10 : 8) * add : 3 * add);
+      for (int l = m + 1; l <= lmax; ++l)
+        if (copies[l] > 0) flops += (m > 0 ? 3 : 2) * scale + sums * (scale + add);
+    }
+  }
+  if (with_gradient) {
+    if (normalize) flops += 6 * multiply + 5 * add + 3 * result;
+    for (int l = 0; l <= lmax; ++l) flops += std::max(0, copies[l] - 1) * (2 * l + 1);
+  }
+  return flops;
+}
+
 template <class T, class Store>
-HarmonicsPlan<T> harmonics_plan(Store& store, const std::vector<int>& degrees, const std::vector<double>& scale, bool normalize) {
+HarmonicsPlan<T> harmonics_plan(Store& store, const std::vector<int>& degrees, const std::vector<double>& scale, bool normalize,
+                                PassFlops& flops) {
   const int lmax = int(scale.size()) - 1, orders = lmax + 1;
   int dim_out = 0;
-  std::vector<int> begin, copies;
+  std::vector<int> begin, copies, centre, counts;
   for (int l = 0; l <= lmax; ++l) {
     begin.push_back(int(copies.size()));
     int at = 0;
@@ -440,22 +644,31 @@ HarmonicsPlan<T> harmonics_plan(Store& store, const std::vector<int>& degrees, c
       at += 2 * d + 1;
     }
     dim_out = at;
+    counts.push_back(int(copies.size()) - begin[l]);
+    centre.push_back(counts[l] > 0 ? copies[begin[l]] + l : -1);
   }
   begin.push_back(int(copies.size()));
   // core/legendre.hpp's recurrence, next = a (y value - b r^2 previous), with a and -a b stored.
-  std::vector<double> recurrence(2 * orders * orders + orders);
+  std::vector<double> recurrence(2 * orders * orders + orders), ladder(3 * orders * orders);
   for (int m = 0; m <= lmax; ++m) {
     for (int l = m + 1; l <= lmax; ++l) {
       const double a = square_root((4.0 * l * l - 1) / (double(l) * l - double(m) * m));
       const double b = square_root(((l - 1.0) * (l - 1.0) - double(m) * m) / (4.0 * (l - 1.0) * (l - 1.0) - 1));
       recurrence[2 * (m * orders + l)] = a;
       recurrence[2 * (m * orders + l) + 1] = -a * b;
+      const HarmonicLadder step = harmonic_ladder(l, m);
+      double* to = &ladder[3 * (m * orders + l)];
+      to[0] = scale[l] * step.up, to[1] = scale[l] * step.same, to[2] = scale[l] * step.down;
     }
     double diagonal = m > 0 ? square_root(2.0) : 1;
     for (int k = 1; k <= m; ++k) diagonal *= square_root((2 * k + 1.0) / (2 * k));
     recurrence[2 * orders * orders + m] = diagonal;
   }
-  return {lmax, dim_out, normalize, store.ints(begin), store.ints(copies), store.template values<T>(recurrence), store.template values<T>(scale)};
+  flops.forward = harmonics_flops(counts, normalize, false, true, false);
+  flops.backward = harmonics_flops(counts, normalize, false, false, true);
+  flops.double_backward = harmonics_flops(counts, normalize, true, true, true);
+  return {lmax, dim_out, normalize, store.ints(begin), store.ints(copies), store.ints(centre), store.template values<T>(recurrence),
+          store.template values<T>(ladder), store.template values<T>(scale)};
 }
 
 }  // namespace equitensor

@@ -5,8 +5,13 @@
 
 namespace equitensor {
 
-// See core/block_map.hpp. Blocks of one shape lie one behind the other: that, and not a list of blocks, keeps the branch predictor
-// right and saves a third of the time of small maps.
+// Division of numbers n below 2^16 by d below 2^16: the high half of (n + 1) * magic, where magic is 2^32 / d rounded up, less one.
+struct Divisor {
+  unsigned magic;
+};
+
+// See core/block_map.hpp. On the CPU blocks of one shape lie one behind the other: that, and not a list of blocks, keeps the branch predictor
+// right and saves a third of the time of small maps. On a device a list is shared out to the warps.
 template <class T>
 struct PlanRun {
   int blocks, source_count, output_count;
@@ -14,10 +19,18 @@ struct PlanRun {
   const int* sources;     // [block][source]
   const int* outputs;     // [block][output]
 };
+struct alignas(16) PlanMapBlock {
+  int coefficients, sources, outputs;  // first of them
+  short source_count, output_count;
+};
 template <class T>
 struct PlanMap {
   const PlanRun<T>* runs;
   int count;
+  const PlanMapBlock* blocks;
+  int block_count;
+  const T* coefficients;
+  const int* indices;
 };
 
 // Components first, first + step, ... of a row.
@@ -43,8 +56,10 @@ struct PlanPair {
   PlanMap<T> backward;         // outputs -> products
   bool direct;                 // one channel: the maps name components of the output row itself
   const struct PlanPlace* places;      // of every compact output
+  const int* out_component;            // of every compact output of channels u = v = 0, in the row
   const struct PlanSegment* segments;  // otherwise of the compact outputs of one channel, which these put in place
   int segment_count, compact_outputs;
+  Divisor by_outputs;
 };
 struct PlanPlace {
   int first, u_step, v_step;  // component of channels u, v in the row: first + u * u_step + v * v_step
@@ -56,9 +71,64 @@ struct PlanSegment {
 };
 template <class T>
 struct ClebschGordanPlan {
-  int dim1, dim2, dim_out, max_products, max_compact;
+  int dim[3], max_products, max_compact;
   const PlanPair<T>* pairs;
   int pair_count;
+};
+
+// ---- Weighted products: channels of one operand (the lane operand) side by side, times a matrix that a channel of the other one (the
+// matrix operand) makes: t_k = sum_i M_ik x_i with M_ik = sum_j C_ijk y_j. Every connection mode is segments of that, with or without a
+// mix of the channels behind it.
+struct PlanBlock {
+  int offset, mul, components;
+  bool by_component;  // in the row as [component][channel], as the kernels take them; otherwise as [channel][component]
+};
+struct PlanChannels {
+  int matrix_channel, lane, lanes;  // this channel, and these of the lane operand
+  int out, weight;                  // into the output's, by these weights of the instruction, from here on
+  bool adds;                        // to what segments before have written
+};
+// Entries of M that share an input (or an output), at most 8 so that their sums stay in registers.
+struct PlanGroup {
+  int component, first, count;  // entries [first, first + count) of the order
+  bool adds;                    // to what a group of the same component has written
+};
+// Weights [pairs][mixed]: channels [first, first + count) of t times rows of weights, from `weight` on, `pitch` apart.
+struct PlanMix {
+  int first, count, weight, pitch;
+};
+template <class T>
+struct PlanInstruction {
+  int lane_operand, lane_block, matrix_block, out_block;
+  int inputs, matrix_components, outputs;
+  bool same_channel;  // every lane has a matrix of its own, of the same channel
+  bool adds;          // to what instructions before have written into the output block
+  const PlanChannels* segments;
+  int segment_count;
+  int entries, pitch;     // of M; padded
+  const T* coefficients;  // [j][pitch]: M[e] = sum_j coefficients[j][e] y_j
+  // The same without the zeros: of entry e, and of component j.
+  const int *of_entry, *of_entry_component, *of_component, *of_component_entry;
+  const T *of_entry_value, *of_component_value;
+  // Entries are sorted by output; by_input[.] is their order by input.
+  const PlanGroup *rows, *columns;
+  int row_groups, column_groups;
+  const int *input, *by_input, *by_input_output;
+  int weight, weights;     // -1 without
+  int weight_columns;      // of weights (u, v) that are wanted as (v, u): the number of v; 0: as they are
+  int mixed, channels;     // output channels of the mix, and channels of t; 0: t is the output itself
+  const PlanMix* mixes;
+  int mix_count;
+};
+template <class T>
+struct WeightedPlan {
+  int dim[3], weights;
+  const PlanBlock* blocks[3];
+  int block_count[3];
+  const PlanInstruction<T>* instructions;  // by output block
+  int instruction_count;
+  bool makes_matrices[2];  // operands that are some instruction's matrix operand
+  int max_lanes, max_pitch, max_entries, max_staged, max_block;
 };
 
 // ---- Gaunt and matrix products: components of one channel, split in parts of one parity.
@@ -159,7 +229,9 @@ struct HarmonicsPlan {
   bool normalize;
   const int* degree_begin;  // outputs of degree l: first component of each copy, [copies_begin[l], copies_begin[l + 1])
   const int* copies;
+  const int* centre;        // component of order 0 of degree l's first copy, or -1
   const T* recurrence;      // a, b of legendre.hpp's recurrence for every (order, degree), then the diagonal
+  const T* ladder;          // up, same, down of legendre.hpp's harmonic_ladder for every (order, degree), times scale[degree]
   const T* scale;           // normalisation of degree l
 };
 

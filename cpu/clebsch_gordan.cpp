@@ -10,16 +10,13 @@ inline namespace EQUITENSOR_VARIANT {
 // Of every buffer one a tile, one behind the other.
 template <class T>
 struct ClebschGordanBuffers {
-  Vector<T> *x, *y, *z, *dx, *dy, *dz, *products, *compact;
-  ClebschGordanBuffers(const ClebschGordanPlan<T>& plan, Scratch<T>& scratch)
-      : x(scratch.take(tiles_at_once * plan.dim1)),
-        y(scratch.take(tiles_at_once * plan.dim2)),
-        z(scratch.take(RowWriter<T>::buffer_vectors(plan.dim_out, tiles_at_once))),
-        dx(scratch.take(RowWriter<T>::buffer_vectors(plan.dim1, tiles_at_once))),
-        dy(scratch.take(RowWriter<T>::buffer_vectors(plan.dim2, tiles_at_once))),
-        dz(scratch.take(tiles_at_once * plan.dim_out)),
-        products(scratch.take(tiles_at_once * plan.max_products)),
-        compact(scratch.take(tiles_at_once * plan.max_compact)) {}
+  Vector<T> *in[operand_count], *out[slot_count], *products, *compact;
+  ClebschGordanBuffers(const ClebschGordanPlan<T>& plan, Scratch<T>& scratch) {
+    for (int o = 0; o < operand_count; ++o) in[o] = scratch.take(tiles_at_once * plan.dim[slot_of(o)]);
+    for (int s = 0; s < slot_count; ++s) out[s] = scratch.take(RowWriter<T>::buffer_vectors(plan.dim[s], tiles_at_once));
+    products = scratch.take(tiles_at_once * plan.max_products);
+    compact = scratch.take(tiles_at_once * plan.max_compact);
+  }
 };
 
 // Calls body(u, v) for the channels of both inputs that the pair connects.
@@ -43,18 +40,33 @@ EQUITENSOR_INLINE void for_each_output(const PlanPair<T>& pair, int u, int v, Co
   }
 }
 
+// products = x_i y_j, or products += x_i y_j; x and y are tiles of channel (u, v), apart by the rows of the plan.
+template <int tiles, bool add, class T>
+EQUITENSOR_INLINE void outer_product(const ClebschGordanPlan<T>& plan, const PlanPair<T>& pair, const Vector<T>* x, const Vector<T>* y,
+                                     Vector<T>* products) {
+  for (int t = 0; t < tiles; ++t, x += plan.dim[0], y += plan.dim[1], products += plan.max_products)
+    for (int r = 0; r < pair.rows; ++r) {
+      const Vector<T> xr = x[pair.x_component[pair.row_begin[r]]];
+      for (int p = pair.row_begin[r]; p < pair.row_begin[r + 1]; ++p) {
+        const Vector<T> product = xr * y[pair.y_component[p]];
+        products[p] = add ? products[p] + product : product;
+      }
+    }
+}
+
 template <int tiles, class T>
-inline void multiply_pair(const ClebschGordanPlan<T>& plan, const PlanPair<T>& pair, ClebschGordanBuffers<T>& buffer,
+inline void multiply_pair(const ClebschGordanPlan<T>& plan, const PlanPair<T>& pair, const Terms& terms, ClebschGordanBuffers<T>& buffer,
                           RowWriter<T>& z) {
   for_each_channel(pair, [&](int u, int v) {
-    for (int t = 0; t < tiles; ++t) {
-      const Vector<T>* x = buffer.x + t * plan.dim1 + pair.x_offset + u * pair.x_channel;
-      const Vector<T>* y = buffer.y + t * plan.dim2 + pair.y_offset + v * pair.y_channel;
-      Vector<T>* products = buffer.products + t * plan.max_products;
-      for (int r = 0; r < pair.rows; ++r) {
-        const Vector<T> xr = x[pair.x_component[pair.row_begin[r]]];
-        for (int p = pair.row_begin[r]; p < pair.row_begin[r + 1]; ++p) products[p] = xr * y[pair.y_component[p]];
-      }
+    for (int i = 0; i < terms.count; ++i) {
+      const Term& term = terms.term[i];
+      if (term.out != 2) continue;
+      const Vector<T>* x = buffer.in[term.a] + pair.x_offset + u * pair.x_channel;
+      const Vector<T>* y = buffer.in[term.b] + pair.y_offset + v * pair.y_channel;
+      if (term.first)
+        outer_product<tiles, false>(plan, pair, x, y, buffer.products);
+      else
+        outer_product<tiles, true>(plan, pair, x, y, buffer.products);
     }
     if (pair.direct) return apply<tiles>(pair.forward, buffer.products, z.tile(), plan.max_products, z.slot_vectors());
     apply<tiles>(pair.forward, buffer.products, buffer.compact, plan.max_products, plan.max_compact);
@@ -63,87 +75,88 @@ inline void multiply_pair(const ClebschGordanPlan<T>& plan, const PlanPair<T>& p
   });
 }
 
+// The matrix of a pair, whose entries are `products`, times y, and its transpose times x. Both at once share the entries.
+template <bool to_x, bool to_y, class T>
+EQUITENSOR_INLINE void multiply_products(const PlanPair<T>& pair, const Vector<T>* products, const Vector<T>* x, const Vector<T>* y, Vector<T>* dx,
+                                         Vector<T>* dy) {
+  for (int r = 0; r < pair.rows; ++r) {
+    const int c = pair.x_component[pair.row_begin[r]];
+    const Vector<T> xr = to_y ? x[c] : Vector<T>{};
+    Vector<T> sum = to_x ? dx[c] : Vector<T>{};
+    for (int p = pair.row_begin[r]; p < pair.row_begin[r + 1]; ++p) {
+      const Vector<T> g = products[p];
+      if (to_x) sum += g * y[pair.y_component[p]];
+      if (to_y) dy[pair.y_component[p]] += g * xr;
+    }
+    if (to_x) dx[c] = sum;
+  }
+}
+
+// x and y: the operands whose product with dz goes into the gradient of the other one.
 template <int tiles, class T>
-inline void multiply_pair_backward(const ClebschGordanPlan<T>& plan, const PlanPair<T>& pair, ClebschGordanBuffers<T>& buffer,
-                                   RowWriter<T>& x_out, RowWriter<T>& y_out) {
+inline void multiply_pair_backward(const ClebschGordanPlan<T>& plan, const PlanPair<T>& pair, const Vector<T>* x, const Vector<T>* y,
+                                   ClebschGordanBuffers<T>& buffer, RowWriter<T>& x_out, RowWriter<T>& y_out) {
+  const Vector<T>* dz = buffer.in[z_operand];
   for_each_channel(pair, [&](int u, int v) {
     if (pair.direct) {
-      apply<tiles>(pair.backward, buffer.dz, buffer.products, plan.dim_out, plan.max_products);
+      apply<tiles>(pair.backward, dz, buffer.products, plan.dim[2], plan.max_products);
     } else {
       for (int t = 0; t < tiles; ++t)
         for_each_output(pair, u, v, [&](int compact, int output) {
-          buffer.compact[t * plan.max_compact + compact] = buffer.dz[t * plan.dim_out + output];
+          buffer.compact[t * plan.max_compact + compact] = dz[t * plan.dim[2] + output];
         });
       apply<tiles>(pair.backward, buffer.compact, buffer.products, plan.max_compact, plan.max_products);
     }
     const int x_first = pair.x_offset + u * pair.x_channel, y_first = pair.y_offset + v * pair.y_channel;
     for (int t = 0; t < tiles; ++t) {
-      const Vector<T>*x = buffer.x + t * plan.dim1 + x_first, *y = buffer.y + t * plan.dim2 + y_first;
+      const Vector<T>*xt = x + t * plan.dim[0] + x_first, *yt = y + t * plan.dim[1] + y_first;
       const Vector<T>* products = buffer.products + t * plan.max_products;
       Vector<T>*dx = x_out.tile(t) + x_first, *dy = y_out.tile(t) + y_first;
-      for (int r = 0; r < pair.rows; ++r) {
-        const int c = pair.x_component[pair.row_begin[r]];
-        const Vector<T> xr = x[c];
-        Vector<T> sum = dx[c];
-        for (int p = pair.row_begin[r]; p < pair.row_begin[r + 1]; ++p) {
-          const Vector<T> g = products[p];
-          sum += g * y[pair.y_component[p]];
-          dy[pair.y_component[p]] += g * xr;
-        }
-        dx[c] = sum;
-      }
+      if (x && y)
+        multiply_products<true, true>(pair, products, xt, yt, dx, dy);
+      else if (y)
+        multiply_products<true, false>(pair, products, xt, yt, dx, dy);
+      else
+        multiply_products<false, true>(pair, products, xt, yt, dx, dy);
     }
   });
 }
 
 template <class T>
-void clebsch_gordan_forward(const ClebschGordanPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
+void clebsch_gordan(const ClebschGordanPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
   Scratch<T> scratch(memory);
   ClebschGordanBuffers<T> buffer(plan, scratch);
-  RowWriter<T> z(a.z_out, plan.dim_out, buffer.z, false, tiles_at_once);
+  RowWriter<T> writers[] = {{a, 0, plan.dim[0], buffer.out[0], tiles_at_once},
+                            {a, 1, plan.dim[1], buffer.out[1], tiles_at_once},
+                            {a, 2, plan.dim[2], buffer.out[2], tiles_at_once}};
+  // What is contracted with dz into the gradients of the other slot.
+  const Vector<T> *x = nullptr, *y = nullptr;
+  for (int i = 0; i < a.terms.count; ++i) {
+    const Term& term = a.terms.term[i];
+    if (term.out == 0) y = buffer.in[term.a];
+    if (term.out == 1) x = buffer.in[term.a];
+  }
+  const auto all_pairs = [&]<int tiles>(Int<tiles>) EQUITENSOR_LAMBDA {
+    for (int i = 0; i < plan.pair_count; ++i) {
+      if (a.terms.writes[2]) multiply_pair<tiles>(plan, plan.pairs[i], a.terms, buffer, writers[2]);
+      if (x || y) multiply_pair_backward<tiles>(plan, plan.pairs[i], x, y, buffer, writers[0], writers[1]);
+    }
+  };
   for_each_tiles<T, tiles_at_once>(begin, end, a.stream, [&](const Tile* tiles, int count, bool first, bool last) {
     for (int t = 0; t < count; ++t) {
-      load_rows(a.x, a.x_stride, plan.dim1, tiles[t], buffer.x + t * plan.dim1);
-      load_rows(a.y, a.y_stride, plan.dim2, tiles[t], buffer.y + t * plan.dim2);
+      for (int o = 0; o < operand_count; ++o)
+        if (a.terms.reads[o]) load_rows(a.in[o], a.stride[slot_of(o)], plan.dim[slot_of(o)], tiles[t], buffer.in[o] + t * plan.dim[slot_of(o)]);
+      for (int s = 0; s < 2; ++s)
+        for (int c = 0; a.terms.writes[s] && c < plan.dim[s]; ++c) writers[s].tile(t)[c] = Vector<T>{};
     }
-    for (int i = 0; i < plan.pair_count; ++i) {
-      if (count == tiles_at_once)
-        multiply_pair<tiles_at_once>(plan, plan.pairs[i], buffer, z);
-      else
-        multiply_pair<1>(plan, plan.pairs[i], buffer, z);
-    }
-    for (int t = 0; t < count; ++t) z.write(tiles[t], first && t == 0, last && t + 1 == count, t);
+    if (count == tiles_at_once)
+      all_pairs(Int<tiles_at_once>{});
+    else
+      all_pairs(Int<1>{});
+    for (int t = 0; t < count; ++t)
+      for (RowWriter<T>& writer : writers) writer.write(tiles[t], first && t == 0, last && t + 1 == count, t);
   });
-  stream_fence();
-}
-
-template <class T>
-void clebsch_gordan_backward(const ClebschGordanPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
-  Scratch<T> scratch(memory);
-  ClebschGordanBuffers<T> buffer(plan, scratch);
-  RowWriter<T> x_out(a.x_out, plan.dim1, buffer.dx, a.sum_x, tiles_at_once);
-  RowWriter<T> y_out(a.y_out, plan.dim2, buffer.dy, a.sum_y, tiles_at_once);
-  for_each_tiles<T, tiles_at_once>(begin, end, a.stream, [&](const Tile* tiles, int count, bool first, bool last) {
-    for (int t = 0; t < count; ++t) {
-      load_rows(a.x, a.x_stride, plan.dim1, tiles[t], buffer.x + t * plan.dim1);
-      load_rows(a.y, a.y_stride, plan.dim2, tiles[t], buffer.y + t * plan.dim2);
-      load_rows(a.z, a.z_stride, plan.dim_out, tiles[t], buffer.dz + t * plan.dim_out);
-      for (int c = 0; c < plan.dim1; ++c) x_out.tile(t)[c] = Vector<T>{};
-      for (int c = 0; c < plan.dim2; ++c) y_out.tile(t)[c] = Vector<T>{};
-    }
-    for (int i = 0; i < plan.pair_count; ++i) {
-      if (count == tiles_at_once)
-        multiply_pair_backward<tiles_at_once>(plan, plan.pairs[i], buffer, x_out, y_out);
-      else
-        multiply_pair_backward<1>(plan, plan.pairs[i], buffer, x_out, y_out);
-    }
-    for (int t = 0; t < count; ++t) {
-      x_out.write(tiles[t], first && t == 0, last && t + 1 == count, t);
-      y_out.write(tiles[t], first && t == 0, last && t + 1 == count, t);
-    }
-  });
-  x_out.finish();
-  y_out.finish();
+  for (RowWriter<T>& writer : writers) writer.finish();
   stream_fence();
 }
 
@@ -156,9 +169,7 @@ long clebsch_gordan_scratch(const ClebschGordanPlan<T>& plan) {
 
 template <class T>
 void add_clebsch_gordan(TypedKernels<T>& k) {
-  k.clebsch_gordan_forward = clebsch_gordan_forward<T>;
-  k.clebsch_gordan_backward = clebsch_gordan_backward<T>;
-  k.clebsch_gordan_scratch = clebsch_gordan_scratch<T>;
+  k.clebsch_gordan = {clebsch_gordan<T>, clebsch_gordan_scratch<T>};
 }
 template void add_clebsch_gordan(TypedKernels<float>&);
 template void add_clebsch_gordan(TypedKernels<double>&);

@@ -1,7 +1,8 @@
 // Gaunt tensor product in the Fourier basis: both signals as series on the torus, their product term by term (or as values, by fast transforms
 // along both axes), and the components read off the product's coefficients.
 //
-// Each gradient is the transpose: the output's cotangent spread over the coefficients, multiplied with the other input's, and gathered.
+// A gradient is the transpose, and every term the same product with another slot as its output: the output's cotangent spread over the
+// coefficients, multiplied with an input's, and gathered.
 #include "core/fourier_terms.hpp"
 #include "core/matrix_fold.hpp"
 #include "cpu/block_map.hpp"
@@ -76,24 +77,6 @@ EQUITENSOR_NOINLINE void map_unrolled(const T* values, const Vector<T>* in, Vect
     out[output] = sum;
   });
 }
-template <int d, class T>
-void contract_unrolled(const FourierPlan<T>& plan, const Vector<T>* const (&in)[3], Vector<T>* const (&coefficients)[3],
-                       Vector<T>* const (&product)[3], Vector<T>* const (&out)[3]) {
-  const auto& slot = plan.slots;
-  map_unrolled<d, false, true, T>(slot[0].pairs, in[0], coefficients[0]);
-  map_unrolled<d, false, true, T>(slot[1].pairs, in[1], coefficients[1]);
-  if (out[2]) {
-    multiply_unrolled<d, 2, T>(coefficients[0], coefficients[1], product[2]);
-    map_unrolled<2 * d, true, false, T>(slot[2].pairs, product[2], out[2]);
-  } else {
-    map_unrolled<2 * d, true, true, T>(slot[2].pairs, in[2], coefficients[2]);
-    multiply_unrolled<d, 0, T>(coefficients[1], coefficients[2], product[0]);
-    map_unrolled<d, false, false, T>(slot[0].pairs, product[0], out[0]);
-    multiply_unrolled<d, 1, T>(coefficients[0], coefficients[2], product[1]);
-    map_unrolled<d, false, false, T>(slot[1].pairs, product[1], out[1]);
-  }
-}
-
 template <bool reversed, class T>
 inline void apply_butterflies(const PlanButterflies& b, Vector<T>* values, long step) {
   for (int i = 0; i < b.count; ++i) {
@@ -111,153 +94,173 @@ inline void fold_rings(const FourierPlan<T>& plan, int s, Vector<T>* rings) {
       apply_butterflies<reversed, T>(plan.ring_butterflies[absolute(m % 2)], rings + part * orders + m + slot.degree, slot.parts * orders);
 }
 
-struct TorusContraction {
-  int a, b, out;  // slots
-};
-
 template <class T>
 struct FourierBuffers {
-  Vector<T>*tile[3], *out[3], *in_channel[3], *out_channel[3], *in[3], *product[3];
-  Vector<T>*rings_in[3], *rings_out[3], *values_in[3], *values_out;  // FFT
+  Vector<T>*tile[operand_count], *in_channel[operand_count], *in[operand_count];
+  Vector<T>*out[slot_count], *out_channel[slot_count], *product[slot_count], *term;
+  Vector<T>*rings_in[operand_count], *rings_out[slot_count], *values_in[operand_count], *values_out;  // FFT
   FourierBuffers(const FourierPlan<T>& plan, Scratch<T>& scratch) {
     int most_parts = 1;
-    for (int s = 0; s < 3; ++s) {
+    const auto rings = [&](const FourierSlot<T>& slot) { return plan.fft ? plan.rings * slot.parts * (2L * slot.degree + 1) : 0; };
+    for (int o = 0; o < operand_count; ++o) {
+      const FourierSlot<T>& slot = plan.slots[slot_of(o)];
+      tile[o] = scratch.take(slot.dim);
+      in_channel[o] = scratch.take(slot.components);
+      in[o] = scratch.take(slot.coefficients);
+      rings_in[o] = scratch.take(rings(slot));
+      values_in[o] = scratch.take(plan.fft ? slot.parts * plan.angles : 0);
+    }
+    for (int s = 0; s < slot_count; ++s) {
       const FourierSlot<T>& slot = plan.slots[s];
-      const long rings = plan.fft ? plan.rings * slot.parts * (2L * slot.degree + 1) : 0;
-      tile[s] = scratch.take(slot.dim);
       out[s] = scratch.take(RowWriter<T>::buffer_vectors(slot.dim));
-      in_channel[s] = scratch.take(slot.components);
       out_channel[s] = scratch.take(slot.components);
-      in[s] = scratch.take(slot.coefficients);
       product[s] = scratch.take(slot.coefficients);
-      rings_in[s] = scratch.take(rings);
-      rings_out[s] = scratch.take(rings);
-      values_in[s] = scratch.take(plan.fft ? slot.parts * plan.angles : 0);
+      rings_out[s] = scratch.take(rings(slot));
       most_parts = maximum(most_parts, slot.parts);
     }
+    term = scratch.take(plan.fft ? 0 : plan.slots[2].coefficients);  // only the output has more than one
     values_out = scratch.take(plan.fft ? most_parts * plan.angles : 0);
   }
 };
+
+// multiply(slot, a, b, to). A sum that is doubled on its way has to begin at zero, so the second term is formed apart.
+template <class T, class Multiply>
+inline void multiply_directly(const FourierPlan<T>& plan, FourierBuffers<T>& buffer, const Terms& terms, Multiply&& multiply) {
+  for (int i = 0; i < terms.count; ++i) {
+    const Term& term = terms.term[i];
+    Vector<T>* product = buffer.product[term.out];
+    multiply(term.out, buffer.in[term.a], buffer.in[term.b], term.first ? product : buffer.term);
+    for (int c = 0; !term.first && c < plan.slots[term.out].coefficients; ++c) product[c] += buffer.term[c];
+  }
+}
+
+template <int d, class T>
+void contract_unrolled(const FourierPlan<T>& plan, FourierBuffers<T>& buffer, const Terms& terms, const Vector<T>* const (&in)[operand_count],
+                       Vector<T>* const (&out)[slot_count]) {
+  for (int o = 0; o < operand_count; ++o) {
+    if (!terms.reads[o]) continue;
+    const T* pairs = plan.slots[slot_of(o)].pairs;
+    if (slot_of(o) == 2)
+      map_unrolled<2 * d, true, true, T>(pairs, in[o], buffer.in[o]);
+    else
+      map_unrolled<d, false, true, T>(pairs, in[o], buffer.in[o]);
+  }
+  multiply_directly(plan, buffer, terms, [](int s, const Vector<T>* a, const Vector<T>* b, Vector<T>* to) EQUITENSOR_LAMBDA {
+    if (s == 0)
+      multiply_unrolled<d, 0, T>(a, b, to);
+    else if (s == 1)
+      multiply_unrolled<d, 1, T>(a, b, to);
+    else
+      multiply_unrolled<d, 2, T>(a, b, to);
+  });
+  for (int s = 0; s < slot_count; ++s) {
+    if (!terms.writes[s]) continue;
+    const T* pairs = plan.slots[s].pairs;
+    if (s == 2)
+      map_unrolled<2 * d, true, false, T>(pairs, buffer.product[s], out[s]);
+    else
+      map_unrolled<d, false, false, T>(pairs, buffer.product[s], out[s]);
+  }
+}
 
 inline int torus_part(const PlanProduct& product, int slot) {
   return slot == 0 ? product.part1 : slot == 1 ? product.part2 : product.part_out;
 }
 
-// Values on one ring, multiplied, back to its coefficients.
+// Values on one ring, multiplied; behind the last term of a result, back to its coefficients.
 template <class T>
-inline void multiply_values(const FourierPlan<T>& plan, FourierBuffers<T>& buffer, const TorusContraction& c, int ring) {
-  const FourierSlot<T>& out = plan.slots[c.out];
+inline void multiply_values(const FourierPlan<T>& plan, FourierBuffers<T>& buffer, const Term& term, bool last, int ring) {
+  const FourierSlot<T>& out = plan.slots[term.out];
   const int n = plan.angles, orders = 2 * out.degree + 1;
-  unsigned written = 0;
+  unsigned written = term.first ? 0 : ~0u;
   for (int p = 0; p < plan.product_count; ++p) {
     const PlanProduct& product = plan.products[p];
-    const int part = torus_part(product, c.out);
-    const Vector<T>* f = buffer.values_in[c.a] + torus_part(product, c.a) * n;
-    const Vector<T>* g = buffer.values_in[c.b] + torus_part(product, c.b) * n;
+    const int part = torus_part(product, term.out);
+    const Vector<T>* f = buffer.values_in[term.a] + torus_part(product, slot_of(term.a)) * n;
+    const Vector<T>* g = buffer.values_in[term.b] + torus_part(product, slot_of(term.b)) * n;
     Vector<T>* h = buffer.values_out + part * n;
     const bool first = !(written >> part & 1);
     for (int j = 0; j < n; ++j) h[j] = first ? f[j] * g[j] : h[j] + f[j] * g[j];
     written |= 1u << part;
   }
-  for (int part = 0; part < out.parts; ++part) {
+  for (int part = 0; last && part < out.parts; ++part) {
     apply_butterflies<true, T>(plan.angle_butterflies, buffer.values_out + part * n, 1);
-    apply(out.from_angles, buffer.values_out + part * n, buffer.rings_out[c.out] + (ring * out.parts + part) * orders);
+    apply(out.from_angles, buffer.values_out + part * n, buffer.rings_out[term.out] + (ring * out.parts + part) * orders);
   }
 }
 template <class T>
-inline void multiply_by_values(const FourierPlan<T>& plan, FourierBuffers<T>& buffer, const Vector<T>* const (&in)[3],
-                               const TorusContraction* contractions, int count) {
-  for (int s = 0; s < 3; ++s) {
-    if (!in[s]) continue;
-    apply(plan.slots[s].to_rings, buffer.in[s], buffer.rings_in[s]);
-    fold_rings<false>(plan, s, buffer.rings_in[s]);
+inline void multiply_by_values(const FourierPlan<T>& plan, FourierBuffers<T>& buffer, const Terms& terms) {
+  for (int o = 0; o < operand_count; ++o) {
+    if (!terms.reads[o]) continue;
+    apply(plan.slots[slot_of(o)].to_rings, buffer.in[o], buffer.rings_in[o]);
+    fold_rings<false>(plan, slot_of(o), buffer.rings_in[o]);
   }
   for (int ring = 0; ring < plan.rings; ++ring) {
-    for (int s = 0; s < 3; ++s) {
-      if (!in[s]) continue;
-      const FourierSlot<T>& slot = plan.slots[s];
+    for (int o = 0; o < operand_count; ++o) {
+      if (!terms.reads[o]) continue;
+      const FourierSlot<T>& slot = plan.slots[slot_of(o)];
       for (int part = 0; part < slot.parts; ++part) {
-        Vector<T>* values = buffer.values_in[s] + part * plan.angles;
-        apply(slot.to_angles, buffer.rings_in[s] + (ring * slot.parts + part) * (2 * slot.degree + 1), values);
+        Vector<T>* values = buffer.values_in[o] + part * plan.angles;
+        apply(slot.to_angles, buffer.rings_in[o] + (ring * slot.parts + part) * (2 * slot.degree + 1), values);
         apply_butterflies<false, T>(plan.angle_butterflies, values, 1);
       }
     }
-    for (int i = 0; i < count; ++i) multiply_values(plan, buffer, contractions[i], ring);
+    for (int i = 0; i < terms.count; ++i)
+      multiply_values(plan, buffer, terms.term[i], i + 1 == terms.count || terms.term[i + 1].first, ring);
   }
-  for (int i = 0; i < count; ++i) {
-    const int s = contractions[i].out;
+  for (int s = 0; s < slot_count; ++s) {
+    if (!terms.writes[s]) continue;
     fold_rings<true>(plan, s, buffer.rings_out[s]);
     apply(plan.slots[s].from_rings, buffer.rings_out[s], buffer.product[s]);
   }
 }
 
 template <class T>
-inline void contract_channel(const FourierPlan<T>& plan, FourierBuffers<T>& buffer, const Vector<T>* const (&in)[3], Vector<T>* const (&out)[3],
-                             const TorusContraction* contractions, int count) {
-  for (int s = 0; s < 3; ++s)
-    if (in[s]) apply(plan.slots[s].synthesis, in[s], buffer.in[s]);
-  if (plan.fft) {
-    multiply_by_values(plan, buffer, in, contractions, count);
-  } else {
-    for (int i = 0; i < count; ++i) {
-      const TorusContraction& c = contractions[i];
-      multiply_terms<T>(plan.terms[c.out], buffer.in[c.a], buffer.in[c.b], buffer.product[c.out]);
-    }
-  }
-  for (int i = 0; i < count; ++i) {
-    const int s = contractions[i].out;
-    apply(plan.slots[s].analysis, buffer.product[s], out[s]);
-  }
+inline void contract_channel(const FourierPlan<T>& plan, FourierBuffers<T>& buffer, const Terms& terms, const Vector<T>* const (&in)[operand_count],
+                             Vector<T>* const (&out)[slot_count]) {
+  for (int o = 0; o < operand_count; ++o)
+    if (terms.reads[o]) apply(plan.slots[slot_of(o)].synthesis, in[o], buffer.in[o]);
+  if (plan.fft)
+    multiply_by_values(plan, buffer, terms);
+  else
+    multiply_directly(plan, buffer, terms, [&](int s, const Vector<T>* a, const Vector<T>* b, Vector<T>* to) EQUITENSOR_LAMBDA {
+      multiply_terms<T>(plan.terms[s], a, b, to);
+    });
+  for (int s = 0; s < slot_count; ++s)
+    if (terms.writes[s]) apply(plan.slots[s].analysis, buffer.product[s], out[s]);
 }
 
 template <class T>
-inline void contract_series(const FourierPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory,
-                            const bool (&is_input)[3], const TorusContraction* contractions, int count) {
+void fourier(const FourierPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
   Scratch<T> scratch(memory);
   FourierBuffers<T> buffer(plan, scratch);
-  const T* in[3] = {a.x, a.y, a.z};
-  const long strides[3] = {a.x_stride, a.y_stride, a.z_stride};
-  RowWriter<T> writers[3] = {{a.x_out, plan.slots[0].dim, buffer.out[0], a.sum_x},
-                             {a.y_out, plan.slots[1].dim, buffer.out[1], a.sum_y},
-                             {a.z_out, plan.slots[2].dim, buffer.out[2]}};
+  const Terms& terms = a.terms;
+  RowWriter<T> writers[] = {
+      {a, 0, plan.slots[0].dim, buffer.out[0]}, {a, 1, plan.slots[1].dim, buffer.out[1]}, {a, 2, plan.slots[2].dim, buffer.out[2]}};
   for_each_tile<T>(begin, end, a.stream, [&](const Tile& tile, bool first, bool last) {
-    for (int s = 0; s < 3; ++s)
-      if (is_input[s]) load_rows(in[s], strides[s], plan.slots[s].dim, tile, buffer.tile[s]);
+    for (int o = 0; o < operand_count; ++o)
+      if (terms.reads[o]) load_rows(a.in[o], a.stride[slot_of(o)], plan.slots[slot_of(o)].dim, tile, buffer.tile[o]);
     for (int u = 0; u < plan.mul; ++u) {
-      const Vector<T>* channel[3]{};
-      for (int s = 0; s < 3; ++s)
-        if (is_input[s]) channel[s] = gather_channel<T>(plan.slots[s], buffer.tile[s], u, buffer.in_channel[s]);
-      Vector<T>* result[3]{};
-      for (int i = 0; i < count; ++i) {
-        const int s = contractions[i].out;
-        result[s] = plan.slots[s].direct ? writers[s].tile() : buffer.out_channel[s];
-      }
+      const Vector<T>* in[operand_count];
+      for (int o = 0; o < operand_count; ++o)
+        in[o] = terms.reads[o] ? gather_channel<T>(plan.slots[slot_of(o)], buffer.tile[o], u, buffer.in_channel[o]) : nullptr;
+      Vector<T>* out[slot_count];
+      for (int s = 0; s < slot_count; ++s) out[s] = plan.slots[s].direct ? writers[s].tile() : buffer.out_channel[s];
       if (plan.unrolled == 1)
-        contract_unrolled<1, T>(plan, channel, buffer.in, buffer.product, result);
+        contract_unrolled<1>(plan, buffer, terms, in, out);
       else if (plan.unrolled == 2)
-        contract_unrolled<2, T>(plan, channel, buffer.in, buffer.product, result);
+        contract_unrolled<2>(plan, buffer, terms, in, out);
       else
-        contract_channel(plan, buffer, channel, result, contractions, count);
-      for (int s = 0; s < 3; ++s)
-        if (result[s]) scatter_channel<T>(plan.slots[s], writers[s].tile(), u, buffer.out_channel[s]);
+        contract_channel(plan, buffer, terms, in, out);
+      for (int s = 0; s < slot_count; ++s)
+        if (terms.writes[s]) scatter_channel<T>(plan.slots[s], writers[s].tile(), u, buffer.out_channel[s]);
     }
-    for (int i = 0; i < count; ++i) writers[contractions[i].out].write(tile, first, last);
+    for (RowWriter<T>& writer : writers) writer.write(tile, first, last);
   });
   for (RowWriter<T>& writer : writers) writer.finish();
   stream_fence();
 }
 
-// A contraction's inputs are in the order of their slots, as in the plan's terms.
-template <class T>
-void fourier_forward(const FourierPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
-  const TorusContraction contractions[] = {{0, 1, 2}};
-  contract_series(plan, a, begin, end, memory, {true, true, false}, contractions, 1);
-}
-template <class T>
-void fourier_backward(const FourierPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
-  const TorusContraction contractions[] = {{1, 2, 0}, {0, 2, 1}};
-  contract_series(plan, a, begin, end, memory, {true, true, true}, contractions, 2);
-}
 template <class T>
 long fourier_scratch(const FourierPlan<T>& plan) {
   Scratch<T> scratch(nullptr);
@@ -267,9 +270,7 @@ long fourier_scratch(const FourierPlan<T>& plan) {
 
 template <class T>
 void add_fourier(TypedKernels<T>& k) {
-  k.fourier_forward = fourier_forward<T>;
-  k.fourier_backward = fourier_backward<T>;
-  k.fourier_scratch = fourier_scratch<T>;
+  k.fourier = {fourier<T>, fourier_scratch<T>};
 }
 template void add_fourier(TypedKernels<float>&);
 template void add_fourier(TypedKernels<double>&);

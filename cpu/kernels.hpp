@@ -11,6 +11,8 @@ void add_clebsch_gordan(TypedKernels<T>&);
 template <class T>
 void add_fourier(TypedKernels<T>&);
 template <class T>
+void add_weighted(TypedKernels<T>&);
+template <class T>
 void add_gaunt(TypedKernels<T>&);
 template <class T>
 void add_matrix(TypedKernels<T>&);

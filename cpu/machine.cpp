@@ -49,6 +49,7 @@ TypedKernels<T> typed_kernels() {
   TypedKernels<T> k{};
   add_clebsch_gordan(k);
   add_fourier(k);
+  add_weighted(k);
   add_gaunt(k);
   add_matrix(k);
   add_spherical_harmonics(k);

@@ -6,23 +6,12 @@
 
 namespace equitensor {
 
-// Arrays of one call, of the operation's dtype. Strides are in elements; 0 shares one row between all items.
-struct Call {
-  const void *x, *y, *z;
-  long x_stride, y_stride, z_stride;
-  void *x_out, *y_out, *z_out;
-  long batch;
-  int threads;
-};
-
 class Operation {
  public:
   virtual ~Operation() = default;
-  virtual void forward(const Call&, const Kernels&) const = 0;
-  virtual void backward(const Call&, const Kernels&) const = 0;
+  virtual void contract(const Call&, const Kernels&) const = 0;
 
-  bool is_double = false;
-  int dim1 = 0, dim2 = 0, dim_out = 0;
+  int dim[slot_count] = {}, weights = 0;
   PassFlops flops;
 };
 
@@ -30,6 +19,7 @@ class Operation {
 std::unique_ptr<Operation> make_clebsch_gordan(bool is_double, const int (&dims)[3], const std::vector<IrrepsBlock>& in1,
                                                const std::vector<IrrepsBlock>& in2,
                                                const std::vector<ClebschGordanPath>& paths, bool dense);
+std::unique_ptr<Operation> make_weighted(const WeightedForm& form);
 std::unique_ptr<Operation> make_gaunt(bool is_double, int mul, const ChannelSlot (&slots)[3],
                                       const std::vector<PlanProduct>& products, const Grid& grid);
 std::unique_ptr<Operation> make_fourier(bool is_double, int mul, const ChannelSlot (&slots)[3],

@@ -1,6 +1,6 @@
 // Gaunt tensor product in the Fourier basis, as on the CPU: coefficients of both signals on the torus, their product term by term (or as values, by
-// fast transforms along both axes), and the components read off, in one kernel. Everything between operands and result lies in shared memory. A
-// gradient is the transpose.
+// fast transforms along both axes), and the components read off, in one kernel. Everything between operands and result lies in shared memory.
+// Every term is the same product with another slot as its output.
 #include "core/fourier_terms.hpp"
 #include "core/matrix_fold.hpp"
 #include "cuda/host.hpp"
@@ -8,9 +8,6 @@
 namespace equitensor::cuda {
 namespace {
 
-struct Contraction {
-  int a, b, out;  // slots
-};
 __host__ __device__ inline int part_of(const PlanProduct& product, int slot) {
   return slot == 0 ? product.part1 : slot == 1 ? product.part2 : product.part_out;
 }
@@ -18,74 +15,63 @@ __host__ __device__ inline int part_of(const PlanProduct& product, int slot) {
 // Each takes room for the values of a ring.
 constexpr int ring_teams = 4;
 template <class T>
-__host__ __device__ inline long ring_values(const FourierPlan<T>& plan) {
-  return long(plan.slots[0].parts + plan.slots[1].parts + plan.slots[2].parts) * plan.angles;
+__host__ __device__ inline int ring_values(const FourierPlan<T>& plan) {
+  return (plan.slots[0].parts + plan.slots[1].parts + plan.slots[2].parts) * plan.angles;
 }
 
-// What one phase reads is not needed in the next but one: two halves of the memory, each for the larger of its guests.
-template <class T>
-struct FourierTiles {
-  T *channel_in[3], *coefficients[3], *product[3], *channel_out[3];
-  T *rings_in[3], *rings_out[3], *values;  // FFT; values: on one ring, [team][slot][part][angle]
-  int bytes;
-  __host__ __device__ FourierTiles(const FourierPlan<T>& plan, T* memory, int pitch, bool backward) {
-    T *at = memory, *end = memory;
-    const auto take = [&](long numbers) {
-      T* piece = at;
-      at += numbers * pitch;
-      if (at > end) end = at;
-      return piece;
-    };
-    const auto is_input = [&](int s) { return backward || s < 2; };
-    const auto is_output = [&](int s) { return backward ? s < 2 : s == 2; };
-    const auto ring_numbers = [&](int s) { return long(plan.rings) * plan.slots[s].parts * (2 * plan.slots[s].degree + 1); };
-#pragma unroll
-    for (int s = 0; s < 3; ++s) channel_in[s] = take(is_input(s) ? plan.slots[s].components : 0);
-    if (plan.fft) {
-      at = memory;
-#pragma unroll
-      for (int s = 0; s < 3; ++s) {
-        rings_in[s] = take(is_input(s) ? ring_numbers(s) : 0);
-        rings_out[s] = take(is_output(s) ? ring_numbers(s) : 0);
-      }
-      values = take(ring_teams * ring_values(plan));
+// First components in a tile.
+struct FourierLayout {
+  int channel_in[operand_count], coefficients[operand_count], product[slot_count], channel_out[slot_count];
+  int rings_in[operand_count], rings_out[slot_count];
+  int values;  // FFT: on one ring, [team][slot][part][angle]
+  Divisor by_orders[slot_count];
+  long components;
+  int teams;
+  template <class T>
+  FourierLayout(const FourierPlan<T>& plan, const Terms& terms) {
+    const auto rings = [&](int s) { return plan.fft ? long(plan.rings) * plan.slots[s].parts * (2 * plan.slots[s].degree + 1) : 0; };
+    const auto channel = [&](int s) { return plan.slots[s].components; };
+    const auto series = [&](int s) { return plan.slots[s].coefficients; };
+    // What one phase reads is not needed in the next but one: two halves of the tile, each for the larger of its guests.
+    Components operands, torus, results;
+    for (int o = 0; o < operand_count; ++o) {
+      channel_in[o] = operands.take(terms.reads[o] ? channel(slot_of(o)) : 0);
+      rings_in[o] = torus.take(terms.reads[o] ? rings(slot_of(o)) : 0);
     }
-    at = memory;
-#pragma unroll
-    for (int s = 0; s < 3; ++s) {
-      channel_out[s] = product[s] = take(is_output(s) ? (plan.fft ? plan.slots[s].components : plan.slots[s].coefficients) : 0);
+    for (int s = 0; s < slot_count; ++s) {
+      rings_out[s] = torus.take(terms.writes[s] ? rings(s) : 0);
+      (plan.fft ? channel_out : product)[s] = results.take(terms.writes[s] ? (plan.fft ? channel(s) : series(s)) : 0);
     }
-    T* const half = at = end;
-#pragma unroll
-    for (int s = 0; s < 3; ++s) coefficients[s] = take(is_input(s) ? plan.slots[s].coefficients : 0);
-    at = half;
-#pragma unroll
-    for (int s = 0; s < 3; ++s) {
-      T* const other = take(is_output(s) ? (plan.fft ? plan.slots[s].coefficients : plan.slots[s].components) : 0);
-      plan.fft ? product[s] = other : channel_out[s] = other;
-    }
-    bytes = int((end - memory) * long(sizeof(T)));
+    values = torus.take(plan.fft ? ring_teams * ring_values(plan) : 0);
+    Components first{std::max({operands.count, torus.count, results.count})}, second = first;
+    for (int o = 0; o < operand_count; ++o) coefficients[o] = first.take(terms.reads[o] ? series(slot_of(o)) : 0);
+    for (int s = 0; s < slot_count; ++s) (plan.fft ? product : channel_out)[s] = second.take(terms.writes[s] ? (plan.fft ? series(s) : channel(s)) : 0);
+    for (int s = 0; s < slot_count; ++s) by_orders[s] = divisor(2 * plan.slots[s].degree + 1);
+    const Components tile{std::max(first.count, second.count)};
+    components = tile.count, teams = tile.teams();
   }
 };
 
-template <class T, TermKind kind, bool negative>
-__device__ __forceinline__ void add_run(const T* a, const T* b, const int* factors, int count, int pitch, T& cosine, T& sine) {
+template <TermKind kind, bool negative, class V>
+__device__ __forceinline__ void add_run(const V* a, const V* b, const int* factors, int count, int pitch, V& cosine, V& sine) {
+#pragma unroll 1
   for (int i = 0; i < count; ++i) {
     const Pack<int, 2> pair = load_table<2>(factors + 2 * i);
-    add_term<kind, negative>(Strip<const T>{a + pair.value[0] * pitch, pitch}, Strip<const T>{b + pair.value[1] * pitch, pitch}, cosine, sine);
+    add_term<kind, negative>(Strip<const V>{a + pair.value[0] * pitch, pitch}, Strip<const V>{b + pair.value[1] * pitch, pitch}, cosine, sine);
   }
 }
-template <class T>
-__device__ __forceinline__ void multiply_terms(const PlanTerms& terms, const T* a, const T* b, T* out, const Team& team) {
+// a, b and out are the calling thread's pack of the tiles.
+template <class V>
+__device__ __forceinline__ void multiply_terms(const PlanTerms& terms, const V* a, const V* b, V* out, bool first, const Team& team) {
   for (int i = team.index; i < terms.count; i += team.count) {
     const PlanTermSum sum = load_table(terms.sums + i).value[0];
-    T cosine = 0, sine = 0;
+    V cosine{}, sine{};
     for (int r = sum.run_begin; r < sum.run_end; ++r) {
       const PlanTermRun run = load_table(terms.runs + r).value[0];
       const int* factors = terms.factors + 2 * run.begin;
-#define EQUITENSOR_CASE(kind)                                                                                                          \
-  case 2 * int(TermKind::kind): add_run<T, TermKind::kind, false>(a, b, factors, run.count, team.pitch, cosine, sine); break;          \
-  case 2 * int(TermKind::kind) + 1: add_run<T, TermKind::kind, true>(a, b, factors, run.count, team.pitch, cosine, sine); break;
+#define EQUITENSOR_CASE(kind)                                                                                                       \
+  case 2 * int(TermKind::kind): add_run<TermKind::kind, false>(a, b, factors, run.count, team.pitch, cosine, sine); break;          \
+  case 2 * int(TermKind::kind) + 1: add_run<TermKind::kind, true>(a, b, factors, run.count, team.pitch, cosine, sine); break;
       switch (run.kind) {
         EQUITENSOR_CASE(product) EQUITENSOR_CASE(conjugate_b) EQUITENSOR_CASE(conjugate_a)
         EQUITENSOR_CASE(real_a) EQUITENSOR_CASE(real_b) EQUITENSOR_CASE(dot) EQUITENSOR_CASE(real)
@@ -93,146 +79,145 @@ __device__ __forceinline__ void multiply_terms(const PlanTerms& terms, const T* 
 #undef EQUITENSOR_CASE
       for (int d = 0; d < run.doublings; ++d) cosine += cosine, sine += sine;
     }
-    out[sum.out * team.pitch] = cosine;
-    if (!sum.real) out[(sum.out + 1) * team.pitch] = sine;
+    V* const to = out + sum.out * team.pitch;
+    to[0] = first ? cosine : to[0] + cosine;
+    if (!sum.real) to[team.pitch] = first ? sine : to[team.pitch] + sine;
   }
 }
 
-template <bool reversed, class T>
-__device__ __forceinline__ void apply_butterflies(const PlanButterflies& b, const Strip<T>& values) {
+template <bool reversed, class V>
+__device__ __forceinline__ void apply_butterflies(const PlanButterflies& b, const Strip<V>& values) {
   for (int i = 0; i < b.count; ++i) {
     const Pack<int, 2> pair = load_table<2>(b.pairs + 2 * (reversed ? b.count - 1 - i : i));
     butterfly(values[pair.value[0]], values[pair.value[1]]);
   }
 }
 // A team takes an order of a part.
-template <bool reversed, class T>
-__device__ __forceinline__ void fold_rings(const FourierPlan<T>& plan, int s, T* rings, const Team& team) {
+template <bool reversed, class T, class V>
+__device__ __forceinline__ void fold_rings(const FourierPlan<T>& plan, const FourierLayout& layout, int s, V* rings, const Team& team) {
   const int orders = 2 * plan.slots[s].degree + 1, columns = plan.slots[s].parts * orders;
   for (int i = team.index; i < columns; i += team.count) {
-    apply_butterflies<reversed>(plan.ring_butterflies[(i % orders + plan.slots[s].degree) % 2],
-                                Strip<T>{rings + i * team.pitch + team.item, columns * team.pitch});
+    const int order = i - divide(i, layout.by_orders[s]) * orders - plan.slots[s].degree;
+    apply_butterflies<reversed>(plan.ring_butterflies[order & 1], Strip<V>{rings + i * team.pitch + team.item, columns * team.pitch});
   }
 }
 
-template <class T>
-__device__ __forceinline__ void multiply_values(const FourierPlan<T>& plan, const FourierTiles<T>& tile, const Contraction& c, const Team& team) {
+// One team, one ring: all terms of one result.
+template <class T, class V>
+__device__ __forceinline__ void multiply_values(const FourierPlan<T>& plan, const Terms& terms, const FourierLayout& layout, V* tile, int out, int r,
+                                                const Team& team) {
   const int n = plan.angles;
-  const Team alone{team.item, 0, 1, team.items, team.pitch};
+  const Team alone{team.item, 0, 1, team.pitch};
+  // Operands of slots of their own in every term: the product of one term is formed before the next one's values.
   const auto values = [&](int s, int part) {
     const int before = (s > 0 ? plan.slots[0].parts : 0) + (s > 1 ? plan.slots[1].parts : 0);
-    return Strip<T>{tile.values + (team.index * ring_values(plan) + (before + part) * n) * team.pitch + team.item, team.pitch};
+    return Strip<V>{tile + (layout.values + team.index * ring_values(plan) + (before + part) * n) * team.pitch + team.item, team.pitch};
   };
-  const auto ring = [&](T* rings, int s, int at, int part) {
-    return rings + (at * plan.slots[s].parts + part) * (2 * plan.slots[s].degree + 1) * team.pitch + team.item;
+  const auto ring = [&](int first, int s, int part) {
+    return tile + (first + (r * plan.slots[s].parts + part) * (2 * plan.slots[s].degree + 1)) * team.pitch + team.item;
   };
-  const int teams = team.count < ring_teams ? team.count : ring_teams;
-  for (int r = teams > team.index ? team.index : plan.rings; r < plan.rings; r += teams) {
+  for (int t = 0; t < terms.count; ++t) {
+    const Term term = terms.term[t];
+    if (term.out != out) continue;
+    const int sa = slot_of(term.a), sb = slot_of(term.b);
 #pragma unroll 1
     for (int input = 0; input < 2; ++input) {
-      const int s = input ? c.b : c.a;
+      const int s = input ? sb : sa, operand = input ? term.b : term.a;
       for (int part = 0; part < plan.slots[s].parts; ++part) {
-        apply(plan.slots[s].to_angles, ring(choose(tile.rings_in, s), s, r, part), values(s, part).at, alone);
+        apply(plan.slots[s].to_angles, ring(layout.rings_in[operand], s, part), values(s, part).at, alone);
         apply_butterflies<false>(plan.angle_butterflies, values(s, part));
       }
     }
-    unsigned written = 0;
+    unsigned written = term.first ? 0 : ~0u;
     for (int p = 0; p < plan.product_count; ++p) {
       const PlanProduct product = load_table(plan.products + p).value[0];
-      const int part = part_of(product, c.out);
-      const Strip<T> f = values(c.a, part_of(product, c.a)), g = values(c.b, part_of(product, c.b)), h = values(c.out, part);
+      const int part = part_of(product, out);
+      const Strip<V> f = values(sa, part_of(product, sa)), g = values(sb, part_of(product, sb)), h = values(out, part);
       for (int j = 0; j < n; ++j) h[j] = written >> part & 1 ? h[j] + f[j] * g[j] : f[j] * g[j];
       written |= 1u << part;
     }
-    for (int part = 0; part < plan.slots[c.out].parts; ++part) {
-      apply_butterflies<true>(plan.angle_butterflies, values(c.out, part));
-      apply(plan.slots[c.out].from_angles, values(c.out, part).at, ring(choose(tile.rings_out, c.out), c.out, r, part), alone);
-    }
+  }
+  for (int part = 0; part < plan.slots[out].parts; ++part) {
+    apply_butterflies<true>(plan.angle_butterflies, values(out, part));
+    apply(plan.slots[out].from_angles, values(out, part).at, ring(layout.rings_out[out], out, part), alone);
   }
 }
 
-// Components in tile.channel_in to those in tile.channel_out; slots [0, inputs) are multiplied into slots [out_begin, out_end).
+// Coefficients on the torus to those of the products, through values.
+template <class T, class V>
+__device__ __forceinline__ void multiply_by_values(const FourierPlan<T>& plan, const Terms& terms, const FourierLayout& layout, V* tile, const Team& team) {
+  const auto mine = [&](int component) { return tile + component * team.pitch + team.item; };
+#pragma unroll 1
+  for (int o = 0; o < operand_count; ++o)
+    if (terms.reads[o]) apply(plan.slots[slot_of(o)].to_rings, mine(layout.coefficients[o]), mine(layout.rings_in[o]), team);
+  __syncthreads();
+#pragma unroll 1
+  for (int o = 0; o < operand_count; ++o)
+    if (terms.reads[o]) fold_rings<false>(plan, layout, slot_of(o), tile + layout.rings_in[o] * team.pitch, team);
+  __syncthreads();
+  const int teams = team.count < ring_teams ? team.count : ring_teams;
+  for (int r = teams > team.index ? team.index : plan.rings; r < plan.rings; r += teams)
+#pragma unroll 1
+    for (int out = 0; out < slot_count; ++out)
+      if (terms.writes[out]) multiply_values(plan, terms, layout, tile, out, r, team);
+  __syncthreads();
+#pragma unroll 1
+  for (int s = 0; s < slot_count; ++s)
+    if (terms.writes[s]) fold_rings<true>(plan, layout, s, tile + layout.rings_out[s] * team.pitch, team);
+  __syncthreads();
+#pragma unroll 1
+  for (int s = 0; s < slot_count; ++s)
+    if (terms.writes[s]) apply(plan.slots[s].from_rings, mine(layout.rings_out[s]), mine(layout.product[s]), team);
+}
+
 template <class T>
-__device__ __forceinline__ void multiply_signals(const FourierPlan<T>& plan, const FourierTiles<T>& tile, int inputs, int out_begin, int out_end,
-                                                 const Team& team) {
-  const auto contraction = [](int out) { return Contraction{out == 0 ? 1 : 0, out == 2 ? 1 : 2, out}; };
+__global__ __launch_bounds__(threads) void fourier(const __grid_constant__ FourierPlan<T> plan, const __grid_constant__ Contraction<T> a,
+                                                   const __grid_constant__ FourierLayout layout, int items, long long signals) {
+  using V = Items<T>;
+  const Team team = team_of(items / V::count);
+  const long long first = (long long)blockIdx.x * items;
+  const int live = int(signals - first < items ? signals - first : items), pitch = team.pitch;
+  V* const tile = dynamic_shared<V>();
+  const auto mine = [&](int component) { return tile + component * pitch + team.item; };
+  // At run time, so that the code for an operand is there once.
+#pragma unroll 1
+  for (int o = 0; o < operand_count; ++o)
+    if (a.terms.reads[o])
+      load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers_of(tile + layout.channel_in[o] * pitch), pitch * V::count);
   __syncthreads();
 #pragma unroll 1
-  for (int s = 0; s < inputs; ++s)
-    apply(plan.slots[s].synthesis, choose(tile.channel_in, s) + team.item, choose(tile.coefficients, s) + team.item, team);
+  for (int o = 0; o < operand_count; ++o)
+    if (a.terms.reads[o]) apply(plan.slots[slot_of(o)].synthesis, mine(layout.channel_in[o]), mine(layout.coefficients[o]), team);
   __syncthreads();
-  if (!plan.fft) {
-#pragma unroll 1
-    for (int out = out_begin; out < out_end; ++out) {
-      const Contraction c = contraction(out);
-      multiply_terms(plan.terms[out], choose(tile.coefficients, c.a) + team.item, choose(tile.coefficients, c.b) + team.item,
-                     choose(tile.product, out) + team.item, team);
-    }
+  if (plan.fft) {
+    multiply_by_values(plan, a.terms, layout, tile, team);
   } else {
 #pragma unroll 1
-    for (int s = 0; s < inputs; ++s)
-      apply(plan.slots[s].to_rings, choose(tile.coefficients, s) + team.item, choose(tile.rings_in, s) + team.item, team);
-    __syncthreads();
-#pragma unroll 1
-    for (int s = 0; s < inputs; ++s) fold_rings<false>(plan, s, choose(tile.rings_in, s), team);
-    __syncthreads();
-#pragma unroll 1
-    for (int out = out_begin; out < out_end; ++out) multiply_values(plan, tile, contraction(out), team);
-    __syncthreads();
-#pragma unroll 1
-    for (int s = out_begin; s < out_end; ++s) fold_rings<true>(plan, s, choose(tile.rings_out, s), team);
-    __syncthreads();
-#pragma unroll 1
-    for (int s = out_begin; s < out_end; ++s)
-      apply(plan.slots[s].from_rings, choose(tile.rings_out, s) + team.item, choose(tile.product, s) + team.item, team);
+    for (int t = 0; t < a.terms.count; ++t) {
+      const Term term = a.terms.term[t];
+      multiply_terms(plan.terms[term.out], mine(layout.coefficients[term.a]), mine(layout.coefficients[term.b]), mine(layout.product[term.out]),
+                     term.first, team);
+    }
   }
   __syncthreads();
 #pragma unroll 1
-  for (int s = out_begin; s < out_end; ++s)
-    apply(plan.slots[s].analysis, choose(tile.product, s) + team.item, choose(tile.channel_out, s) + team.item, team);
+  for (int s = 0; s < slot_count; ++s)
+    if (a.terms.writes[s]) apply(plan.slots[s].analysis, mine(layout.product[s]), mine(layout.channel_out[s]), team);
   __syncthreads();
+#pragma unroll 1
+  for (int s = 0; s < slot_count; ++s)
+    if (a.terms.writes[s])
+      store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers_of(tile + layout.channel_out[s] * pitch), pitch * V::count);
 }
 
 template <class T>
-__global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void fourier_forward(FourierPlan<T> plan, ChannelRows rows, int items, long long signals,
-                                                                                        const T* x, const T* y, T* z) {
-  const Team team = team_of(items);
-  const long long first = (long long)blockIdx.x * items;
-  const int live = int(signals - first < items ? signals - first : items), pitch = team.pitch;
-  const FourierTiles<T> tile(plan, dynamic_shared<T>(), pitch, false);
-  load_tile(rows.slot[0], x, first, live, tile.channel_in[0], pitch);
-  load_tile(rows.slot[1], y, first, live, tile.channel_in[1], pitch);
-  multiply_signals(plan, tile, 2, 2, 3, team);
-  store_tile(rows.slot[2], z, first, live, tile.channel_out[2], pitch);
-}
-
-template <class T>
-__global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void fourier_backward(FourierPlan<T> plan, ChannelRows rows, ChannelRows gradient_rows,
-                                                                                         int items, long long signals, const T* x, const T* y, const T* dz,
-                                                                                         T* dx, T* dy) {
-  const Team team = team_of(items);
-  const long long first = (long long)blockIdx.x * items;
-  const int live = int(signals - first < items ? signals - first : items), pitch = team.pitch;
-  const FourierTiles<T> tile(plan, dynamic_shared<T>(), pitch, true);
-  load_tile(rows.slot[0], x, first, live, tile.channel_in[0], pitch);
-  load_tile(rows.slot[1], y, first, live, tile.channel_in[1], pitch);
-  load_tile(rows.slot[2], dz, first, live, tile.channel_in[2], pitch);
-  multiply_signals(plan, tile, 3, 0, 2, team);
-  if (dx) store_tile(gradient_rows.slot[0], dx, first, live, tile.channel_out[0], pitch);
-  if (dy) store_tile(gradient_rows.slot[1], dy, first, live, tile.channel_out[1], pitch);
-}
-
-template <class T>
-class Fourier final : public ChannelProduct<T, FourierPlan<T>> {
+class Fourier final : public ChannelProduct<T, T, FourierPlan<T>, FourierLayout> {
  public:
   Fourier(int device, int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products, bool fft)
-      : ChannelProduct<T, FourierPlan<T>>(
-            device, slots, fourier_forward<T>, fourier_backward<T>,
-            [&](auto& store) {
-              PassFlops flops;
-              return fourier_plan<T>(store, mul, slots, products, fft, flops);
-            },
-            [](const FourierPlan<T>& plan, int pitch, bool backward) { return size_t(FourierTiles<T>(plan, nullptr, pitch, backward).bytes); }) {}
+      : ChannelProduct<T, T, FourierPlan<T>, FourierLayout>(device, slots, fourier<T>, [&](auto& store) {
+          PassFlops flops;
+          return fourier_plan<T>(store, mul, slots, products, fft, flops);
+        }) {}
 };
 
 }  // namespace

@@ -1,11 +1,20 @@
 import type { DType } from './arrays'
-import { argumentError, EquitensorError } from './errors'
+import { argumentError, describe, EquitensorError } from './errors'
+import {
+  channelwiseInstructions, fullyConnectedInstructions, irrepFactorOf, pathNormalizationOf, weightedForm, type Instruction, type NormalizationOptions,
+} from './weighted'
 import { Irreps, irrepKey, multiplyIrreps, toIrreps, type Irrep, type IrrepsLike, type MulIr } from './irreps'
 import { channelRange, channelsOf, packChannels, packDims, type Channels } from './layout'
-import { createPlan, TensorProduct } from './operation'
-import { commonOptions, inputIrreps, oneOf, requireKnownOptions, resolveOptions, type CommonOptions, type Layout } from './options'
+import { createPlan, TensorProduct, type OperationForm } from './operation'
+import {
+  commonOptions, inputIrreps, oneOf, outputIrreps, requireKnownOptions, resolveOptions, type CommonOptions, type Layout, type ResolvedOptions,
+} from './options'
 
-export interface ClebschGordanOptions<D extends DType> extends CommonOptions<D> {
+/** Of products with weights. */
+export interface WeightedOptions<D extends DType> extends CommonOptions<D>, NormalizationOptions {}
+
+/** Of products without weights, which have one path into each output, so that the choices of `pathNormalization` agree. */
+export interface UnweightedOptions<D extends DType> extends CommonOptions<D>, NormalizationOptions {
   /** Keep only paths into these irreps (multiplicities are ignored). */
   filterIrrepsOut?: IrrepsLike
   /**
@@ -13,10 +22,13 @@ export interface ClebschGordanOptions<D extends DType> extends CommonOptions<D> 
    * an einsum with the full coefficient tensors does; it is there to be compared with.
    */
   algorithm?: 'sparse' | 'dense'
-  /** e3nn's: the factor of a path is sqrt(2 l3 + 1) for `'component'` (default), sqrt((2 l1 + 1)(2 l2 + 1)) for `'norm'`, 1 for `'none'`. */
-  irrepNormalization?: 'component' | 'norm' | 'none'
-  /** e3nn's. Each output has one path here, so that the choices agree. */
-  pathNormalization?: 'element' | 'path' | 'none'
+}
+
+export interface ClebschGordanOptions<D extends DType> extends UnweightedOptions<D> {
+  /** Irreps of the output, with `instructions`. */
+  irrepsOut?: IrrepsLike
+  /** e3nn's `TensorProduct`: what is multiplied with what. Excludes `filterIrrepsOut` and `algorithm: 'dense'`. */
+  instructions?: readonly Instruction[]
 }
 
 /** A range of channels of an input block with one of the other input, into an output block from channel `begin` on. */
@@ -31,7 +43,7 @@ interface Connection {
   vStep: number
 }
 
-interface Instruction {
+interface PlannedPath {
   in1: number
   in2: number
   out: MulIr
@@ -42,7 +54,7 @@ interface Plan {
   /** e3nn's form of the inputs, which the instructions refer to. */
   irrepsIn1: Irreps
   irrepsIn2: Irreps
-  instructions: Instruction[]
+  instructions: PlannedPath[]
   sorted: boolean
   expressivity: number
 }
@@ -70,7 +82,7 @@ type Keep = (ir: Irrep) => boolean
 // e3nn.o3.FullTensorProduct: every pair of blocks, every irrep of their product.
 function planFull(irrepsIn1: Irreps, irrepsIn2: Irreps, layout: Layout, keep: Keep): Plan {
   const in1 = merge(channelsOf(irrepsIn1, layout)), in2 = merge(channelsOf(irrepsIn2, layout))
-  const instructions: Instruction[] = []
+  const instructions: PlannedPath[] = []
   for (const [i1, b1] of in1.entries()) {
     for (const [i2, b2] of in2.entries()) {
       for (const ir of multiplyIrreps(b1.ir, b2.ir).filter(keep)) {
@@ -117,7 +129,7 @@ function planElementwise(irrepsIn1: Irreps, irrepsIn2: Irreps, layout: Layout, k
     if (v === p2.mul) (j++, (v = 0))
   }
   const instructions = segments.flatMap(({ ir1, ir2, mul, connections }, s) =>
-    multiplyIrreps(ir1, ir2).filter(keep).map((ir): Instruction => ({ in1: s, in2: s, out: { mul, ir }, connections })),
+    multiplyIrreps(ir1, ir2).filter(keep).map((ir): PlannedPath => ({ in1: s, in2: s, out: { mul, ir }, connections })),
   )
   const of = (irreps: Irreps, ir: Irrep) => irreps.blocks.reduce((sum, b) => sum + (irrepKey(b.ir) === irrepKey(ir) ? b.mul : 0), 0)
   // Of one pair of irreps, linear layers reach sum over channels of c_path a b': each channel has m1 + m2 + paths parameters, two of
@@ -140,88 +152,126 @@ function planElementwise(irrepsIn1: Irreps, irrepsIn2: Irreps, layout: Layout, k
   }
 }
 
-const clebschGordanOptions = ['filterIrrepsOut', 'algorithm', 'irrepNormalization', 'pathNormalization', ...commonOptions.filter((name) => name !== 'irrepsOut')]
+const weightedOptions = ['irrepNormalization', 'pathNormalization', ...commonOptions.filter((name) => name !== 'irrepsOut')]
+const unweightedOptions = ['filterIrrepsOut', 'algorithm', ...weightedOptions]
+const clebschGordanOptions = ['irrepsOut', 'instructions', ...unweightedOptions]
 
-const irrepFactors = {
-  component: (_l1: number, _l2: number, l3: number) => Math.sqrt(2 * l3 + 1),
-  norm: (l1: number, l2: number) => Math.sqrt((2 * l1 + 1) * (2 * l2 + 1)),
-  none: () => 1,
+type PlanFunction = typeof planFull
+
+function unweightedForm<D extends DType>(
+  irrepsIn1: IrrepsLike,
+  irrepsIn2: IrrepsLike,
+  options: ClebschGordanOptions<D>,
+  plan: PlanFunction,
+  resolved: ResolvedOptions<D>,
+): OperationForm {
+  const algorithm = oneOf(options.algorithm ?? 'sparse', 'options.algorithm', ['sparse', 'dense'])
+  const irrepFactor = irrepFactorOf(options)
+  const factor = (l1: number, l2: number, l3: number) => Math.sqrt(irrepFactor(l1, l2, l3))
+  pathNormalizationOf(options)
+  if (options.irrepsOut !== undefined) {
+    throw argumentError('invalid_option', 'options.irrepsOut', 'none without instructions (filterIrrepsOut keeps some irreps)', describe(options.irrepsOut))
+  }
+  const in1 = inputIrreps(irrepsIn1, 'irrepsIn1'), in2 = inputIrreps(irrepsIn2, 'irrepsIn2')
+  const keep = keepOf(options.filterIrrepsOut, 'options.filterIrrepsOut')
+  const planned = plan(in1, in2, resolved.layout, keep)
+  const { instructions } = planned
+  if (instructions.length === 0) throw noPath(in1, in2, options.filterIrrepsOut, 'options.filterIrrepsOut')
+  const unsorted = new Irreps(instructions.map(({ out }) => out))
+  const { irreps: irrepsOut, p: position } = planned.sorted ? unsorted.sort() : { irreps: unsorted, p: instructions.map((_, i) => i) }
+  const outs = channelsOf(irrepsOut, resolved.layout)
+
+  const inputs: [Channels[], Channels[]] = [[], []]
+  const blockIndex = (side: 0 | 1, channels: Channels) => {
+    const known = inputs[side].findIndex((c) => c.offset === channels.offset)
+    return known >= 0 ? known : inputs[side].push(channels) - 1
+  }
+  const coefficients: number[] = []
+  const packed = instructions.flatMap(({ out, connections }, i) =>
+    connections.flatMap(({ in1, in2, sameChannel, begin, uStep, vStep }) => {
+      const { offset, channel, component } = outs[position[i]!]!
+      coefficients.push(factor(in1.ir.l, in2.ir.l, out.ir.l))
+      const at = offset + begin * channel
+      return [blockIndex(0, in1), blockIndex(1, in2), sameChannel ? 1 : 0, out.ir.l, at, uStep * channel, vStep * channel, component]
+    }),
+  )
+  return {
+    irrepsIn1: planned.irrepsIn1,
+    irrepsIn2: planned.irrepsIn2,
+    irrepsOut,
+    paths: instructions.map(({ in1, in2, out }, i) => {
+      const l = [planned.irrepsIn1.blocks[in1]!.ir.l, planned.irrepsIn2.blocks[in2]!.ir.l, out.ir.l] as const
+      return { in1, in2, out: position[i]!, l, coefficient: factor(...l) }
+    }),
+    algorithm,
+    plan: createPlan(
+      'createClebschGordan',
+      {
+        isDouble: resolved.dtype === 'float64',
+        dims: packDims(in1, in2, irrepsOut),
+        in1: packChannels(inputs[0]),
+        in2: packChannels(inputs[1]),
+        paths: Int32Array.from(packed),
+        coefficients: Float64Array.from(coefficients),
+        dense: algorithm === 'dense',
+      },
+      resolved,
+    ),
+    expressivity: planned.expressivity,
+  }
+}
+
+function keepOf(filterIrrepsOut: IrrepsLike | undefined, argument: string): Keep {
+  if (filterIrrepsOut === undefined) return () => true
+  const kept = new Set(toIrreps(filterIrrepsOut, argument).blocks.filter(({ mul }) => mul > 0).map(({ ir }) => irrepKey(ir)))
+  return (ir) => kept.has(irrepKey(ir))
+}
+
+function noPath(in1: Irreps, in2: Irreps, filter: IrrepsLike | undefined, argument: string): EquitensorError {
+  const received = `${filter === undefined ? undefined : toIrreps(filter, argument)}`
+  return new EquitensorError(
+    'no_path',
+    `${argument}: expected an irrep with |l1 - l2| <= l3 <= l1 + l2 and p3 = p1 p2 for an l1 of '${in1}' and an l2 of '${in2}', got '${received}'`,
+    { argument, received },
+  )
+}
+
+/** For the CPU, whatever is the default: the CUDA kernels have no weights yet. */
+function onCpu<D extends DType>(options: CommonOptions<D>): ResolvedOptions<D> {
+  const backend = oneOf(options.backend ?? 'auto', 'options.backend', ['auto', 'cpu', 'cuda'])
+  if (backend === 'cuda') throw argumentError('not_supported', 'options.backend', "'auto' or 'cpu' for a product with instructions", "'cuda'")
+  return resolveOptions({ ...options, backend: 'cpu' })
 }
 
 /**
  * Clebsch-Gordan tensor product (CGTP): every path (l1, l2, l3) couples two irreps with the Wigner 3j symbol, times
  * sqrt(2 l3 + 1) (e3nn's irrep normalisation 'component').
+ *
+ * With `instructions` it is e3nn's `TensorProduct`. The weights of an item are those of one instruction after the other, row-major in e3nn's
+ * shapes: (mul1, mul2, mul3) for uvw; (mul1, mul2) for uvu, uvv and uvuv; (mul1, mul3) for uuw; (mul1) for uuu; for the pairs u < v of
+ * channels, (0, 1), (0, 2), ..., (1, 2), ..., one for each for uvu<v and (pairs, mul3) for u<vw. Such products run on the CPU.
  */
 export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends TensorProduct<D> {
   declare readonly algorithm: 'sparse' | 'dense'
 
   /**
-   * The full product, as {@link full}.
-   * @throws EquitensorError `no_path` if the selection rules or the filter leave none; `invalid_irreps`, `degree_limit`, `invalid_option`,
-   * `backend_unavailable`.
+   * The product of `instructions` into `irrepsOut`; without them the full product, as {@link full}.
+   * @throws EquitensorError `no_path` if the selection rules, the filter or the instructions leave none; `unreachable_output` for an irrep of `irrepsOut`
+   * that no instruction writes; `unequal_multiplicities` where a mode does not allow them; `invalid_irreps`, `degree_limit`, `invalid_option`,
+   * `backend_unavailable`, and `not_supported` for instructions with backend 'cuda'.
    */
-  constructor(irrepsIn1: IrrepsLike, irrepsIn2: IrrepsLike, options: ClebschGordanOptions<D> = {}, /** @internal */ plan = planFull) {
+  constructor(irrepsIn1: IrrepsLike, irrepsIn2: IrrepsLike, options: ClebschGordanOptions<D> = {}, /** @internal */ plan: PlanFunction = planFull) {
     requireKnownOptions(options, clebschGordanOptions)
-    const resolved = resolveOptions(options)
-    const algorithm = oneOf(options.algorithm ?? 'sparse', 'options.algorithm', ['sparse', 'dense'])
-    const factor = irrepFactors[oneOf(options.irrepNormalization ?? 'component', 'options.irrepNormalization', ['component', 'norm', 'none'])]
-    oneOf(options.pathNormalization ?? 'element', 'options.pathNormalization', ['element', 'path', 'none'])
-    const in1 = inputIrreps(irrepsIn1, 'irrepsIn1'), in2 = inputIrreps(irrepsIn2, 'irrepsIn2')
-    const filter = options.filterIrrepsOut === undefined ? undefined : toIrreps(options.filterIrrepsOut, 'options.filterIrrepsOut')
-    const kept = filter && new Set(filter.blocks.filter(({ mul }) => mul > 0).map(({ ir }) => irrepKey(ir)))
-    const planned = plan(in1, in2, resolved.layout, (ir) => !kept || kept.has(irrepKey(ir)))
-    const { instructions } = planned
-    if (instructions.length === 0) {
-      throw new EquitensorError(
-        'no_path',
-        `options.filterIrrepsOut: expected an irrep with |l1 - l2| <= l3 <= l1 + l2 and p3 = p1 p2 for an l1 of '${in1}' and an l2 of ` +
-          `'${in2}', got '${filter}'`,
-        { argument: 'options.filterIrrepsOut', received: `${filter}` },
-      )
+    const { instructions, irrepsOut, filterIrrepsOut, algorithm = 'sparse' } = options
+    const resolved = instructions === undefined ? resolveOptions(options) : onCpu(options)
+    if (instructions !== undefined) {
+      if (filterIrrepsOut !== undefined) throw argumentError('invalid_option', 'options.filterIrrepsOut', 'none with instructions', describe(filterIrrepsOut))
+      oneOf(algorithm, 'options.algorithm', ['sparse'])
     }
-    const unsorted = new Irreps(instructions.map(({ out }) => out))
-    const { irreps: irrepsOut, p: position } = planned.sorted ? unsorted.sort() : { irreps: unsorted, p: instructions.map((_, i) => i) }
-    const outs = channelsOf(irrepsOut, resolved.layout)
-
-    const inputs: [Channels[], Channels[]] = [[], []]
-    const blockIndex = (side: 0 | 1, channels: Channels) => {
-      const known = inputs[side].findIndex((c) => c.offset === channels.offset)
-      return known >= 0 ? known : inputs[side].push(channels) - 1
-    }
-    const coefficients: number[] = []
-    const packed = instructions.flatMap(({ out, connections }, i) =>
-      connections.flatMap(({ in1, in2, sameChannel, begin, uStep, vStep }) => {
-        const { offset, channel, component } = outs[position[i]!]!
-        coefficients.push(factor(in1.ir.l, in2.ir.l, out.ir.l))
-        const at = offset + begin * channel
-        return [blockIndex(0, in1), blockIndex(1, in2), sameChannel ? 1 : 0, out.ir.l, at, uStep * channel, vStep * channel, component]
-      }),
-    )
     super(
-      {
-        irrepsIn1: planned.irrepsIn1,
-        irrepsIn2: planned.irrepsIn2,
-        irrepsOut,
-        paths: instructions.map(({ in1, in2, out }, i) => {
-          const l = [planned.irrepsIn1.blocks[in1]!.ir.l, planned.irrepsIn2.blocks[in2]!.ir.l, out.ir.l] as const
-          return { in1, in2, out: position[i]!, l, coefficient: factor(...l) }
-        }),
-        algorithm,
-        plan: createPlan(
-          'createClebschGordan',
-          {
-            isDouble: resolved.dtype === 'float64',
-            dims: packDims(in1, in2, irrepsOut),
-            in1: packChannels(inputs[0]),
-            in2: packChannels(inputs[1]),
-            paths: Int32Array.from(packed),
-            coefficients: Float64Array.from(coefficients),
-            dense: algorithm === 'dense',
-          },
-          resolved,
-        ),
-        expressivity: planned.expressivity,
-      },
+      instructions === undefined
+        ? unweightedForm(irrepsIn1, irrepsIn2, options, plan, resolved)
+        : weightedForm(irrepsIn1, irrepsIn2, irrepsOut, instructions, options, resolved),
       resolved,
     )
   }
@@ -231,7 +281,8 @@ export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends Ten
    * sorted and has one block for each path, with mul1 mul2 channels.
    * @throws EquitensorError as the constructor.
    */
-  static full<D extends DType = 'float32'>(in1: IrrepsLike, in2: IrrepsLike, options: ClebschGordanOptions<D> = {}): ClebschGordanTensorProduct<D> {
+  static full<D extends DType = 'float32'>(in1: IrrepsLike, in2: IrrepsLike, options: UnweightedOptions<D> = {}): ClebschGordanTensorProduct<D> {
+    requireKnownOptions(options, unweightedOptions)
     return new ClebschGordanTensorProduct(in1, in2, options)
   }
 
@@ -240,7 +291,42 @@ export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends Ten
    * of the channels, not sorted.
    * @throws EquitensorError as the constructor, and `unequal_multiplicities` if the inputs have different numbers of irreps.
    */
-  static elementwise<D extends DType = 'float32'>(in1: IrrepsLike, in2: IrrepsLike, options: ClebschGordanOptions<D> = {}): ClebschGordanTensorProduct<D> {
+  static elementwise<D extends DType = 'float32'>(in1: IrrepsLike, in2: IrrepsLike, options: UnweightedOptions<D> = {}): ClebschGordanTensorProduct<D> {
+    requireKnownOptions(options, unweightedOptions)
     return new ClebschGordanTensorProduct(in1, in2, options, planElementwise)
+  }
+
+  /**
+   * Every path with a weight for each pair of channels, of which those of y are summed (uvu); with one channel in y the product of MACE and NequIP, a weight
+   * for each path and channel. The output is sorted and has one block for each path, with mul1 channels; instructions and weights are in that order.
+   * @param filterIrrepsOut keep only paths into these irreps (multiplicities are ignored); by default all.
+   * @throws EquitensorError as the constructor.
+   */
+  static channelwise<D extends DType = 'float32'>(
+    in1: IrrepsLike,
+    in2: IrrepsLike,
+    filterIrrepsOut?: IrrepsLike,
+    options: WeightedOptions<D> = {},
+  ): ClebschGordanTensorProduct<D> {
+    requireKnownOptions(options, weightedOptions)
+    const first = inputIrreps(in1, 'irrepsIn1'), second = inputIrreps(in2, 'irrepsIn2')
+    const form = channelwiseInstructions(first, second, keepOf(filterIrrepsOut, 'filterIrrepsOut'))
+    if (form.irrepsOut.dim === 0) throw noPath(first, second, filterIrrepsOut, 'filterIrrepsOut')
+    return new ClebschGordanTensorProduct(first, second, { ...options, ...form })
+  }
+
+  /**
+   * Every path into every irrep of the output, with a weight for each three channels (uvw); `e3nn.o3.FullyConnectedTensorProduct`.
+   * @throws EquitensorError as the constructor.
+   */
+  static fullyConnected<D extends DType = 'float32'>(
+    in1: IrrepsLike,
+    in2: IrrepsLike,
+    out: IrrepsLike,
+    options: WeightedOptions<D> = {},
+  ): ClebschGordanTensorProduct<D> {
+    requireKnownOptions(options, weightedOptions)
+    const first = inputIrreps(in1, 'irrepsIn1'), second = inputIrreps(in2, 'irrepsIn2'), irrepsOut = outputIrreps(out, 'irrepsOut')
+    return new ClebschGordanTensorProduct(first, second, { ...options, irrepsOut, instructions: fullyConnectedInstructions(first, second, irrepsOut) })
   }
 }

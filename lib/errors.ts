@@ -28,7 +28,7 @@ export const errorCodes = {
   cuda: 'The CUDA runtime reported an error.',
   device_disabled: 'An earlier CUDA error has made the device unusable for the rest of the process.',
   capturing: 'A call inside capture() cannot be part of a graph.',
-  not_supported: 'The backend of the operation does not have this call.',
+  not_supported: 'The backend does not have this operation, or not this call of it.',
   aborted: 'An asynchronous call was cancelled through its signal.',
 } as const satisfies Record<string, string>
 

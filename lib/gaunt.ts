@@ -49,8 +49,8 @@ export interface GauntInternals {
  */
 export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProduct<D> {
   declare readonly algorithm: 'grid' | 'fourier'
-  /** Of `'grid'`. */
-  readonly grid: Readonly<SphereGrid> | undefined
+  /** The grid that was asked for, or the smallest exact one; `'fourier'` does not use it. */
+  readonly grid: Readonly<SphereGrid>
 
   /**
    * @throws EquitensorError `unequal_multiplicities`, `repeated_irrep`, `no_path`, `unreachable_output`, `grid_too_small`, `invalid_irreps`, `degree_limit`,
@@ -61,7 +61,7 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
     const resolved = resolveOptions(options)
     const algorithm = oneOf(options.algorithm ?? 'auto', 'options.algorithm', ['auto', 'grid', 'fourier'])
     if (algorithm === 'fourier' && options.grid !== undefined) {
-      throw argumentError('invalid_option', 'options.grid', "no grid with algorithm 'fourier', which has none", describe(options.grid))
+      throw argumentError('invalid_option', 'options.grid', "no grid with algorithm 'fourier', which does not use one", describe(options.grid))
     }
     const form = channelProductForm(
       irrepsIn1,
@@ -112,6 +112,6 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
       },
       resolved,
     )
-    this.grid = fastest!.algorithm === 'grid' ? Object.freeze(grid) : undefined
+    this.grid = Object.freeze(grid)
   }
 }

@@ -12,14 +12,18 @@ export interface Channels {
   component: number
 }
 
-/** The blocks of irreps as passed, without empty ones. */
-export function channelsOf(irreps: Irreps, layout: Layout): Channels[] {
-  return irreps.blocks.flatMap(({ mul, ir }, i) => {
-    if (mul === 0) return []
+/** The blocks of irreps as passed. */
+export function allChannelsOf(irreps: Irreps, layout: Layout): Channels[] {
+  return irreps.blocks.map(({ mul, ir }, i) => {
     const size = 2 * ir.l + 1
     const strides = layout === 'mul_ir' ? { channel: size, component: 1 } : { channel: 1, component: mul }
-    return [{ ir, mul, offset: irreps.slices[i]![0], ...strides }]
+    return { ir, mul, offset: irreps.slices[i]![0], ...strides }
   })
+}
+
+/** The blocks of irreps as passed, without empty ones. */
+export function channelsOf(irreps: Irreps, layout: Layout): Channels[] {
+  return allChannelsOf(irreps, layout).filter(({ mul }) => mul > 0)
 }
 
 /** Channels [begin, begin + mul) of a block. */

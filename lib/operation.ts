@@ -4,7 +4,7 @@ import { cuda } from './cuda'
 import { DeviceArray, nativeArray, requireDeviceArray } from './device_array'
 import { argumentError, describe, EquitensorError } from './errors'
 import type { Irreps } from './irreps'
-import { native, type NativeAddon, type NativeArray, type NativeCudaCall, type NativeCudaOperation, type NativeOperation, type Pass } from './native'
+import { native, type NativeAddon, type NativeArray, type NativeArrays, type NativeCudaOperation, type NativeOperation, type Pass } from './native'
 import { requireKnownOptions, type Backend, type Layout, type ResolvedOptions } from './options'
 
 /** One path: blocks in1 and in2 of the inputs into block out of the output. */
@@ -14,7 +14,7 @@ export interface Path {
   readonly out: number
   /** Degrees of the three blocks. */
   readonly l: readonly [l1: number, l2: number, l3: number]
-  /** Multiplies wigner3j(l1, l2, l3): out_k += coefficient * sum_ij wigner3j[i, j, k] x_i y_j. */
+  /** Multiplies wigner3j(l1, l2, l3), and the weights where the path has some: out_k += coefficient * sum_ij wigner3j[i, j, k] x_i y_j. */
   readonly coefficient: number
 }
 
@@ -24,30 +24,58 @@ export interface PassCost {
   readonly bytes: number
 }
 
+/** Absent where `needs` said so. */
 export interface Gradients<D extends DType, A = ArrayOf<D>> {
   /** Shape of x. */
   x: A
   /** Shape of y. */
   y: A
+  /** Shape of weight: shared weights get the sum over the items. Absent too if the operation has no weights. */
+  weight: A
+}
+export interface SecondGradients<D extends DType, A = ArrayOf<D>> extends Gradients<D, A> {
+  /** Shape of the result. */
+  gradOut: A
 }
 
 /** Of one kind: arrays of the host, or of the device. */
 export type OperandOf<D extends DType> = ArrayOf<D> | DeviceArray<D>
 
+/** Cotangents of the gradients, or tangents of the operands, in the shapes of x, y and weight. A missing one is zero. */
+export interface Directions<A> {
+  x?: A | undefined
+  y?: A | undefined
+  weight?: A | undefined
+}
 export interface ForwardOptions<A> {
   /** Receives the result and is returned; by default a new array. */
   out?: A
 }
 export interface BackwardOptions<A> {
-  /** Which gradients to compute, by default both; the others are absent from the result. */
-  needs?: { x?: boolean; y?: boolean }
+  /** Which gradients to compute, by default all; the others are absent from the result. */
+  needs?: { x?: boolean; y?: boolean; weight?: boolean }
   /** Arrays that receive the gradients. */
-  out?: { x?: A; y?: A }
+  out?: { x?: A; y?: A; weight?: A }
+  /** Add to what the arrays of `out` hold. Default false. */
+  accumulate?: boolean
+}
+export interface DoubleBackwardOptions<A> {
+  needs?: { x?: boolean; y?: boolean; weight?: boolean; gradOut?: boolean }
+  out?: { x?: A; y?: A; weight?: A; gradOut?: A }
+  accumulate?: boolean
 }
 export interface AsyncOptions {
-  /** Rejects the call with `aborted`; work that has begun goes on, and what it writes is undefined. */
+  /** Rejects the call with `aborted`. Then results on the host are not written; on the device, work that has begun goes on. */
   signal?: AbortSignal
 }
+
+// Arguments of the passes for one kind of array; `O`: options beside those of the pass.
+export type ForwardArguments<A, O = {}> = [x: A, y: A, weight?: A | undefined, options?: ForwardOptions<A> & O]
+export type BackwardArguments<A, O = {}> = [x: A, y: A, weight: A | undefined, gradOut: A, options?: BackwardOptions<A> & O]
+export type DoubleBackwardArguments<A, O = {}> = [
+  x: A, y: A, weight: A | undefined, gradOut: A, cotangents: Directions<A>, options?: DoubleBackwardOptions<A> & O,
+]
+export type JvpArguments<A, O = {}> = [x: A, y: A, weight: A | undefined, tangents: Directions<A>, options?: ForwardOptions<A> & O]
 
 /** A plan in the memory of the host, and one on the device where that is the backend. */
 export interface Plan {
@@ -72,29 +100,30 @@ export interface OperationForm {
   irrepsIn1: Irreps
   irrepsIn2: Irreps
   irrepsOut: Irreps
+  /** Default 0. */
+  weightNumel?: number
   paths: Path[]
   algorithm: string
   plan: Plan
   expressivity: number
 }
 
-/** Arrays of a call, checked. */
+/** Arrays of a call, checked. Results that nothing contributes to are in `zero`, and not in the call. */
 interface CheckedCall<D extends DType> {
-  x: OperandOf<D>
-  y: OperandOf<D>
-  z?: OperandOf<D> | undefined
-  xOut?: OperandOf<D> | undefined
-  yOut?: OperandOf<D> | undefined
-  zOut?: OperandOf<D> | undefined
-  batch: number
-  xShared: boolean
-  yShared: boolean
+  arrays: NativeArrays<OperandOf<D>>
+  zero: OperandOf<D>[]
 }
-const slots = ['x', 'y', 'z', 'xOut', 'yOut', 'zOut'] as const
+
+// As native calls name them: w is the weight, z the result or its gradient, a... a direction.
+const slots = ['x', 'y', 'w', 'z'] as const
+type Slot = (typeof slots)[number]
+const slotOf = { x: 'x', y: 'y', w: 'w', z: 'z', ax: 'x', ay: 'y', aw: 'w', xOut: 'x', yOut: 'y', wOut: 'w', zOut: 'z' } as const
+const names = Object.keys(slotOf) as (keyof typeof slotOf)[]
 
 /**
  * A bilinear, equivariant operation on irreps. Arrays are row-major: x is (batch, irrepsIn1.dim), y is (batch, irrepsIn2.dim), the
  * result is (batch, irrepsOut.dim), in the operation's dtype and layout. An operand of batch 1 is shared by all items.
+ * `weight` is (weightNumel), shared by all items, or (batch, weightNumel), a set for each.
  *
  * With backend 'cuda' all arrays of a call are on the host or all on the device, where the result then is too. Calls on the host's arrays wait for
  * the result. Calls on device arrays return at once (see {@link DeviceArray}), and an error of theirs may be reported by a later call.
@@ -104,7 +133,8 @@ export abstract class TensorProduct<D extends DType> {
   readonly irrepsIn2: Irreps
   readonly irrepsOut: Irreps
   readonly paths: readonly Path[]
-  readonly weightNumel: number = 0
+  /** Weights of an item; 0: the operation takes none. */
+  readonly weightNumel: number
   readonly backend: Backend
   /** Index of the CUDA device, with backend 'cuda'. */
   readonly device: number
@@ -115,8 +145,11 @@ export abstract class TensorProduct<D extends DType> {
   readonly algorithm: string
   /** Dimension of the space of bilinear maps that the operation reaches with linear layers before and after it. */
   readonly expressivity: number
-  /** Work and traffic an item, by pass. Operations are those that the CPU kernels execute. */
-  readonly cost: { readonly forward: PassCost; readonly backward: PassCost }
+  /**
+   * Work and traffic an item, by pass. Operations are those that the CPU kernels execute. Bytes are those of x, y and the result, as with shared
+   * weights: a set of weights for each item adds weightNumel numbers forward, twice that backward and three times in the double backward.
+   */
+  readonly cost: Readonly<Record<Pass, PassCost>>
 
   #plan: Plan | undefined
 
@@ -124,6 +157,7 @@ export abstract class TensorProduct<D extends DType> {
     this.irrepsIn1 = form.irrepsIn1
     this.irrepsIn2 = form.irrepsIn2
     this.irrepsOut = form.irrepsOut
+    this.weightNumel = form.weightNumel ?? 0
     this.paths = Object.freeze(form.paths)
     this.backend = options.backend
     this.device = options.device
@@ -139,140 +173,122 @@ export abstract class TensorProduct<D extends DType> {
     this.cost = {
       forward: { flops: flops.forward, bytes: size * (inputs + form.irrepsOut.dim) },
       backward: { flops: flops.backward, bytes: size * (2 * inputs + form.irrepsOut.dim) },
+      doubleBackward: { flops: flops.doubleBackward, bytes: size * (3 * inputs + 2 * form.irrepsOut.dim) },
     }
   }
 
   /** The triples of degrees with a nonzero coefficient, in order ("interactability" of Xie et al. 2025). */
   get interactability(): [l1: number, l2: number, l3: number][] {
-    const unique = new Map(this.paths.map(({ l }) => [l.join(), [...l] as [number, number, number]]))
+    const coupled = this.paths.filter(({ coefficient }) => coefficient !== 0)
+    const unique = new Map(coupled.map(({ l }) => [l.join(), [...l] as [number, number, number]]))
     return [...unique.values()].sort((a, b) => a[0] - b[0] || a[1] - b[1] || a[2] - b[2])
   }
 
   /**
    * The product of x and y.
-   * @param weight none: the operation has no weights.
-   * @throws EquitensorError `wrong_kind`, `wrong_dtype`, `wrong_length`, `batch_mismatch`, `detached`, `overlap`, `weight_unwanted`, `disposed`;
-   * nothing has been written then. With backend 'cuda' also `out_of_memory`, `cuda`, `device_disabled`.
+   * @param weight (weightNumel) or (batch, weightNumel); none for an operation without weights.
+   * @throws EquitensorError `wrong_kind`, `wrong_dtype`, `wrong_length`, `batch_mismatch`, `detached`, `overlap`, `weight_missing`, `weight_unwanted`,
+   * `disposed`; nothing has been written then. With backend 'cuda' also `out_of_memory`, `cuda`, `device_disabled`.
    */
-  forward(x: ArrayOf<D>, y: ArrayOf<D>, weight?: undefined, options?: ForwardOptions<ArrayOf<D>>): ArrayOf<D>
-  forward(x: DeviceArray<D>, y: DeviceArray<D>, weight?: undefined, options?: ForwardOptions<DeviceArray<D>>): DeviceArray<D>
-  forward(x: OperandOf<D>, y: OperandOf<D>, weight?: undefined, options: ForwardOptions<OperandOf<D>> = {}): OperandOf<D> {
-    const plan = this.#live()
+  forward(...call: ForwardArguments<ArrayOf<D>>): ArrayOf<D>
+  forward(...call: ForwardArguments<DeviceArray<D>>): DeviceArray<D>
+  forward(...[x, y, weight, options = {}]: ForwardArguments<OperandOf<D>>): OperandOf<D> {
     requireKnownOptions(options, ['out'])
-    const call = this.#forwardCall(x, y, weight, options)
-    this.#run('forward', plan, call)
-    return call.zOut
+    const { call, result } = this.#forwardCall(x, y, weight, options)
+    this.#run(call)
+    return result
   }
 
   /**
-   * {@link forward} beside this thread: resolves when the device has finished. Inputs must not change before that.
-   * @throws EquitensorError as {@link forward}, and `not_supported` (backend 'cpu'), `aborted`, `capturing`.
+   * {@link forward} beside this thread. Inputs must not change before the promise resolves. On the CPU what the call reads is copied first,
+   * but for arrays on a SharedArrayBuffer.
+   * @throws EquitensorError as {@link forward}, and `aborted`, `capturing`.
    */
-  forwardAsync(x: ArrayOf<D>, y: ArrayOf<D>, weight?: undefined, options?: ForwardOptions<ArrayOf<D>> & AsyncOptions): Promise<ArrayOf<D>>
-  forwardAsync(x: DeviceArray<D>, y: DeviceArray<D>, weight?: undefined, options?: ForwardOptions<DeviceArray<D>> & AsyncOptions): Promise<DeviceArray<D>>
-  async forwardAsync(x: OperandOf<D>, y: OperandOf<D>, weight?: undefined, options: ForwardOptions<OperandOf<D>> & AsyncOptions = {}): Promise<OperandOf<D>> {
-    const plan = this.#live()
+  forwardAsync(...call: ForwardArguments<ArrayOf<D>, AsyncOptions>): Promise<ArrayOf<D>>
+  forwardAsync(...call: ForwardArguments<DeviceArray<D>, AsyncOptions>): Promise<DeviceArray<D>>
+  async forwardAsync(...[x, y, weight, options = {}]: ForwardArguments<OperandOf<D>, AsyncOptions>): Promise<OperandOf<D>> {
     requireKnownOptions(options, ['out', 'signal'])
-    requireSignal(options.signal)
-    const call = this.#forwardCall(x, y, weight, options)
-    await this.#runAsync('forward', plan, call, options.signal)
-    return call.zOut
+    const { call, result } = this.#forwardCall(x, y, weight, options)
+    await this.#runAsync(call, options.signal)
+    return result
   }
 
   /**
-   * Gradients of a scalar with respect to x and y, given its gradient with respect to the result.
+   * Gradients of a scalar with respect to x, y and weight, given its gradient with respect to the result.
    * @param gradOut shape of the result.
    * @throws EquitensorError as {@link forward}.
    */
-  backward(x: ArrayOf<D>, y: ArrayOf<D>, weight: undefined, gradOut: ArrayOf<D>, options?: BackwardOptions<ArrayOf<D>>): Gradients<D>
-  backward(x: DeviceArray<D>, y: DeviceArray<D>, weight: undefined, gradOut: DeviceArray<D>, options?: BackwardOptions<DeviceArray<D>>): Gradients<D, DeviceArray<D>>
-  backward(
-    x: OperandOf<D>,
-    y: OperandOf<D>,
-    weight: undefined,
-    gradOut: OperandOf<D>,
-    options: BackwardOptions<OperandOf<D>> = {},
-  ): Gradients<D, OperandOf<D>> {
-    const plan = this.#live()
-    requireKnownOptions(options, ['needs', 'out'])
-    const call = this.#backwardCall(x, y, weight, gradOut, options)
-    if (call.xOut || call.yOut) this.#run('backward', plan, call)
-    return gradientsOf(call)
+  backward(...call: BackwardArguments<ArrayOf<D>>): Gradients<D>
+  backward(...call: BackwardArguments<DeviceArray<D>>): Gradients<D, DeviceArray<D>>
+  backward(...[x, y, weight, gradOut, options = {}]: BackwardArguments<OperandOf<D>>): Gradients<D, OperandOf<D>> {
+    requireKnownOptions(options, ['needs', 'out', 'accumulate'])
+    const { call, result } = this.#backwardCall(x, y, weight, gradOut, options)
+    this.#run(call)
+    return result
   }
 
   /** {@link backward} beside this thread, as {@link forwardAsync}. */
-  backwardAsync(x: ArrayOf<D>, y: ArrayOf<D>, weight: undefined, gradOut: ArrayOf<D>, options?: BackwardOptions<ArrayOf<D>> & AsyncOptions): Promise<Gradients<D>>
-  backwardAsync(
-    x: DeviceArray<D>,
-    y: DeviceArray<D>,
-    weight: undefined,
-    gradOut: DeviceArray<D>,
-    options?: BackwardOptions<DeviceArray<D>> & AsyncOptions,
-  ): Promise<Gradients<D, DeviceArray<D>>>
-  async backwardAsync(
-    x: OperandOf<D>,
-    y: OperandOf<D>,
-    weight: undefined,
-    gradOut: OperandOf<D>,
-    options: BackwardOptions<OperandOf<D>> & AsyncOptions = {},
-  ): Promise<Gradients<D, OperandOf<D>>> {
-    const plan = this.#live()
-    requireKnownOptions(options, ['needs', 'out', 'signal'])
-    requireSignal(options.signal)
-    const call = this.#backwardCall(x, y, weight, gradOut, options)
-    if (call.xOut || call.yOut) await this.#runAsync('backward', plan, call, options.signal)
-    return gradientsOf(call)
+  backwardAsync(...call: BackwardArguments<ArrayOf<D>, AsyncOptions>): Promise<Gradients<D>>
+  backwardAsync(...call: BackwardArguments<DeviceArray<D>, AsyncOptions>): Promise<Gradients<D, DeviceArray<D>>>
+  async backwardAsync(...[x, y, weight, gradOut, options = {}]: BackwardArguments<OperandOf<D>, AsyncOptions>): Promise<Gradients<D, OperandOf<D>>> {
+    requireKnownOptions(options, ['needs', 'out', 'accumulate', 'signal'])
+    const { call, result } = this.#backwardCall(x, y, weight, gradOut, options)
+    await this.#runAsync(call, options.signal)
+    return result
   }
 
   /**
    * Gradients of a scalar that depends on the results of {@link backward}, given its gradients with respect to those.
-   * @param cotangents `x` and `y`: shapes of x and y; a missing one is zero.
-   * @returns gradients with respect to x, y and gradOut.
+   * @param cotangents `x`, `y` and `weight`: shapes of x, y and weight; a missing one is zero.
+   * @returns gradients with respect to x, y, weight and gradOut.
    * @throws EquitensorError as {@link forward}.
    */
+  doubleBackward(...call: DoubleBackwardArguments<ArrayOf<D>>): SecondGradients<D>
+  doubleBackward(...call: DoubleBackwardArguments<DeviceArray<D>>): SecondGradients<D, DeviceArray<D>>
   doubleBackward(
-    x: ArrayOf<D>,
-    y: ArrayOf<D>,
-    weight: undefined,
-    gradOut: ArrayOf<D>,
-    cotangents: { x?: ArrayOf<D>; y?: ArrayOf<D> },
-  ): Gradients<D> & { gradOut: ArrayOf<D> }
-  doubleBackward(
-    x: DeviceArray<D>,
-    y: DeviceArray<D>,
-    weight: undefined,
-    gradOut: DeviceArray<D>,
-    cotangents: { x?: DeviceArray<D>; y?: DeviceArray<D> },
-  ): Gradients<D, DeviceArray<D>> & { gradOut: DeviceArray<D> }
-  doubleBackward(
-    x: OperandOf<D>,
-    y: OperandOf<D>,
-    weight: undefined,
-    gradOut: OperandOf<D>,
-    cotangents: { x?: OperandOf<D>; y?: OperandOf<D> },
-  ): Gradients<D, OperandOf<D>> & { gradOut: OperandOf<D> } {
-    const { ax, ay } = this.#directions(x, y, weight, cotangents, 'cotangents')
-    // The scalar is T(ax, y, gradOut) + T(x, ay, gradOut) for the trilinear form T of the operation.
-    const gradient = (slot: 'x' | 'y', px: OperandOf<D>, py: OperandOf<D>) =>
-      this.backward(px as ArrayOf<D>, py as ArrayOf<D>, undefined, gradOut as ArrayOf<D>, { needs: { [slot === 'x' ? 'y' : 'x']: false } })[slot]
-    return {
-      x: ay ? gradient('x', x, ay) : this.#zeros(x, x.length),
-      y: ax ? gradient('y', ax, y) : this.#zeros(x, y.length),
-      gradOut: this.#derivative(x, y, ax, ay),
-    }
+    ...[x, y, weight, gradOut, cotangents, options = {}]: DoubleBackwardArguments<OperandOf<D>>
+  ): SecondGradients<D, OperandOf<D>> {
+    requireKnownOptions(options, ['needs', 'out', 'accumulate'])
+    const { call, result } = this.#doubleBackwardCall(x, y, weight, gradOut, cotangents, options)
+    this.#run(call)
+    return result
+  }
+
+  /** {@link doubleBackward} beside this thread, as {@link forwardAsync}. */
+  doubleBackwardAsync(...call: DoubleBackwardArguments<ArrayOf<D>, AsyncOptions>): Promise<SecondGradients<D>>
+  doubleBackwardAsync(...call: DoubleBackwardArguments<DeviceArray<D>, AsyncOptions>): Promise<SecondGradients<D, DeviceArray<D>>>
+  async doubleBackwardAsync(
+    ...[x, y, weight, gradOut, cotangents, options = {}]: DoubleBackwardArguments<OperandOf<D>, AsyncOptions>
+  ): Promise<SecondGradients<D, OperandOf<D>>> {
+    requireKnownOptions(options, ['needs', 'out', 'accumulate', 'signal'])
+    const { call, result } = this.#doubleBackwardCall(x, y, weight, gradOut, cotangents, options)
+    await this.#runAsync(call, options.signal)
+    return result
   }
 
   /**
-   * Derivative of the result in the direction of tangents of x and y.
-   * @param tangents `x` and `y`: shapes of x and y; a missing one is zero.
+   * Derivative of the result in the direction of tangents of x, y and weight.
+   * @param tangents `x`, `y` and `weight`: shapes of x, y and weight; a missing one is zero.
    * @returns shape of the result.
    * @throws EquitensorError as {@link forward}.
    */
-  jvp(x: ArrayOf<D>, y: ArrayOf<D>, weight: undefined, tangents: { x?: ArrayOf<D>; y?: ArrayOf<D> }): ArrayOf<D>
-  jvp(x: DeviceArray<D>, y: DeviceArray<D>, weight: undefined, tangents: { x?: DeviceArray<D>; y?: DeviceArray<D> }): DeviceArray<D>
-  jvp(x: OperandOf<D>, y: OperandOf<D>, weight: undefined, tangents: { x?: OperandOf<D>; y?: OperandOf<D> }): OperandOf<D> {
-    const { ax, ay } = this.#directions(x, y, weight, tangents, 'tangents')
-    return this.#derivative(x, y, ax, ay)
+  jvp(...call: JvpArguments<ArrayOf<D>>): ArrayOf<D>
+  jvp(...call: JvpArguments<DeviceArray<D>>): DeviceArray<D>
+  jvp(...[x, y, weight, tangents, options = {}]: JvpArguments<OperandOf<D>>): OperandOf<D> {
+    requireKnownOptions(options, ['out'])
+    const { call, result } = this.#jvpCall(x, y, weight, tangents, options)
+    this.#run(call)
+    return result
+  }
+
+  /** {@link jvp} beside this thread, as {@link forwardAsync}. */
+  jvpAsync(...call: JvpArguments<ArrayOf<D>, AsyncOptions>): Promise<ArrayOf<D>>
+  jvpAsync(...call: JvpArguments<DeviceArray<D>, AsyncOptions>): Promise<DeviceArray<D>>
+  async jvpAsync(...[x, y, weight, tangents, options = {}]: JvpArguments<OperandOf<D>, AsyncOptions>): Promise<OperandOf<D>> {
+    requireKnownOptions(options, ['out', 'signal'])
+    const { call, result } = this.#jvpCall(x, y, weight, tangents, options)
+    await this.#runAsync(call, options.signal)
+    return result
   }
 
   /** Frees the native memory; later calls throw `disposed`. */
@@ -288,79 +304,129 @@ export abstract class TensorProduct<D extends DType> {
   }
 
   /** @internal Operations of one item, counted while they are executed. */
-  countFlops(pass: 'forward' | 'backward'): number {
+  countFlops(pass: Pass): number {
     const { cpu } = this.#live()
-    const zeros = (dim: number) => allocate(this.dtype, dim)
-    const [x, y, z] = [zeros(this.irrepsIn1.dim), zeros(this.irrepsIn2.dim), zeros(this.irrepsOut.dim)]
-    const outputs = pass === 'forward' ? { zOut: z } : { z, xOut: zeros(x.length), yOut: zeros(y.length) }
+    const of = { forward: ['x', 'y', 'w', 'zOut'], backward: ['x', 'y', 'w', 'z', 'xOut', 'yOut', 'wOut'], doubleBackward: names }[pass]
+    const arrays = names.map((name) => [name, of.includes(name) && this.#dim(slotOf[name]) ? allocate(this.dtype, this.#dim(slotOf[name])) : undefined])
     native.takeCount()
-    native[pass](cpu, { x, y, ...outputs, batch: 1, xShared: false, yShared: false, threads: 1, variant: 'counted' })
+    native.contract(cpu, { ...(Object.fromEntries(arrays) as { x: ArrayOf<D> }), batch: 1, threads: 1, variant: 'counted' })
     return native.takeCount()
   }
 
-  #forwardCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, options: ForwardOptions<OperandOf<D>>): CheckedCall<D> & { zOut: OperandOf<D> } {
-    const { batch, xShared, yShared } = this.#inputs(x, y, weight)
-    const out = options.out
-    if (out !== undefined) {
-      this.#require(out, 'out', x)
-      requireLength(out, 'out', batch * this.irrepsOut.dim, `(batch ${batch}, irrepsOut.dim ${this.irrepsOut.dim})`)
-      requireSeparate({ out }, { x, y })
-    }
-    return { x, y, zOut: out ?? this.#allocate(x, batch * this.irrepsOut.dim), batch, xShared, yShared }
+  #dim(slot: Slot): number {
+    return { x: this.irrepsIn1.dim, y: this.irrepsIn2.dim, w: this.weightNumel, z: this.irrepsOut.dim }[slot]
   }
 
-  #backwardCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, gradOut: OperandOf<D>, options: BackwardOptions<OperandOf<D>>): CheckedCall<D> {
-    const { batch, xShared, yShared } = this.#inputs(x, y, weight)
+  #forwardCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, options: ForwardOptions<OperandOf<D>>) {
+    this.#live()
+    const inputs = this.#inputs(x, y, weight)
+    const result = this.#result(inputs, options.out)
+    return { call: { arrays: { ...inputs, zOut: result }, zero: [] } as CheckedCall<D>, result }
+  }
+
+  #backwardCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, gradOut: OperandOf<D>, options: BackwardOptions<OperandOf<D>>) {
+    this.#live()
+    const inputs = this.#withGradOut(this.#inputs(x, y, weight), gradOut)
+    const result = this.#gradients(inputs, ['x', 'y', 'weight'], options)
+    return { call: this.#reached(inputs, result, { x: true, y: true, w: true }, options.accumulate), result }
+  }
+
+  #doubleBackwardCall(
+    x: OperandOf<D>,
+    y: OperandOf<D>,
+    weight: unknown,
+    gradOut: OperandOf<D>,
+    cotangents: Directions<OperandOf<D>>,
+    options: DoubleBackwardOptions<OperandOf<D>>,
+  ) {
+    this.#live()
+    const inputs = this.#withDirections(this.#withGradOut(this.#inputs(x, y, weight), gradOut), cotangents, 'cotangents')
+    const result = this.#gradients(inputs, ['x', 'y', 'weight', 'gradOut'], options) as SecondGradients<D, OperandOf<D>>
+    const { ax, ay, aw } = inputs
+    return { call: this.#reached(inputs, result, { x: ay ?? aw, y: ax ?? aw, w: ax ?? ay, z: ax ?? ay ?? aw }, options.accumulate), result }
+  }
+
+  #jvpCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, tangents: Directions<OperandOf<D>>, options: ForwardOptions<OperandOf<D>>) {
+    this.#live()
+    const inputs = this.#withDirections(this.#inputs(x, y, weight), tangents, 'tangents')
+    const result = this.#result(inputs, options.out)
+    return { call: this.#reached(inputs, { gradOut: result }, { z: inputs.ax ?? inputs.ay ?? inputs.aw }, false), result }
+  }
+
+  /** The array of a call's only result, in the shape of z. */
+  #result(inputs: NativeArrays<OperandOf<D>>, out: OperandOf<D> | undefined): OperandOf<D> {
+    const { x, y, w: weight, ax, ay, aw, batch } = inputs
+    const length = batch * this.irrepsOut.dim
+    if (out === undefined) return this.#allocate(x, length)
+    this.#require(out, 'out', x)
+    requireLength(out, 'out', length, `(batch ${batch}, irrepsOut.dim ${this.irrepsOut.dim})`)
+    requireSeparate({ out }, { x, y, weight, ax, ay, aw })
+    return out
+  }
+
+  #withGradOut<I extends NativeArrays<OperandOf<D>>>(inputs: I, gradOut: OperandOf<D>): I {
+    const { x, batch } = inputs
     this.#require(gradOut, 'gradOut', x)
     requireLength(gradOut, 'gradOut', batch * this.irrepsOut.dim, `(batch ${batch}, irrepsOut.dim ${this.irrepsOut.dim})`)
-    const needs = { x: true, y: true, ...options.needs }
+    return { ...inputs, z: gradOut }
+  }
+
+  /** The arrays of the gradients that are needed. */
+  #gradients(
+    inputs: NativeArrays<OperandOf<D>>,
+    results: readonly (keyof SecondGradients<D>)[],
+    options: DoubleBackwardOptions<OperandOf<D>>,
+  ): Gradients<D, OperandOf<D>> {
+    const { x, y, w: weight, z: gradOut, ax, ay, aw } = inputs
+    const like = { x, y, weight, gradOut }
+    const needs = { ...Object.fromEntries(results.map((name) => [name, like[name] !== undefined])), ...options.needs }
     const out = options.out ?? {}
-    requireKnownOptions(needs, ['x', 'y'], 'needs')
-    requireKnownOptions(out, ['x', 'y'], 'out')
-    for (const slot of ['x', 'y'] as const) {
-      if (typeof needs[slot] !== 'boolean') throw argumentError('invalid_option', `needs.${slot}`, 'a boolean', describe(needs[slot]))
-      const array = out[slot]
-      if (array === undefined) continue
-      const like = slot === 'x' ? x : y
-      if (!needs[slot]) throw argumentError('invalid_option', `out.${slot}`, `no array, since needs.${slot} is false`, 'an array')
-      this.#require(array, `out.${slot}`, x)
-      requireLength(array, `out.${slot}`, like.length, `as many as ${slot}`)
-    }
-    requireSeparate({ 'out.x': out.x, 'out.y': out.y }, { x, y, gradOut })
-    const xOut = needs.x ? (out.x ?? this.#allocate(x, x.length)) : undefined
-    const yOut = needs.y ? (out.y ?? this.#allocate(x, y.length)) : undefined
-    return { x, y, z: gradOut, xOut, yOut, batch, xShared, yShared }
-  }
-
-  #directions(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, given: { x?: OperandOf<D>; y?: OperandOf<D> }, argument: string) {
-    this.#live()
-    this.#inputs(x, y, weight)
-    requireKnownOptions(given, ['x', 'y'], argument)
-    for (const [slot, like] of [['x', x], ['y', y]] as const) {
-      const array = given[slot]
-      if (array === undefined) continue
-      this.#require(array, `${argument}.${slot}`, x)
-      requireLength(array, `${argument}.${slot}`, like.length, `as many as ${slot}`)
-    }
-    return { ax: given.x, ay: given.y }
-  }
-
-  #derivative(x: OperandOf<D>, y: OperandOf<D>, ax: OperandOf<D> | undefined, ay: OperandOf<D> | undefined): OperandOf<D> {
-    const product = (px: OperandOf<D>, py: OperandOf<D>): OperandOf<D> => this.forward(px as ArrayOf<D>, py as ArrayOf<D>)
-    if (ax && ay) {
-      const sum = product(ax, y), other = product(x, ay)
-      if (sum instanceof DeviceArray || other instanceof DeviceArray) {
-        const [a, b] = [nativeArray(sum as DeviceArray<D>), nativeArray(other as DeviceArray<D>)]
-        cuda((addon) => addon.add(this.dtype === 'float64', a, b))
-        ;(other as DeviceArray<D>).dispose()
-      } else {
-        for (let i = 0; i < sum.length; i++) sum[i]! += other[i]!
+    requireKnownOptions(needs, results, 'needs')
+    requireKnownOptions(out, results, 'out')
+    const accumulate = options.accumulate ?? false
+    if (typeof accumulate !== 'boolean') throw argumentError('invalid_option', 'options.accumulate', 'a boolean', describe(accumulate))
+    for (const name of results) {
+      if (typeof needs[name] !== 'boolean') throw argumentError('invalid_option', `needs.${name}`, 'a boolean', describe(needs[name]))
+      if (needs[name] && !like[name]) throw argumentError('weight_unwanted', `needs.${name}`, 'false, since the operation has no weights', 'true')
+      const array = out[name]
+      if (array === undefined) {
+        if (accumulate && needs[name]) throw argumentError('invalid_option', `out.${name}`, 'an array to accumulate in', 'none')
+        continue
       }
-      return sum
+      if (!needs[name]) throw argumentError('invalid_option', `out.${name}`, `no array, since needs.${name} is false`, 'an array')
+      this.#require(array, `out.${name}`, x)
+      requireLength(array, `out.${name}`, like[name]!.length, `as many as ${name}`)
     }
-    if (ax) return product(ax, y)
-    if (ay) return product(x, ay)
-    return this.#zeros(x, this.#inputs(x, y, undefined).batch * this.irrepsOut.dim)
+    const outputs = { 'out.x': out.x, 'out.y': out.y, 'out.weight': out.weight, 'out.gradOut': out.gradOut }
+    requireSeparate(outputs, { x, y, weight, gradOut, ax, ay, aw })
+    const wanted = results.filter((name) => needs[name])
+    return Object.fromEntries(wanted.map((name) => [name, out[name] ?? this.#allocate(x, like[name]!.length)])) as unknown as Gradients<D, OperandOf<D>>
+  }
+
+  /** The call that computes `results`, of which those whose slot is not in `terms` are zero. */
+  #reached(
+    inputs: NativeArrays<OperandOf<D>>,
+    results: Partial<SecondGradients<D, OperandOf<D>>>,
+    terms: Partial<Record<Slot, unknown>>,
+    accumulate = false,
+  ): CheckedCall<D> {
+    const given = { x: results.x, y: results.y, w: results.weight, z: results.gradOut }
+    const zero = slots.filter((slot) => !terms[slot] && !accumulate).flatMap((slot) => given[slot] ?? [])
+    const of = (slot: Slot) => (terms[slot] ? given[slot] : undefined)
+    return { arrays: { ...inputs, xOut: of('x'), yOut: of('y'), wOut: of('w'), zOut: of('z'), accumulate }, zero }
+  }
+
+  #withDirections<I extends NativeArrays<OperandOf<D>>>(inputs: I, given: Directions<OperandOf<D>>, argument: string): I {
+    requireKnownOptions(given, ['x', 'y', 'weight'], argument)
+    const { x, y, w: weight } = inputs
+    for (const [name, like] of Object.entries({ x, y, weight })) {
+      const array = given[name as keyof typeof given]
+      if (array === undefined) continue
+      if (!like) throw argumentError('weight_unwanted', `${argument}.${name}`, 'undefined, since the operation has no weights', describe(array))
+      this.#require(array, `${argument}.${name}`, x)
+      requireLength(array, `${argument}.${name}`, like.length, `as many as ${name}`)
+    }
+    return { ...inputs, ax: given.x, ay: given.y, aw: given.weight }
   }
 
   #live(): Plan {
@@ -378,20 +444,18 @@ export abstract class TensorProduct<D extends DType> {
     }
   }
 
-  #zeros(like: OperandOf<D>, length: number): OperandOf<D> {
-    const array = this.#allocate(like, length)
-    if (array instanceof DeviceArray) cuda((addon) => addon.fillZero(nativeArray(array)))
-    return array
-  }
-
   /** An array of the kind that `like` is of. */
   #require(value: unknown, argument: string, like: unknown): void {
     if (this.backend === 'cuda' && like instanceof DeviceArray) requireDeviceArray(value, argument, this.dtype, this.device)
     else requireArray(value, argument, this.dtype)
   }
 
-  #inputs(x: OperandOf<D>, y: OperandOf<D>, weight: unknown) {
-    if (weight !== undefined && weight !== null && (weight as ArrayLike<number>).length !== 0) {
+  #inputs(x: OperandOf<D>, y: OperandOf<D>, weight: unknown): NativeArrays<OperandOf<D>> {
+    const numel = this.weightNumel
+    if (numel && (weight === undefined || weight === null)) {
+      throw argumentError('weight_missing', 'weight', `${numel} numbers shared by all items, or as many for each`, describe(weight))
+    }
+    if (!numel && weight !== undefined && weight !== null && (weight as ArrayLike<number>).length !== 0) {
       throw argumentError('weight_unwanted', 'weight', 'undefined, since the operation has no weights', describe(weight))
     }
     this.#require(x, 'x', x)
@@ -402,39 +466,57 @@ export abstract class TensorProduct<D extends DType> {
       throw argumentError('batch_mismatch', 'y', `a batch of ${xBatch} as x has, or of 1`, `a batch of ${yBatch}`)
     }
     const batch = xBatch === 1 ? yBatch : xBatch
-    return { batch, xShared: xBatch !== batch, yShared: yBatch !== batch }
+    const inputs = { x, y, batch, xShared: xBatch !== batch, yShared: yBatch !== batch }
+    if (!numel) return inputs
+    const w = weight as OperandOf<D>
+    this.#require(w, 'weight', x)
+    const sets = batch * numel
+    if (w.length !== numel) requireLength(w, 'weight', sets, `(batch ${batch}, weightNumel ${numel}), or ${numel} shared by all items`)
+    return { ...inputs, w, wShared: w.length !== sets }
   }
 
-  #run(pass: Pass, plan: Plan, call: CheckedCall<D>): void {
-    if (plan.cuda) {
-      const operation = plan.cuda
-      if (call.x instanceof DeviceArray) cuda((addon) => addon.run(operation, pass, onDevice(call)))
-      else cuda((addon) => addon.runHost(operation, pass, call as HostCall))
+  #run({ arrays, zero }: CheckedCall<D>): void {
+    for (const array of zero) fillZero(array)
+    if (!slots.some((slot) => arrays[`${slot}Out`])) return
+    const { cpu, cuda: operation } = this.#live()
+    if (operation) {
+      if (arrays.x instanceof DeviceArray) cuda((addon) => addon.run(operation, onDevice(arrays)))
+      else cuda((addon) => addon.runHost(operation, arrays as NativeArrays<ArrayOf<D>>))
       return
     }
     try {
-      native[pass](plan.cpu, { ...(call as HostCall), threads: this.threads })
+      native.contract(cpu, { ...(arrays as NativeArrays<ArrayOf<D>>), threads: this.threads })
     } catch (cause) {
-      if ((cause as { code?: string }).code !== 'out_of_memory') throw cause
-      throw new EquitensorError('out_of_memory', (cause as Error).message, { cause })
+      throw translated(cause)
     }
   }
 
-  async #runAsync(pass: Pass, plan: Plan, call: CheckedCall<D>, signal: AbortSignal | undefined): Promise<void> {
-    const operation = plan.cuda
-    if (!operation) throw new EquitensorError('not_supported', `${pass}Async: expected an operation of backend 'cuda', got one of 'cpu'`)
+  async #runAsync({ arrays, zero }: CheckedCall<D>, signal: AbortSignal | undefined): Promise<void> {
+    const plan = this.#live()
+    if (signal !== undefined && !(signal instanceof AbortSignal)) throw argumentError('invalid_option', 'options.signal', 'an AbortSignal', describe(signal))
     if (signal?.aborted) throw aborted(signal)
-    const done =
-      call.x instanceof DeviceArray
+    if (slots.some((slot) => arrays[`${slot}Out`])) await this.#start(plan, arrays, signal)
+    for (const array of zero) fillZero(array)
+  }
+
+  async #start({ cpu, cuda: operation }: Plan, arrays: NativeArrays<OperandOf<D>>, signal: AbortSignal | undefined): Promise<void> {
+    const cancel = signal && new Int32Array(new SharedArrayBuffer(4))
+    const call = { ...(arrays as NativeArrays<ArrayOf<D>>), cancel }
+    const done = !operation
+      ? native.contractAsync(cpu, { ...call, threads: this.threads }).catch((cause) => Promise.reject(translated(cause)))
+      : arrays.x instanceof DeviceArray
         ? cuda((addon) => {
-            addon.run(operation, pass, onDevice(call))
+            addon.run(operation, onDevice(arrays))
             return addon.finished(this.device)
           })
-        : cuda((addon) => addon.runHostAsync(operation, pass, call as HostCall))
+        : cuda((addon) => addon.runHostAsync(operation, call))
     if (!signal) return done
     let stop = () => {}
     const abort = new Promise<never>((_, reject) => {
-      stop = () => reject(aborted(signal))
+      stop = () => {
+        Atomics.store(cancel!, 0, 1)
+        reject(aborted(signal))
+      }
       signal.addEventListener('abort', stop, { once: true })
     })
     try {
@@ -446,23 +528,20 @@ export abstract class TensorProduct<D extends DType> {
   }
 }
 
-type HostCall = Omit<Parameters<typeof native.forward>[1], 'threads'>
-
-function onDevice<D extends DType>(call: CheckedCall<D>) {
-  const { batch, xShared, yShared } = call
-  const arrays = Object.fromEntries(slots.map((slot) => [slot, call[slot] && nativeArray(call[slot] as DeviceArray<D>)]))
-  return { ...arrays, batch, xShared, yShared } as NativeCudaCall<NativeArray>
+function onDevice<D extends DType>(arrays: NativeArrays<OperandOf<D>>): NativeArrays<NativeArray> {
+  const natives = names.map((name) => [name, arrays[name] && nativeArray(arrays[name] as DeviceArray<D>)] as const)
+  return { ...arrays, ...Object.fromEntries(natives) } as unknown as NativeArrays<NativeArray>
 }
 
-function gradientsOf<D extends DType>(call: CheckedCall<D>): Gradients<D, OperandOf<D>> {
-  const gradients: Partial<Gradients<D, OperandOf<D>>> = {}
-  if (call.xOut) gradients.x = call.xOut
-  if (call.yOut) gradients.y = call.yOut
-  return gradients as Gradients<D, OperandOf<D>>
+function fillZero(array: ArrayLike<number> | DeviceArray): void {
+  if (array instanceof DeviceArray) cuda((addon) => addon.fillZero(nativeArray(array)))
+  else (array as Float32Array | Float64Array).fill(0)
 }
 
-function requireSignal(signal: unknown): void {
-  if (signal !== undefined && !(signal instanceof AbortSignal)) throw argumentError('invalid_option', 'options.signal', 'an AbortSignal', describe(signal))
+/** Of the CPU's kernels. */
+function translated(cause: unknown): unknown {
+  if ((cause as { code?: string }).code !== 'out_of_memory') return cause
+  return new EquitensorError('out_of_memory', (cause as Error).message, { cause })
 }
 
 function aborted(signal: AbortSignal): EquitensorError {

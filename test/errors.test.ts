@@ -1,6 +1,6 @@
 // Every error that a caller can cause: its code, the argument, what was expected and what came; and nothing has been written.
 import { describe, expect, test } from 'vitest'
-import { backends, ClebschGordanTensorProduct, EquitensorError, errorCodes, GauntTensorProduct, Irreps, MatrixTensorProduct } from '../lib/index'
+import { backends, ClebschGordanTensorProduct, DeviceArray, EquitensorError, errorCodes, GauntTensorProduct, Irreps, MatrixTensorProduct } from '../lib/index'
 import { products } from './reference'
 import { caught } from './caught'
 import { defaultBackend, guarded, random, randomArray } from './support'
@@ -208,6 +208,141 @@ describe.each(makers.slice(2))('signals: %s', (_product, make) => {
   test('the remedy of unequal multiplicities is one that works', () => {
     const remedy = /'(.+?)'/.exec(caught(() => make('2x0e+3x1o', '2x0e')).expected!)![1]!
     make(remedy, '2x0e')
+  })
+})
+
+const weighted: [string, Make][] = [
+  ['channelwise', (a, b, o) => ClebschGordanTensorProduct.channelwise(a, b, undefined, o)],
+  ['fullyConnected', (a, b, o) => ClebschGordanTensorProduct.fullyConnected(a, b, '0e', o)],
+]
+describe.each(weighted)('constructors: CGTP %s', (_factory, make) => {
+  test.each(constructorProblems.filter(([name]) => name !== 'no CUDA'))('%s: %s', (_name, code, argument, in1, in2, options) => {
+    expectError(caught(() => make(in1, in2, options)), code, argument)
+  })
+  test('options that have no meaning here, and the backend that is not there', () => {
+    for (const key of ['irrepsOut', 'filterIrrepsOut', 'instructions']) expectError(caught(() => make('1o', '1o', { [key]: [] })), 'invalid_option', `options.${key}`)
+    expectError(caught(() => make('1o', '1o', { backend: 'cuda' })), 'not_supported', 'options.backend')
+    expect(make('1o', '1o', { dtype: undefined, layout: undefined, backend: undefined, pathNormalization: undefined })).toMatchObject({ dtype: 'float32', backend: 'cpu' })
+  })
+})
+
+describe('instructions', () => {
+  const good = { in1: 0, in2: 0, out: 0, mode: 'uvu', hasWeight: true }
+  const make = (change: object, { in1 = '3x1o+2x1o', in2 = '2x1o+1x0o', irrepsOut = '3x0e' as unknown, ...options }: any = {}) =>
+    new ClebschGordanTensorProduct(in1, in2, { irrepsOut, instructions: [{ ...good, ...change }], ...options })
+  test.each([
+    ...(['in1', 'in2', 'out'] as const).flatMap((key) => [-1, 2, 0.5, NaN, '0', undefined].map((v): [string, string, string, object] => [`${key} ${v}`, 'invalid_option', key, { [key]: v }])),
+    ...['uvx', 'UVW', 'toString', undefined, 7].map((v): [string, string, string, object] => [`mode ${v}`, 'invalid_option', 'mode', { mode: v }]),
+    ...[undefined, 1, 'yes'].map((v): [string, string, string, object] => [`hasWeight ${v}`, 'invalid_option', 'hasWeight', { hasWeight: v }]),
+    ...[-1, NaN, Infinity, '1'].map((v): [string, string, string, object] => [`pathWeight ${v}`, 'invalid_option', 'pathWeight', { pathWeight: v }]),
+    ['uvw without weights', 'invalid_option', 'hasWeight', { mode: 'uvw', hasWeight: false }],
+    ['u<vw without weights', 'invalid_option', 'hasWeight', { mode: 'u<vw', hasWeight: false }],
+    ['an unknown key', 'invalid_option', 'path_weight', { path_weight: 1 }],
+    ['uvu into another multiplicity', 'unequal_multiplicities', 'out', { in1: 1 }],
+    ['uvv into another multiplicity', 'unequal_multiplicities', 'out', { mode: 'uvv' }],
+    ['uvuv into another multiplicity', 'unequal_multiplicities', 'out', { mode: 'uvuv' }],
+    ['uuu of unequal inputs', 'unequal_multiplicities', 'in2', { mode: 'uuu' }],
+    ['uuw of unequal inputs', 'unequal_multiplicities', 'in2', { mode: 'uuw' }],
+    ['u<vw of unequal inputs', 'unequal_multiplicities', 'in2', { mode: 'u<vw' }],
+    ['uuw without weights into several channels', 'unequal_multiplicities', 'out', { in1: 1, mode: 'uuw', hasWeight: false }],
+    ['uvu<v into another multiplicity', 'unequal_multiplicities', 'out', { in1: 1, mode: 'uvu<v' }],
+  ] as [string, string, string, object][])('%s: %s', (_name, code, key, change) => {
+    expectError(caught(() => make(change)), code, `options.instructions[0].${key}`)
+  })
+  test.each([
+    ['another parity', 'no_path', 'options.instructions[0].out', { irrepsOut: '3x0o' }],
+    ['beyond the triangle', 'no_path', 'options.instructions[0].out', { irrepsOut: '3x3e' }],
+    ['no irrepsOut', 'invalid_irreps', 'options.irrepsOut', { irrepsOut: null }],
+    ['a block that no instruction writes', 'unreachable_output', 'options.irrepsOut', { irrepsOut: '3x0e+1x1o' }],
+    ['only an empty block', 'no_path', 'options.irrepsOut', { in1: '3x1o', in2: '0x1o+1x0e', irrepsOut: '3x0e' }],
+    ['a filter', 'invalid_option', 'options.filterIrrepsOut', { filterIrrepsOut: '0e' }],
+    ['the dense algorithm', 'invalid_option', 'options.algorithm', { algorithm: 'dense' }],
+    ['an unknown normalisation', 'invalid_option', 'options.pathNormalization', { pathNormalization: 'paths' }],
+    ['an unknown irrep normalisation', 'invalid_option', 'options.irrepNormalization', { irrepNormalization: 'integral' }],
+    ['no list', 'invalid_option', 'options.instructions', { instructions: 'uvw' }],
+    ['null for the list', 'invalid_option', 'options.instructions', { instructions: null }],
+    ['an empty list', 'no_path', 'options.irrepsOut', { instructions: [] }],
+    ['null for an instruction', 'invalid_option', 'options.instructions[0]', { instructions: [null] }],
+    ['2^31 weights', 'invalid_option', 'options.instructions', { in1: '70000x0e', in2: '70000x0e', irrepsOut: '1x0e', instructions: [{ ...good, mode: 'uvw' }] }],
+    ['CUDA', 'not_supported', 'options.backend', { backend: 'cuda' }],
+  ] as [string, string, string, object][])('%s: %s', (_name, code, argument, change) => {
+    expectError(caught(() => make({}, change)), code, argument)
+  })
+  test('irrepsOut without instructions, and instructions for a product that has its own', () => {
+    expectError(caught(() => new ClebschGordanTensorProduct('1o', '1o', { irrepsOut: '0e' })), 'invalid_option', 'options.irrepsOut')
+    for (const factory of [ClebschGordanTensorProduct.full, ClebschGordanTensorProduct.elementwise]) {
+      expectError(caught(() => factory('1o', '1o', { instructions: [] } as object)), 'invalid_option', 'options.instructions')
+    }
+  })
+  test('outputs of factories that no path reaches', () => {
+    const { channelwise, fullyConnected } = ClebschGordanTensorProduct
+    expectError(caught(() => fullyConnected('1o', '1o', '2x0e+1x1o')), 'unreachable_output', 'irrepsOut')
+    expectError(caught(() => fullyConnected('0x0e+1o', '1o', '1o')), 'no_path', 'irrepsOut')
+    expectError(caught(() => fullyConnected('1o', '1o', '3e')), 'no_path', 'irrepsOut')
+    expectError(caught(() => fullyConnected('1o', '1o', '')), 'invalid_irreps', 'irrepsOut')
+    expectError(caught(() => channelwise('1o', '1o', '0o+3e')), 'no_path', 'filterIrrepsOut')
+    expectError(caught(() => channelwise('1o', '1o', 'x')), 'invalid_irreps', 'filterIrrepsOut')
+  })
+})
+
+// 4 items of 2x1o x 1o -> 2x0e + 2x1e + 2x2e: 6 weights.
+describe('weights', () => {
+  using first = ClebschGordanTensorProduct.channelwise('2x1o', '1o')
+  const make = () => ClebschGordanTensorProduct.channelwise('2x1o', '1o')
+  const numel = first.weightNumel, x = randomArray('float32', 6 * n, random(1)), y = randomArray('float32', 3 * n, random(2)), v = randomArray('float32', n * first.irrepsOut.dim, random(3))
+  test.each<[string, string, () => any]>([
+    ['undefined', 'weight_missing', () => undefined],
+    ['null', 'weight_missing', () => null],
+    ['empty', 'wrong_length', () => new Float32Array(0)],
+    ['one too few', 'wrong_length', () => new Float32Array(numel - 1)],
+    ['sets for another batch', 'wrong_length', () => new Float32Array(numel * (n - 1))],
+    ['of the other dtype', 'wrong_dtype', () => new Float64Array(numel)],
+    ['a plain array', 'invalid_argument', () => Array(numel).fill(0)],
+    ['a number', 'invalid_argument', () => 1],
+    ['detached', 'detached', () => detached(new Float32Array(numel))],
+  ])('weights %s: %s', (_name, code, weight) => {
+    using op = make()
+    const out = guarded('float32', v.length), gx = guarded('float32', x.length)
+    expectError(caught(() => op.forward(x, y, weight(), { out: out.array })), code, 'weight')
+    expectError(caught(() => op.backward(x, y, weight(), v, { out: { x: gx.array } })), code, 'weight')
+    expectError(caught(() => op.doubleBackward(x, y, weight(), v, { x }, { out: { x: gx.array } })), code, 'weight')
+    expectError(caught(() => op.jvp(x, y, weight(), { x }, { out: out.array })), code, 'weight')
+    for (const array of [out, gx]) expect(array.untouched() && array.intact()).toBe(true)
+  })
+  test.skipIf(!backends().cuda.available)('weights on the device', () => {
+    using op = make()
+    using weight = DeviceArray.from(new Float32Array(numel))
+    expectError(caught(() => op.forward(x, y, weight as never)), 'wrong_kind', 'weight')
+  })
+  test('gradients and directions of weights', () => {
+    using op = make()
+    const weight = randomArray('float32', n * numel, random(4)), before = weight.slice()
+    const backward = (options: object) => caught(() => op.backward(x, y, weight, v, options))
+    expectError(backward({ out: { weight: new Float32Array(numel) } }), 'wrong_length', 'out.weight')
+    expectError(backward({ out: { weight: new Float64Array(weight.length) } }), 'wrong_dtype', 'out.weight')
+    expectError(backward({ out: { weight } }), 'overlap', 'out.weight')
+    expectError(backward({ out: { x: weight.subarray(0, x.length) } }), 'overlap', 'out.x')
+    expectError(backward({ out: { weight: new Float32Array(weight.length) }, needs: { weight: false } }), 'invalid_option', 'out.weight')
+    expectError(backward({ needs: { weight: 1 } }), 'invalid_option', 'needs.weight')
+    expectError(backward({ accumulate: true, out: { x: new Float32Array(x.length), y: new Float32Array(y.length) } }), 'invalid_option', 'out.weight')
+    const whole = new Float32Array(v.length), inside = whole.subarray(1, 1 + numel)
+    expectError(caught(() => op.forward(x, y, inside, { out: whole })), 'overlap', 'out')
+    expectError(caught(() => op.jvp(x, y, weight.subarray(0, numel), { weight: inside }, { out: whole })), 'overlap', 'out')
+    const shared = weight.subarray(0, numel)
+    expectError(caught(() => op.doubleBackward(x, y, shared, v, { weight })), 'wrong_length', 'cotangents.weight')
+    expectError(caught(() => op.jvp(x, y, weight, { weight: shared })), 'wrong_length', 'tangents.weight')
+    expectError(caught(() => op.doubleBackward(x, y, weight, v, { weight: before }, { out: { weight: before } })), 'overlap', 'out.weight')
+    expect(weight).toEqual(before)
+  })
+  test('of an operation without weights', () => {
+    using op = ClebschGordanTensorProduct.full('2x1o', '1o')
+    const z = new Float32Array(n * op.irrepsOut.dim), weight = new Float32Array(3)
+    expectError(caught(() => op.backward(x, y, undefined, z, { needs: { weight: true } })), 'weight_unwanted', 'needs.weight')
+    expectError(caught(() => op.backward(x, y, undefined, z, { out: { weight } })), 'invalid_option', 'out.weight')
+    expectError(caught(() => op.jvp(x, y, undefined, { weight })), 'weight_unwanted', 'tangents.weight')
+    expectError(caught(() => op.doubleBackward(x, y, undefined, z, { x, weight })), 'weight_unwanted', 'cotangents.weight')
+    // What callers that know nothing of weights pass along.
+    expect(Object.keys(op.doubleBackward(x, y, undefined, z, { x, weight: undefined }, { needs: { weight: false } }))).toEqual(['x', 'y', 'gradOut'])
   })
 })
 

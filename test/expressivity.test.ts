@@ -1,7 +1,7 @@
 // op.expressivity is a closed form. Here is its definition: the rank of a generic Jacobian.
 import { expect, test } from 'vitest'
-import { ClebschGordanTensorProduct, GauntTensorProduct, MatrixTensorProduct } from '../lib/index'
-import type { AnyProduct } from './reference'
+import { ClebschGordanTensorProduct, GauntTensorProduct, Irreps, MatrixTensorProduct, type Instruction } from '../lib/index'
+import { connected, type AnyProduct } from './reference'
 import { random } from './support'
 
 // The linear layers before mix the channels of each block, and one after takes the channels of each output block to one: path (l1, l2, l3) becomes
@@ -97,4 +97,58 @@ test.each([['2x0e+1x1o', '2x1o+1x0e'], ['3x1o', '2x1o'], ['2x0e+2x1o', '0e+1o'],
 test.each([['0e', '0e'], ['1o', '1o'], ['0e+1o', '1o+2e'], ['2x0e', '2x0e'], ['2x0e', '2x1o'], ['2x1o', '2x1o'], ['3x1o', '3x2e'], ['2x0e+2x1o', '2x1o+2x0e']])('CGTP elementwise: %s x %s', (in1, in2) => {
   using op = ClebschGordanTensorProduct.elementwise(in1, in2)
   expect(op.expressivity).toBe(jacobianRank(op, sameChannel))
+})
+
+// The weights are parameters too. Output channels of uvw, uuw and u<vw are maps of their own; of the others a layer takes each block to one.
+function weightedRank(in1: Irreps, in2: Irreps, out: Irreps, instructions: readonly Instruction[]): number {
+  const next = random(1)
+  let count = 0
+  const parameters = (n: number) => Array.from({ length: n }, () => ({ at: count++, value: next() }))
+  const layer = (irreps: Irreps) => irreps.blocks.map(({ mul }) => Array.from({ length: mul }, () => parameters(mul)))
+  const [A, B, C] = [layer(in1), layer(in2), out.blocks.map(({ mul }) => parameters(mul))]
+  const none = { at: -1, value: 1 }
+  const rows = new Map<string, Map<number, number>>()
+  for (const i of instructions) {
+    const [m1, m2, m3] = [in1.blocks[i.in1]!.mul, in2.blocks[i.in2]!.mul, out.blocks[i.out]!.mul]
+    const all = connected(i.mode, m1, m2, m3), weights = i.hasWeight ? parameters(1 + Math.max(...all.map(([, , , m]) => m))) : []
+    for (const [u, v, w, m] of all) {
+      const each = i.hasWeight && i.mode.endsWith('w'), c = each ? none : C[i.out]![w]!, weight = weights[m] ?? none
+      for (let p = 0; p < m1; p++)
+        for (let q = 0; q < m2; q++) {
+          const key = [i.in1, i.in2, i.out, each ? w : 0, p, q].join(), row = rows.get(key) ?? new Map<number, number>()
+          const factors = [c, weight, A[i.in1]![u]![p]!, B[i.in2]![v]![q]!]
+          for (const f of factors) if (f.at >= 0) row.set(f.at, (row.get(f.at) ?? 0) + factors.reduce((t, g) => (g === f ? t : t * g.value), 1))
+          rows.set(key, row)
+        }
+    }
+  }
+  return rank([...rows.values()].map((row) => Float64Array.from({ length: count }, (_, n) => row.get(n) ?? 0)))
+}
+
+const modes: [mode: Instruction['mode'], in1: string, in2: string, out: string][] = [
+  ['uvw', '3x1o', '2x1o', '2x0e+3x1e'], ['uvu', '3x1o', '2x1o', '3x0e+3x1e'], ['uvv', '3x1o', '2x1o', '2x0e+2x2e'], ['uvuv', '3x1o', '2x1o', '6x0e+6x1e'],
+  ['uuw', '2x1o', '2x1o', '2x0e+3x1e+1x2e'], ['uuw', '3x1o', '3x1o', '1x0e'], ['uuu', '2x1o', '2x1o', '2x0e+2x1e+2x2e'], ['uuu', '3x1o', '3x1o', '3x0e'],
+  ['uuu', '1x1o', '1x1o', '1x0e+1x2e'], ['uvu<v', '2x1o', '2x1o', '1x0e'], ['uvu<v', '2x1o', '2x1o', '1x0e+1x1e+1x2e'], ['uvu<v', '3x1o', '3x1o', '3x0e'],
+  ['uvu<v', '3x1o', '3x1o', '3x0e+3x1e'], ['uvu<v', '4x1o', '4x1o', '6x0e+6x1e+6x2e'],
+  ['u<vw', '3x1o', '3x1o', '2x0e+1x2e'], ['u<vw', '4x1o', '4x1o', '1x0e'],
+]
+const needsWeights = (mode: Instruction['mode'], out: string) => mode === 'uvw' || mode === 'u<vw' || (mode === 'uuw' && out !== '1x0e')
+const kinds = modes.flatMap(([mode, ...irreps]) => (needsWeights(mode, irreps[2]) ? [true] : [true, false]).map((hasWeight) => [mode, hasWeight, ...irreps] as const))
+test.each(kinds)('instructions %s, weights %s: %s x %s -> %s', (mode, hasWeight, a, b, c) => {
+  const [in1, in2, out] = [new Irreps(a), new Irreps(b), new Irreps(c)]
+  const instructions = out.blocks.map((_, o): Instruction => ({ in1: 0, in2: 0, out: o, mode, hasWeight }))
+  using op = new ClebschGordanTensorProduct(in1, in2, { irrepsOut: out, instructions })
+  expect(op.expressivity).toBe(weightedRank(in1, in2, out, instructions))
+})
+
+test('channelwise and fully connected products of several blocks', () => {
+  for (const [a, b, c] of [['2x0e+3x1o', '0e+1o', '2x0e+1x1o+2x1e'], ['1x0e+1x1o', '2x1o', '3x0e+1x1o']] as const) {
+    const ofTriples = (op: AnyProduct, mode: Instruction['mode']) =>
+      weightedRank(op.irrepsIn1, op.irrepsIn2, op.irrepsOut, op.paths.map(({ in1, in2, out }) => ({ in1, in2, out, mode, hasWeight: true })))
+    using full = ClebschGordanTensorProduct.fullyConnected(a, b, c), channelwise = ClebschGordanTensorProduct.channelwise(a, b, c)
+    expect(full.expressivity).toBe(ofTriples(full, 'uvw'))
+    expect(full.expressivity).toBe(full.weightNumel)
+    expect(channelwise.expressivity).toBe(ofTriples(channelwise, 'uvu'))
+    expect(channelwise.expressivity).toBe(channelwise.weightNumel)
+  }
 })

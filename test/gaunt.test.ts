@@ -155,7 +155,8 @@ describe('algorithms', () => {
     expect([grid, fourier, auto].map((op) => op.cost.forward.flops)).toEqual([Math.min(flops[0]!, flops[1]!), Math.min(flops[2]!, flops[3]!), Math.min(...flops)])
     expect([grid.algorithm, fourier.algorithm]).toEqual(['grid', 'fourier'])
     expect(auto.algorithm).toBe(grid.cost.forward.flops <= fourier.cost.forward.flops ? 'grid' : 'fourier')
-    expect([fourier.grid, auto.grid]).toEqual([undefined, auto.algorithm === 'grid' ? grid.grid : undefined])
+    const degrees = grid.irrepsIn1.lmax + grid.irrepsIn2.lmax + grid.irrepsOut.lmax
+    for (const op of [grid, fourier, auto]) expect(op.grid).toEqual({ beta: Math.floor(degrees / 2) + 1, alpha: degrees + 1 })
   })
 
   test('both algorithms and both convolutions win somewhere', () => {
@@ -166,7 +167,7 @@ describe('algorithms', () => {
     expect(flops(5)[1]).toBeLessThan(flops(5)[0]!)
   })
 
-  test('a grid means the grid, and fourier has none', () => {
+  test('a grid means the grid, and fourier takes none', () => {
     expect(make(even(2), even(2), { grid: {} }).algorithm).toBe('grid')
     for (const grid of [{ beta: 5, alpha: 9 }, {}, null, 7]) {
       expect(() => make('1o', '1o', { algorithm: 'fourier', grid: grid as never }), `${grid}`).toThrow(expect.objectContaining({ code: 'invalid_option', argument: 'options.grid' }))

@@ -2,7 +2,7 @@
 // from Wigner 3j symbols and nothing else of the package.
 import { wigner6j } from '../bench/reference'
 import {
-  ClebschGordanTensorProduct, GauntTensorProduct, Irreps, MatrixTensorProduct, wigner3j, type DType, type Irrep, type Layout, type TensorProduct,
+  ClebschGordanTensorProduct, GauntTensorProduct, Irreps, MatrixTensorProduct, wigner3j, type DType, type Instruction, type Irrep, type Layout, type TensorProduct,
 } from '../lib/index'
 import { blockError, places, random, randomArray, type Numbers } from './support'
 
@@ -163,6 +163,85 @@ export function backward(terms: Terms, x: Numbers, y: Numbers, z: Numbers): { x:
     }
   }
   return gradient
+}
+
+/** Terms with the index of a weight, -1 for none. */
+export interface WeightedTerms extends Terms {
+  w: number[]
+  weightNumel: number
+}
+
+const upper = (mul: number) => Array.from({ length: mul }, (_, u) => Array.from({ length: mul - 1 - u }, (_, n): [number, number] => [u, u + 1 + n])).flat()
+const range = (n: number) => Array.from({ length: n }, (_, i) => i)
+/** [u, v, channel of the output, index of the weight] of an instruction, as the einsum of e3nn's codegen has them. */
+export function connected(mode: Instruction['mode'], m1: number, m2: number, m3: number): [u: number, v: number, out: number, weight: number][] {
+  const every = range(m1).flatMap((u) => range(m2).map((v) => [u, v] as const))
+  switch (mode) {
+    case 'uvw': return every.flatMap(([u, v]) => range(m3).map((w) => [u, v, w, (u * m2 + v) * m3 + w]))
+    case 'uvu': return every.map(([u, v]) => [u, v, u, u * m2 + v])
+    case 'uvv': return every.map(([u, v]) => [u, v, v, u * m2 + v])
+    case 'uvuv': return every.map(([u, v]) => [u, v, u * m2 + v, u * m2 + v])
+    case 'uuw': return range(m1).flatMap((u) => range(m3).map((w) => [u, u, w, u * m3 + w]))
+    case 'uuu': return range(m1).map((u) => [u, u, u, u])
+    case 'uvu<v': return upper(m1).map(([u, v], q) => [u, v, q, q])
+    case 'u<vw': return upper(m1).flatMap(([u, v], q) => range(m3).map((w) => [u, v, w, q * m3 + w]))
+  }
+}
+
+/** e3nn's TensorProduct with the final coefficient of each instruction. */
+export function instructionTerms(irreps: [Irreps, Irreps, Irreps], layout: Layout, instructions: readonly Instruction[], coefficients: readonly number[]): WeightedTerms {
+  const [in1, in2, out] = irreps
+  const terms: WeightedTerms = { irrepsIn1: in1, irrepsIn2: in2, irrepsOut: out, i: [], j: [], k: [], c: [], w: [], weightNumel: 0 }
+  const [first, second, outs] = irreps.map((r) => places(r, layout)) as [number[][][], number[][][], number[][][]]
+  instructions.forEach((instruction, n) => {
+    const [b1, b2, b3] = [in1.blocks[instruction.in1]!, in2.blocks[instruction.in2]!, out.blocks[instruction.out]!]
+    const all = connected(instruction.mode, b1.mul, b2.mul, b3.mul)
+    for (const [u, v, w, weight] of all) {
+      const x = { ir: b1.ir, at: first[instruction.in1]![u]!, block: 0 }, y = { ir: b2.ir, at: second[instruction.in2]![v]!, block: 0 }
+      add(terms, x, y, outs[instruction.out]![w]!, b3.ir.l, coefficients[n]!)
+      while (terms.w.length < terms.c.length) terms.w.push(instruction.hasWeight ? terms.weightNumel + weight : -1)
+    }
+    if (instruction.hasWeight) terms.weightNumel += new Set(all.map(([, , , weight]) => weight)).size
+  })
+  return terms
+}
+
+export interface WeightedArrays {
+  x: Numbers
+  y: Numbers
+  w: Numbers
+  z: Numbers
+}
+/** The form with one slot left open, in the shape of `like`; what has one row for several items is shared. `unweighted`: of terms without a weight. */
+function open(terms: WeightedTerms, slot: keyof WeightedArrays, arrays: WeightedArrays, batch: number, unweighted: 0 | 1): Float64Array {
+  const dims = { x: terms.irrepsIn1.dim, y: terms.irrepsIn2.dim, w: terms.weightNumel, z: terms.irrepsOut.dim }
+  const step = (name: keyof WeightedArrays) => (arrays[name].length === batch * dims[name] ? dims[name] : 0)
+  const [sx, sy, sw, sz] = [step('x'), step('y'), step('w'), step('z')]
+  const { x, y, w, z } = arrays, result = new Float64Array(arrays[slot].length)
+  for (let b = 0; b < batch; b++) {
+    for (let n = 0; n < terms.c.length; n++) {
+      const i = b * sx + terms.i[n]!, j = b * sy + terms.j[n]!, k = b * sz + terms.k[n]!, m = b * sw + terms.w[n]!
+      const weight = terms.w[n]! < 0 ? unweighted : w[m]!, c = terms.c[n]!
+      if (slot === 'x') result[i]! += c * weight * y[j]! * z[k]!
+      else if (slot === 'y') result[j]! += c * weight * x[i]! * z[k]!
+      else if (slot === 'z') result[k]! += c * weight * x[i]! * y[j]!
+      else if (terms.w[n]! >= 0) result[m]! += c * x[i]! * y[j]! * z[k]!
+    }
+  }
+  return result
+}
+
+/** Results of every pass, and of the double backward and the jvp in the directions `a`, of which a missing one is zero. */
+export function weightedPasses(terms: WeightedTerms, arrays: WeightedArrays, batch: number, a: Partial<WeightedArrays> = {}) {
+  const slots = ['x', 'y', 'w', 'z'] as const
+  const form = (slot: keyof WeightedArrays, changed: Partial<WeightedArrays> = {}) => open(terms, slot, { ...arrays, ...changed }, batch, changed.w ? 0 : 1)
+  const second = (slot: keyof WeightedArrays) => {
+    const sum = new Float64Array(arrays[slot].length)
+    for (const name of ['x', 'y', 'w'] as const) if (name !== slot && a[name]) form(slot, { [name]: a[name] }).forEach((v, i) => (sum[i]! += v))
+    return sum
+  }
+  const all = (of: (slot: keyof WeightedArrays) => Float64Array) => Object.fromEntries(slots.map((slot) => [slot, of(slot)])) as Record<keyof WeightedArrays, Float64Array>
+  return { first: all((slot) => form(slot)), second: all(second) }
 }
 
 type Make = (in1: Irreps | string, in2: Irreps | string, options?: any) => AnyProduct

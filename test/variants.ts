@@ -1,7 +1,8 @@
 // What arrays.test.ts runs in a process of its own, under another EQUITENSOR_CPU.
 import { backends, Irreps } from '../lib/index'
 import { backward, forward, products } from './reference'
-import { blockError, dtypes, guarded, random, randomArray } from './support'
+import { blockError, dtypes, guarded, layouts, random, randomArray } from './support'
+import { batches, make, passErrors, problems } from './weighted_problems'
 
 const shapes: [in1: string, in2: string, batch: number, yBatch?: number][] = [
   ['1x0e+1x1o+1x2e', '1x0e+1x1o+1x2e', 7], ['3x1o+3x2e', '3x0e+3x1o', 33], ['1x0e+1x1o', '1x0e+1x1o', 20_003], ['1x4e', '1x3o', 300, 1], ['1x6e+1x6o', '1x5e+1x6e', 5],
@@ -28,4 +29,12 @@ const errors = shapes.flatMap(([in1, in2, batch, yBatch = batch]) =>
     })
   }),
 )
+const weighted = problems.flatMap((problem, n) =>
+  dtypes.flatMap((dtype) => {
+    const layout = layouts[n % 2]!, p = make(problem, dtype, layout)
+    const all = batches.slice(0, 2).flatMap((batch) => passErrors(p, dtype, batch))
+    return all.map(([result, error]) => [`${problem.name}: ${result}`, dtype, Number.isFinite(error) ? error : 1])
+  }),
+)
+errors.push(...(weighted as typeof errors))
 console.log(JSON.stringify({ used: backends().cpu.instructionSet, errors }))

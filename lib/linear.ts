@@ -1,0 +1,178 @@
+import { allocate, type ArrayOf, type DType } from './arrays'
+import { ClebschGordanTensorProduct } from './clebsch_gordan'
+import { requireReached, type NormalizationOptions } from './weighted'
+import { irrepKey, type Irreps, type IrrepsLike } from './irreps'
+import type { Pass } from './native'
+import type { AsyncOptions, ForwardOptions, PassCost } from './operation'
+import { commonOptions, inputIrreps, outputIrreps, requireKnownOptions, type Backend, type CommonOptions, type Layout } from './options'
+
+export interface LinearOptions<D extends DType> extends CommonOptions<D> {
+  /** e3nn's: an output channel is divided by the root of how many channels it sums over, all paths together for `'element'` (default), path by path for `'path'`. */
+  pathNormalization?: NormalizationOptions['pathNormalization']
+}
+
+/** Block in of the input into block out of the output: out_w += coefficient * sum_u weight[u, w] x_u. */
+export interface LinearPath {
+  readonly in: number
+  readonly out: number
+  readonly coefficient: number
+}
+
+/** Absent where `needs` said so. */
+export interface LinearGradients<D extends DType> {
+  /** Shape of x. */
+  x: ArrayOf<D>
+  /** Shape of weight: shared weights get the sum over the items. */
+  weight: ArrayOf<D>
+}
+export interface LinearSecondGradients<D extends DType> extends LinearGradients<D> {
+  /** Shape of the result. */
+  gradOut: ArrayOf<D>
+}
+
+/** Cotangents of the gradients, or tangents of the operands. A missing one is zero. */
+export interface LinearDirections<D extends DType> {
+  x?: ArrayOf<D> | undefined
+  weight?: ArrayOf<D> | undefined
+}
+type Results<D extends DType, Name extends string> = {
+  /** Which gradients to compute, by default all; the others are absent from the result. */
+  needs?: { [name in Name]?: boolean }
+  /** Arrays that receive the gradients. */
+  out?: { [name in Name]?: ArrayOf<D> }
+  /** Add to what the arrays of `out` hold. Default false. */
+  accumulate?: boolean
+}
+export type LinearBackwardOptions<D extends DType> = Results<D, 'x' | 'weight'>
+export type LinearDoubleBackwardOptions<D extends DType> = Results<D, 'x' | 'weight' | 'gradOut'>
+
+/**
+ * Linear layer on irreps: each output channel is a weighted sum of the input channels of its irrep; `e3nn.o3.Linear` without biases. The weights of an item
+ * are those of one path after the other, in the order of (in, out), each (mul in, mul out). Path coefficients are e3nn's: blocks of one irrep that are apart
+ * are paths of their own, which 'element' does not see.
+ *
+ * x is (batch, irrepsIn.dim), the result (batch, irrepsOut.dim), row-major in the operation's dtype and layout; `weight` is (weightNumel), shared by all
+ * items, or (batch, weightNumel). It is the fully connected product with the scalar 1, and runs on the CPU.
+ */
+export class Linear<D extends DType = 'float32'> {
+  readonly irrepsIn: Irreps
+  readonly irrepsOut: Irreps
+  readonly weightNumel: number
+  readonly paths: readonly LinearPath[]
+  readonly backend: Backend
+  readonly dtype: D
+  readonly layout: Layout
+  readonly threads: number
+  /** As of {@link ClebschGordanTensorProduct}: of the product with a scalar. */
+  readonly cost: Readonly<Record<Pass, PassCost>>
+
+  readonly #product: ClebschGordanTensorProduct<D>
+  readonly #one: ArrayOf<D>
+
+  /**
+   * @throws EquitensorError `no_path`, `unreachable_output` for an irrep of the output that the input lacks; `invalid_irreps`, `degree_limit`,
+   * `invalid_option`, and `not_supported` for backend 'cuda'.
+   */
+  constructor(irrepsIn: IrrepsLike, irrepsOut: IrrepsLike, options: LinearOptions<D> = {}) {
+    requireKnownOptions(options, ['pathNormalization', ...commonOptions.filter((name) => name !== 'irrepsOut')])
+    this.irrepsIn = inputIrreps(irrepsIn, 'irrepsIn')
+    this.irrepsOut = outputIrreps(irrepsOut, 'irrepsOut')
+    const present = new Set(this.irrepsIn.blocks.filter(({ mul }) => mul > 0).map(({ ir }) => irrepKey(ir)))
+    const reached = this.irrepsOut.blocks.flatMap(({ ir }, out) => (present.has(irrepKey(ir)) ? [{ out }] : []))
+    requireReached(this.irrepsOut, reached, 'irrepsOut', `irreps of '${this.irrepsIn}'`)
+    this.#product = ClebschGordanTensorProduct.fullyConnected(this.irrepsIn, '0e', this.irrepsOut, options)
+    this.#one = allocate(this.#product.dtype, 1).fill(1) as ArrayOf<D>
+    // wigner3j(l, 0, l) is the identity over sqrt(2 l + 1).
+    this.paths = Object.freeze(this.#product.paths.map((path) => ({ in: path.in1, out: path.out, coefficient: path.coefficient / Math.sqrt(2 * path.l[0] + 1) })))
+    this.weightNumel = this.#product.weightNumel
+    this.backend = this.#product.backend
+    this.dtype = this.#product.dtype
+    this.layout = this.#product.layout
+    this.threads = this.#product.threads
+    this.cost = this.#product.cost
+  }
+
+  /** @throws EquitensorError as {@link ClebschGordanTensorProduct.forward}. */
+  forward(x: ArrayOf<D>, weight: ArrayOf<D>, options?: ForwardOptions<ArrayOf<D>>): ArrayOf<D> {
+    return this.#product.forward(x, this.#one, weight, options)
+  }
+
+  /** {@link forward} beside this thread. Inputs must not change before the promise resolves. */
+  async forwardAsync(x: ArrayOf<D>, weight: ArrayOf<D>, options?: ForwardOptions<ArrayOf<D>> & AsyncOptions): Promise<ArrayOf<D>> {
+    return this.#product.forwardAsync(x, this.#one, weight, options)
+  }
+
+  /**
+   * Gradients of a scalar with respect to x and weight, given its gradient with respect to the result.
+   * @throws EquitensorError as {@link forward}.
+   */
+  backward(x: ArrayOf<D>, weight: ArrayOf<D>, gradOut: ArrayOf<D>, options: LinearBackwardOptions<D> = {}): LinearGradients<D> {
+    return this.#product.backward(x, this.#one, weight, gradOut, withoutScalar(options))
+  }
+
+  /** {@link backward} beside this thread. */
+  async backwardAsync(x: ArrayOf<D>, weight: ArrayOf<D>, gradOut: ArrayOf<D>, options: LinearBackwardOptions<D> & AsyncOptions = {}): Promise<LinearGradients<D>> {
+    return this.#product.backwardAsync(x, this.#one, weight, gradOut, withoutScalar(options))
+  }
+
+  /**
+   * Gradients of a scalar that depends on the results of {@link backward}, given its gradients with respect to those.
+   * @throws EquitensorError as {@link forward}.
+   */
+  doubleBackward(
+    x: ArrayOf<D>,
+    weight: ArrayOf<D>,
+    gradOut: ArrayOf<D>,
+    cotangents: LinearDirections<D>,
+    options: LinearDoubleBackwardOptions<D> = {},
+  ): LinearSecondGradients<D> {
+    return this.#product.doubleBackward(x, this.#one, weight, gradOut, ofLinear(cotangents, 'cotangents'), withoutScalar(options))
+  }
+
+  /** {@link doubleBackward} beside this thread. */
+  async doubleBackwardAsync(
+    x: ArrayOf<D>,
+    weight: ArrayOf<D>,
+    gradOut: ArrayOf<D>,
+    cotangents: LinearDirections<D>,
+    options: LinearDoubleBackwardOptions<D> & AsyncOptions = {},
+  ): Promise<LinearSecondGradients<D>> {
+    return this.#product.doubleBackwardAsync(x, this.#one, weight, gradOut, ofLinear(cotangents, 'cotangents'), withoutScalar(options))
+  }
+
+  /**
+   * Derivative of the result in the direction of tangents of x and weight.
+   * @throws EquitensorError as {@link forward}.
+   */
+  jvp(x: ArrayOf<D>, weight: ArrayOf<D>, tangents: LinearDirections<D>, options?: ForwardOptions<ArrayOf<D>>): ArrayOf<D> {
+    return this.#product.jvp(x, this.#one, weight, ofLinear(tangents, 'tangents'), options)
+  }
+
+  /** {@link jvp} beside this thread. */
+  async jvpAsync(x: ArrayOf<D>, weight: ArrayOf<D>, tangents: LinearDirections<D>, options?: ForwardOptions<ArrayOf<D>> & AsyncOptions): Promise<ArrayOf<D>> {
+    return this.#product.jvpAsync(x, this.#one, weight, ofLinear(tangents, 'tangents'), options)
+  }
+
+  /** Frees the native memory; later calls throw `disposed`. */
+  dispose(): void {
+    this.#product.dispose()
+  }
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+}
+
+/** The scalar is a constant: it has no gradient and no direction. */
+function withoutScalar<O extends { needs?: object }>(options: O): O & { needs: { y: false } } {
+  requireKnownOptions(options, ['needs', 'out', 'accumulate', 'signal'])
+  for (const key of ['needs', 'out'] as const) {
+    const given: unknown = (options as Record<string, unknown>)[key] ?? {}
+    requireKnownOptions(given, ['x', 'weight', 'gradOut'], key)
+  }
+  return { ...options, needs: { ...options.needs, y: false } }
+}
+
+function ofLinear<D extends DType>(directions: LinearDirections<D>, argument: string): LinearDirections<D> {
+  requireKnownOptions(directions, ['x', 'weight'], argument)
+  return directions
+}
