@@ -56,11 +56,11 @@ interface Resources {
 }
 let resources: Resources | undefined
 
-/** The share of an H100's threads that registers and static shared memory leave the kernel of a pass, from cuda/resources.json; undefined if it is not there. */
-export function occupancy({ operation, pass }: Counted, dtype: Dtype): number | undefined {
+/** The share of an H100's threads that registers and static shared memory leave an operation's kernel, from cuda/resources.json; undefined if it is not there. */
+export function occupancy({ operation }: Counted, dtype: Dtype): number | undefined {
   resources ??= JSON.parse(readFileSync(path.join(__dirname, '../cuda/resources.json'), 'utf8')) as Resources
   const { word } = operationNamed(operation)
-  const kernels = Object.entries(resources.kernels[`cuda/${word}.cu`] ?? {}).filter(([name]) => name.startsWith(`${word}_${pass}<${dtype === 'float32' ? 'float' : 'double'}`))
+  const kernels = Object.entries(resources.kernels[`cuda/${word}.cu`] ?? {}).filter(([name]) => name.startsWith(`${word}<${dtype === 'float32' ? 'float' : 'double'}`))
   const found = kernels.flatMap(([, byCard]) => byCard.sm_90?.occupancy ?? [])
   return found.length ? Math.min(...found) : undefined
 }
