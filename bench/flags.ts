@@ -22,6 +22,7 @@ export const help = `Compares tensor product operations head to head on this mac
   --layout LAYOUT     mul_ir (default) or ir_mul
   --threads N         of the backend cpu; default 1
   --parity PARITY     even (default: 0e + 1e + ..., no path is dropped) or natural (0e + 1o + 2e + ..., the paper's)
+  --order             fit the exponent of the time in L, beside that of the operations
   --json FILE         where the results go; default bench/results/<date>.json
   --help
 
@@ -40,7 +41,7 @@ export function parseFlags(args: string[]): Flags {
   const list = { type: 'string', multiple: true } as const
   const options = {
     problem: list, operation: list, pass: list, L: list, batch: text, dtype: text, layout: text, threads: text, parity: text,
-    backend: text, device: text, json: text, help: { type: 'boolean', short: 'h' },
+    backend: text, device: text, json: text, order: { type: 'boolean' }, help: { type: 'boolean', short: 'h' },
   } as const
   let values
   try {
@@ -58,6 +59,7 @@ export function parseFlags(args: string[]): Flags {
       problems: chooseSome('problem', values.problem, namesOf(problems)),
       operations: chooseSome('operation', values.operation, namesOf(operations)),
       passes: chooseSome('pass', values.pass, namesOf(passes)),
+      order: values.order ?? false,
       L: values.L ? degrees(values.L) : [...defaultDegrees],
       backend,
       device: integer('device', values.device ?? '0', 0),

@@ -56,7 +56,7 @@ interface Resources {
 }
 let resources: Resources | undefined
 
-/** The share of an H100's threads that registers and static shared memory leave the kernel, from cuda/resources.json; undefined if it is not there. */
+/** The share of an H100's threads that registers and static shared memory leave an operation's kernel, from cuda/resources.json; undefined if it is not there. */
 export function occupancy({ operation }: Counted, dtype: Dtype): number | undefined {
   resources ??= JSON.parse(readFileSync(path.join(__dirname, '../cuda/resources.json'), 'utf8')) as Resources
   const { word } = operationNamed(operation)

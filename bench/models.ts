@@ -16,16 +16,25 @@ export function bytesPerItem(form: Form, pass: Pass, bytesPerNumber: number): nu
 
 /**
  * One multiply-add a nonzero coefficient, and the outer product around it once: x_i y_j before the coefficients forward;
- * backward, T_ij = sum_k C_ijk gradOut_k goes into both gradients, T_ij y_j and T_ij x_i.
+ * backward, T_ij = sum_k C_ijk gradOut_k goes into both gradients, T_ij y_j and T_ij x_i. Double backward is a forward pass of two
+ * products, ax_i y_j + x_i ay_j, and a backward pass.
  */
 export function sparseCount(form: Form, _irreps: ProblemIrreps, pass: PassName): number {
-  return form.c.length + form.outerProducts * (pass === 'forward' ? 1 : 2)
+  return form.c.length * coefficientsRead(pass) + form.outerProducts * { forward: 1, backward: 2, doubleBackward: 4 }[pass]
+}
+const coefficientsRead = (pass: PassName) => (pass === 'doubleBackward' ? 2 : 1)
+
+/** d1 d2 d3 a path, zeros included: for backward too, which contracts gradOut with the coefficients once; double backward does both. */
+export function denseCount(form: Form, _irreps: ProblemIrreps, pass: PassName): number {
+  return coefficientsRead(pass) * form.paths.reduce((sum, [l1, l2, l3]) => sum + (2 * l1 + 1) * (2 * l2 + 1) * (2 * l3 + 1), 0)
 }
 
-/** d1 d2 d3 a path, zeros included: for backward too, which contracts gradOut with the coefficients once. */
-export function denseCount(form: Form): number {
-  return form.paths.reduce((sum, [l1, l2, l3]) => sum + (2 * l1 + 1) * (2 * l2 + 1) * (2 * l3 + 1), 0)
-}
+/** How often the transform of an input, that of the output, and the product between them is done: a double backward transforms five arguments and three results. */
+const steps = {
+  forward: { inputs: 1, output: 1, products: 1 },
+  backward: { inputs: 2, output: 1, products: 2 },
+  doubleBackward: { inputs: 3, output: 2, products: 4 },
+} as const
 
 /**
  * The plain separable transform on the smallest exact grid, R rings of A angles: a ring takes one multiply-add a
@@ -39,7 +48,8 @@ export function gridCount(_form: Form, { in1, in2, out }: ProblemIrreps, pass: P
   const transform = (irreps: Irreps, L: number) => irreps.dim + (2 * L + 1) * angles
   const inputs = transform(in1, L1) + transform(in2, L2)
   const output = transform(out, L3)
-  return rings * (pass === 'forward' ? inputs + output + angles : 2 * inputs + output + 2 * angles)
+  const n = steps[pass]
+  return rings * (n.inputs * inputs + n.output * output + n.products * angles)
 }
 
 /**
@@ -55,8 +65,8 @@ export function fourierCount(_form: Form, { in1, in2, out }: ProblemIrreps, pass
     [...irreps].reduce((sum, { ir: { l } }) => sum + Array.from({ length: 2 * l + 1 }, (_, i) => frequencies(l, Math.abs(i - l), highest)).reduce((a, b) => a + b), 0)
   const [L1, L2] = [degreeOf(in1), degreeOf(in2)]
   const inputs = transform(in1, L1) + transform(in2, L2), output = transform(out, L1 + L2)
-  const products = 4 * coefficients(L1) * coefficients(L2)
-  return pass === 'forward' ? inputs + products + output : 2 * inputs + output + 2 * products
+  const n = steps[pass]
+  return n.inputs * inputs + n.output * output + n.products * 4 * coefficients(L1) * coefficients(L2)
 }
 
 /**
@@ -70,7 +80,8 @@ export function matrixCount(_form: Form, { in1, in2, out }: ProblemIrreps, pass:
   const products = Math.min(parities(in1), parities(in2)) * (2 * k + 1) ** 3
   const transform = (irreps: Irreps) => [...irreps].reduce((sum, { ir }) => sum + wigner3jNonzeros(k, k, ir.l), 0)
   const inputs = transform(in1) + transform(in2)
-  return pass === 'forward' ? inputs + transform(out) + products : 2 * inputs + transform(out) + 2 * products
+  const n = steps[pass]
+  return n.inputs * inputs + n.output * transform(out) + n.products * products
 }
 
 /** The default k of MatrixTensorProduct: the smallest matrices that hold every degree. */

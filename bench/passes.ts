@@ -2,7 +2,7 @@
 // data, a pass is called, counted (bytes) and checked by the same code; one more entry adds one more pass.
 import type { Numbers, TensorProduct } from './problems'
 
-export type PassName = 'forward' | 'backward'
+export type PassName = 'forward' | 'backward' | 'doubleBackward'
 export type Slot = 'x' | 'y' | 'z'
 
 /** into += T with the slot that has no array left open. */
@@ -45,6 +45,22 @@ export const passes: readonly Pass[] = [
     bind(op, { x, y, gradOut, gradX, gradY }) {
       const options = { out: { x: gradX!, y: gradY! } }
       return () => void op.backward(x!, y!, undefined, gradOut!, options)
+    },
+  },
+  {
+    name: 'doubleBackward',
+    reads: { x: 'x', y: 'y', gradOut: 'z', ax: 'x', ay: 'y' },
+    writes: { gradX: 'x', gradY: 'y', gradGradOut: 'z' },
+    terms: [
+      { into: 'gradX', y: 'ay', z: 'gradOut' },
+      { into: 'gradY', x: 'ax', z: 'gradOut' },
+      { into: 'gradGradOut', x: 'ax', y: 'y' },
+      { into: 'gradGradOut', x: 'x', y: 'ay' },
+    ],
+    bind(op, { x, y, gradOut, ax, ay, gradX, gradY, gradGradOut }) {
+      const cotangents = { x: ax!, y: ay! }
+      const options = { out: { x: gradX!, y: gradY!, gradOut: gradGradOut! } }
+      return () => void op.doubleBackward(x!, y!, undefined, gradOut!, cotangents, options)
     },
   },
 ]

@@ -20,6 +20,14 @@ export interface TensorProduct {
   readonly cost: Record<PassName, { flops: number; bytes: number }>
   forward(x: Numbers, y: Numbers, weight: undefined, options: { out: Numbers }): Numbers
   backward(x: Numbers, y: Numbers, weight: undefined, gradOut: Numbers, options: { out: { x: Numbers; y: Numbers } }): unknown
+  doubleBackward(
+    x: Numbers,
+    y: Numbers,
+    weight: undefined,
+    gradOut: Numbers,
+    cotangents: { x: Numbers; y: Numbers },
+    options: { out: { x: Numbers; y: Numbers; gradOut: Numbers } },
+  ): unknown
   dispose(): void
 }
 
@@ -90,6 +98,8 @@ export interface Operation {
   countIsReference?: boolean
   /** Why an operation can be without a path. */
   selectionRule: string
+  /** Exponent of its operations in L, by problem, for large L. */
+  order: Readonly<Record<string, number>>
   /** Its CUDA kernels are those of cuda/<word>.cu. */
   word: string
 }
@@ -109,6 +119,7 @@ export const operations: readonly Operation[] = [
     count: sparseCount,
     countMeaning: 'nonzero coefficients + outer product x_i y_j',
     selectionRule: triangleRule,
+    order: { SISO: 2, SIMO: 3, MIMO: 5 },
     word: 'clebsch_gordan',
   },
   {
@@ -119,6 +130,7 @@ export const operations: readonly Operation[] = [
     count: denseCount,
     countMeaning: 'd1 d2 d3 a path',
     selectionRule: triangleRule,
+    order: { SISO: 3, SIMO: 4, MIMO: 6 },
     word: 'clebsch_gordan',
   },
   {
@@ -130,6 +142,7 @@ export const operations: readonly Operation[] = [
     countMeaning: 'the plain separable transform',
     countIsReference: true,
     selectionRule: '3j(l1 l2 l3; 0 0 0) = 0 for odd l1 + l2 + l3',
+    order: { SISO: 3, SIMO: 3, MIMO: 3 },
     word: 'gaunt',
   },
   {
@@ -141,6 +154,7 @@ export const operations: readonly Operation[] = [
     countMeaning: 'the plain convolution on the torus',
     countIsReference: true,
     selectionRule: '3j(l1 l2 l3; 0 0 0) = 0 for odd l1 + l2 + l3',
+    order: { SISO: 3, SIMO: 3, MIMO: 3 }, // by FFT, whose halvings end in dense maps
     word: 'fourier',
   },
   {
@@ -151,6 +165,7 @@ export const operations: readonly Operation[] = [
     count: matrixCount,
     countMeaning: 'nonzeros of the transforms + N^3, N = 2k + 1',
     selectionRule: triangleRule,
+    order: { SISO: 3, SIMO: 3, MIMO: 3 },
     word: 'matrix',
   },
 ]

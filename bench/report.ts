@@ -8,6 +8,7 @@ export interface Settings {
   problems: string[]
   operations: string[]
   passes: string[]
+  order: boolean
   parity: Parity
   backend: 'cpu' | 'cuda'
   device: number
@@ -34,6 +35,8 @@ interface Checked extends Named {
   /** What an item needs, by models.ts. */
   multiplyAdds: number
   leastBytes: number
+  /** What a forward pass needs. */
+  forward: { multiplyAdds: number; leastBytes: number }
   /** Largest error relative to the largest value of its block, and what is allowed. */
   error: number
   tolerance: number
@@ -122,6 +125,8 @@ export interface Floors {
 }
 
 export interface Rates extends Floors {
+  /** Of a forward pass, in nanoseconds. */
+  forwardFloor: number
   spread: number
   gigabytesPerSecond: number
   gigaflopsPerSecond: number
@@ -136,7 +141,7 @@ export const medianSpeed = (speeds: readonly Speed[]): Speed => ({
   fmaPeak: median(speeds.map((speed) => speed.fmaPeak)),
 })
 
-export function floors(o: Checked, speed: Speed): Floors {
+export function floors(o: { leastBytes: number; multiplyAdds: number }, speed: Speed): Floors {
   const bytesFloor = (o.leastBytes / speed.copyBandwidth) * 1e9
   const multiplyAddsFloor = (o.multiplyAdds / speed.fmaPeak) * 1e9
   return {
@@ -153,6 +158,7 @@ export function rates(m: Measured, speed: Speed): Rates {
   const least = floors(m, speed)
   return {
     ...least,
+    forwardFloor: floors(m.forward, speed).floor,
     spread: (m.timing.quartiles[1] - m.timing.quartiles[0]) / 2 / ns,
     gigabytesPerSecond: m.leastBytes / ns,
     gigaflopsPerSecond: m.flops / ns,
@@ -222,6 +228,32 @@ export const timingMeanings = {
   '%copy, %FMA': 'of copy bandwidth and of FMA peak that the same bytes and multiply-adds reach',
   'ns/degree': 'ns/item over the expressivity, the dimension of the bilinear maps reachable with linear layers around it',
   correct: 'largest error against float64 from Wigner 3j, relative to the largest value of the output block',
+}
+
+/** Theory's exponent beside that of the measured times (Xie et al., section 5): least squares of log time against log L, from L = 2 on. */
+export function orders(outcomes: readonly Outcome[], time: (outcome: Outcome) => number | undefined): string {
+  const groups = new Map<string, { outcome: Outcome; points: [number, number][] }>()
+  for (const outcome of outcomes) {
+    const ns = time(outcome)
+    if (ns === undefined || outcome.L < 2) continue
+    const key = `${outcome.problem.padEnd(7)}  ${outcome.operation.padEnd(11)}  ${outcome.pass.padEnd(14)}`
+    const group = groups.get(key) ?? { outcome, points: [] }
+    group.points.push([Math.log(outcome.L), Math.log(ns)])
+    groups.set(key, group)
+  }
+  const lines = [...groups].flatMap(([key, { outcome, points }]) => {
+    if (points.length < 3) return []
+    const theory = operationNamed(outcome.operation).order[outcome.problem]
+    return [`  ${key}  L^${slope(points).toFixed(1)}  ${theory === undefined ? '' : `L^${theory}`}`.trimEnd()]
+  })
+  if (!lines.length) return 'Order of the time in L: three degrees from 2 on are needed to fit one (--L 2..8)'
+  return ['Order of the time in L, fitted from L = 2 on, and that of its operations for large L (the smaller the fitted one, the more of the time is memory)', ...lines].join('\n')
+}
+
+function slope(points: readonly [number, number][]): number {
+  const mean = (n: 0 | 1) => points.reduce((sum, point) => sum + point[n], 0) / points.length
+  const [x, y] = [mean(0), mean(1)]
+  return points.reduce((sum, p) => sum + (p[0] - x) * (p[1] - y), 0) / points.reduce((sum, p) => sum + (p[0] - x) ** 2, 0)
 }
 
 const leftAligned = new Set(['problem', 'operation', 'pass', 'by', 'correct'])

@@ -1,13 +1,14 @@
 // A run: every task on a machine, checked, and what is printed of it.
 import os from 'node:os'
 import { bars } from './goals'
+import { modelled } from './h100'
 import { describeMachine, type Machine, type Speed } from './machine'
 import { callChecked, Pool, rowsOf, someItems } from './measure'
 import { bytesPerItem } from './models'
 import { passes, type Pass } from './passes'
 import { cases, type Case, type Operand } from './problems'
 import { largestError, slotDims } from './reference'
-import { format, legend, medianSpeed, wrong, type Outcome, type Run, type Settings } from './report'
+import { format, isCounted, isMeasured, legend, medianSpeed, orders, wrong, type Outcome, type Run, type Settings } from './report'
 
 const checkedItems = 16
 const tolerances = { float32: 1e-5, float64: 1e-12 } as const
@@ -44,7 +45,8 @@ function measure<A extends Operand>(task: Task, { dtype, layout }: Settings, mac
     if (!callChecked(memory, op, pass, sets[0]!, dtype)) complaints.push('left output unwritten or not finite')
     if (op.interactability.length !== new Set(form.paths.map(String)).size)
       complaints.push(`interactability has ${op.interactability.length} triples, the reference ${form.paths.length}`)
-    const leastBytes = bytesPerItem(form, pass, dtype === 'float32' ? 4 : 8)
+    const size = dtype === 'float32' ? 4 : 8
+    const leastBytes = bytesPerItem(form, pass, size)
     if (op.cost[pass.name].bytes !== leastBytes) complaints.push(`op.cost says ${op.cost[pass.name].bytes} bytes, the model ${leastBytes}`)
     const items = someItems(batch, checkedItems)
     const slots = Object.entries({ ...pass.reads, ...pass.writes })
@@ -65,6 +67,10 @@ function measure<A extends Operand>(task: Task, { dtype, layout }: Settings, mac
       bytes: op.cost[pass.name].bytes,
       multiplyAdds: problemCase.operation.count(form, problemCase.irreps, pass.name),
       leastBytes,
+      forward: {
+        multiplyAdds: problemCase.operation.count(form, problemCase.irreps, 'forward'),
+        leastBytes: bytesPerItem(form, passes.find(({ name }) => name === 'forward')!, size),
+      },
       error,
       tolerance: tolerances[dtype],
       complaints,
@@ -113,6 +119,7 @@ export function report<A extends Operand>(run: Run, machine: Machine<A>): string
     machine.heading(run).join('\n'),
     legend(machine.meanings),
     format(run.outcomes, machine.table(speed)),
+    run.settings.order ? orders(run.outcomes, (o) => (isMeasured(o) ? o.timing.median : isCounted(o) ? modelled(o, run.settings.batch, run.settings.dtype).ns : undefined)) : '',
     bars(machine.goals.title, machine.goals.results(run)),
     [...machine.remarks(run), ...wrong(run.outcomes)].join('\n'),
   ]

@@ -98,7 +98,10 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
         candidates.push({ algorithm: 'fourier', cpu, plan: () => createPlan('createFourier', form, resolved, cpu) })
       }
     }
-    const [fastest, ...others] = candidates.sort((a, b) => native.flops(a.cpu).forward - native.flops(b.cpu).forward)
+    const operations = ({ cpu }: { cpu: NativeOperation }) => native.flops(cpu).forward
+    const [fastest, ...others] = candidates.sort((a, b) => operations(a) - operations(b))
+    const rival = others.find(({ algorithm }) => algorithm !== fastest!.algorithm)
+    const why = rival && `${operations(fastest!)} operations an item forward, ${rival.algorithm} has ${operations(rival)}`
     for (const { cpu } of others) native.dispose(cpu)
     super(
       {
@@ -107,6 +110,7 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
         irrepsOut: form.out,
         paths: form.paths,
         algorithm: fastest!.algorithm,
+        ...(why && { why }),
         plan: fastest!.plan(),
         expressivity: form.expressivity,
       },

@@ -1,5 +1,6 @@
 // What every tensor product operation is to its user: checks, forward, backward.
 import { allocate, requireArray, requireLength, requireSeparate, rowCount, type ArrayOf, type DType } from './arrays'
+import { itemsForCpu } from './cost_model'
 import { cuda } from './cuda'
 import { DeviceArray, nativeArray, requireDeviceArray } from './device_array'
 import { argumentError, describe, EquitensorError } from './errors'
@@ -104,6 +105,8 @@ export interface OperationForm {
   weightNumel?: number
   paths: Path[]
   algorithm: string
+  /** Why that algorithm, where there was a choice. */
+  why?: string
   plan: Plan
   expressivity: number
 }
@@ -145,6 +148,8 @@ export abstract class TensorProduct<D extends DType> {
   readonly algorithm: string
   /** Dimension of the space of bilinear maps that the operation reaches with linear layers before and after it. */
   readonly expressivity: number
+  /** In words: which algorithm and which backend were taken, and why. */
+  readonly choice: { readonly algorithm: string; readonly backend: string }
   /**
    * Work and traffic an item, by pass. Operations are those that the CPU kernels execute. Bytes are those of x, y and the result, as with shared
    * weights: a set of weights for each item adds weightNumel numbers forward, twice that backward and three times in the double backward.
@@ -152,6 +157,8 @@ export abstract class TensorProduct<D extends DType> {
   readonly cost: Readonly<Record<Pass, PassCost>>
 
   #plan: Plan | undefined
+  /** Calls on host arrays with up to so many items run on the CPU, though the backend is 'cuda'. */
+  readonly #itemsForCpu: number
 
   protected constructor(form: OperationForm, options: ResolvedOptions<D>) {
     this.irrepsIn1 = form.irrepsIn1
@@ -175,6 +182,18 @@ export abstract class TensorProduct<D extends DType> {
       backward: { flops: flops.backward, bytes: size * (2 * inputs + form.irrepsOut.dim) },
       doubleBackward: { flops: flops.doubleBackward, bytes: size * (3 * inputs + 2 * form.irrepsOut.dim) },
     }
+    const { isAutomatic, why } = options.choice
+    this.#itemsForCpu = form.plan.cuda && isAutomatic ? itemsForCpu(this.cost.forward, options.threads) : 0
+    const few = { 0: '', Infinity: '; calls on host arrays run on the CPU, which is faster than the bus' }[this.#itemsForCpu]
+    this.choice = Object.freeze({
+      algorithm: `${form.algorithm}: ${form.why ?? 'the only one, or the one asked for'}`,
+      backend: `${options.backend}: ${why}${few ?? `; calls on host arrays with up to ${this.#itemsForCpu} items run on the CPU (lib/cost_model.ts)`}`,
+    })
+  }
+
+  /** The device's plan for a call on these arrays, or undefined where the CPU is to run it. */
+  #onCuda({ cuda: operation }: Plan, { x, batch }: NativeArrays<OperandOf<D>>): NativeCudaOperation | undefined {
+    return x instanceof DeviceArray || batch > this.#itemsForCpu ? operation : undefined
   }
 
   /** The triples of degrees with a nonzero coefficient, in order ("interactability" of Xie et al. 2025). */
@@ -478,14 +497,14 @@ export abstract class TensorProduct<D extends DType> {
   #run({ arrays, zero }: CheckedCall<D>): void {
     for (const array of zero) fillZero(array)
     if (!slots.some((slot) => arrays[`${slot}Out`])) return
-    const { cpu, cuda: operation } = this.#live()
+    const plan = this.#live(), operation = this.#onCuda(plan, arrays)
     if (operation) {
       if (arrays.x instanceof DeviceArray) cuda((addon) => addon.run(operation, onDevice(arrays)))
       else cuda((addon) => addon.runHost(operation, arrays as NativeArrays<ArrayOf<D>>))
       return
     }
     try {
-      native.contract(cpu, { ...(arrays as NativeArrays<ArrayOf<D>>), threads: this.threads })
+      native.contract(plan.cpu, { ...(arrays as NativeArrays<ArrayOf<D>>), threads: this.threads })
     } catch (cause) {
       throw translated(cause)
     }
@@ -499,11 +518,12 @@ export abstract class TensorProduct<D extends DType> {
     for (const array of zero) fillZero(array)
   }
 
-  async #start({ cpu, cuda: operation }: Plan, arrays: NativeArrays<OperandOf<D>>, signal: AbortSignal | undefined): Promise<void> {
+  async #start(plan: Plan, arrays: NativeArrays<OperandOf<D>>, signal: AbortSignal | undefined): Promise<void> {
+    const operation = this.#onCuda(plan, arrays)
     const cancel = signal && new Int32Array(new SharedArrayBuffer(4))
     const call = { ...(arrays as NativeArrays<ArrayOf<D>>), cancel }
     const done = !operation
-      ? native.contractAsync(cpu, { ...call, threads: this.threads }).catch((cause) => Promise.reject(translated(cause)))
+      ? native.contractAsync(plan.cpu, { ...call, threads: this.threads }).catch((cause) => Promise.reject(translated(cause)))
       : arrays.x instanceof DeviceArray
         ? cuda((addon) => {
             addon.run(operation, onDevice(arrays))

@@ -1,16 +1,19 @@
 // The options that all operations have in common.
 import type { DType } from './arrays'
-import { requireCuda, requireDevice } from './cuda'
+import { cudaDevices, requireCuda, requireDevice } from './cuda'
 import { argumentError, describe, EquitensorError } from './errors'
 import { Irreps, maxOutputDegree, requireInputDegrees, toIrreps, type IrrepsLike } from './irreps'
-import { native } from './native'
+import { binary, native } from './native'
 
 /** `mul_ir`: a block of irreps is (mul, 2l+1), as in e3nn. `ir_mul`: (2l+1, mul). */
 export type Layout = 'mul_ir' | 'ir_mul'
 export type Backend = 'cpu' | 'cuda'
 
 export interface CommonOptions<D extends DType> {
-  /** `'auto'` (default) is what EQUITENSOR_BACKEND in the environment says, otherwise `'cpu'`; `op.backend` tells. `'cuda'` takes arrays on the host and on the device. */
+  /**
+   * `'auto'` (default) is what EQUITENSOR_BACKEND in the environment says; otherwise `'cuda'` where there is a device, and then calls on host arrays with
+   * few items run on the CPU all the same; otherwise `'cpu'`. `op.backend` and `op.choice` tell. `'cuda'` takes arrays on the host and on the device.
+   */
   backend?: 'auto' | Backend
   /** Index of the CUDA device, by default 0. */
   device?: number
@@ -26,6 +29,7 @@ export interface ResolvedOptions<D extends DType> {
   backend: Backend
   /** Of the backend 'cuda'. */
   device: number
+  choice: BackendChoice
   dtype: D
   layout: Layout
   threads: number
@@ -50,14 +54,15 @@ export function requireKnownOptions(options: unknown, known: readonly string[], 
 export const commonOptions = ['irrepsOut', 'backend', 'device', 'dtype', 'layout', 'threads'] as const
 
 export function resolveOptions<D extends DType>(options: CommonOptions<D>): ResolvedOptions<D> {
-  const { backend, device } = resolveBackend(options)
+  const choice = resolveBackend(options)
   const threads = options.threads ?? cpuInfo().threads
   if (!Number.isInteger(threads) || threads < 1 || threads > 1024) {
     throw argumentError('invalid_option', 'options.threads', 'an integer from 1 to 1024', describe(threads))
   }
   return {
-    backend,
-    device,
+    backend: choice.backend,
+    device: choice.device,
+    choice,
     dtype: oneOf(options.dtype ?? 'float32', 'options.dtype', ['float32', 'float64'] as const) as D,
     layout: oneOf(options.layout ?? 'mul_ir', 'options.layout', ['mul_ir', 'ir_mul']),
     threads,
@@ -73,18 +78,31 @@ export function cpuInfo(): ReturnType<typeof native.cpuInfo> {
   }
 }
 
+/** A backend, and why it. */
+export interface BackendChoice {
+  backend: Backend
+  device: number
+  /** Nobody asked for it. */
+  isAutomatic: boolean
+  why: string
+}
+
 /** @throws EquitensorError `invalid_option`, `backend_unavailable`. */
-export function resolveBackend(options: { backend?: 'auto' | Backend; device?: number }): { backend: Backend; device: number } {
+export function resolveBackend(options: { backend?: 'auto' | Backend; device?: number }): BackendChoice {
   const given = options.backend ?? 'auto'
   const choices = ['auto', 'cpu', 'cuda'] as const
   const preferred = process.env.EQUITENSOR_BACKEND
-  const chosen = given === 'auto' && preferred ? oneOf(preferred, 'EQUITENSOR_BACKEND', choices) : oneOf(given, 'options.backend', choices)
-  if (chosen === 'cuda') {
-    requireCuda('options.backend', "'auto' or 'cpu'", "'cuda'")
-    return { backend: 'cuda', device: requireDevice(options.device) }
+  const asked = given === 'auto' && preferred ? oneOf(preferred, 'EQUITENSOR_BACKEND', choices) : oneOf(given, 'options.backend', choices)
+  // An emulation is slower than anything: it is for tests, which ask for it.
+  const { devices, reason } = asked === 'auto' && (binary.flavour === 'cuda' || preferred === 'auto') ? cudaDevices() : { devices: [], reason: '' }
+  const isAutomatic = asked === 'auto'
+  if (asked === 'cuda' || devices.length > 0) {
+    if (asked === 'cuda') requireCuda('options.backend', "'auto' or 'cpu'", "'cuda'")
+    const device = requireDevice(options.device)
+    return { backend: 'cuda', device, isAutomatic, why: isAutomatic ? `there is ${devices[device]!.name}` : `options.backend or EQUITENSOR_BACKEND says so` }
   }
   if (options.device !== undefined) throw argumentError('invalid_option', 'options.device', "none without backend 'cuda'", describe(options.device))
-  return { backend: 'cpu', device: 0 }
+  return { backend: 'cpu', device: 0, isAutomatic, why: isAutomatic ? `no CUDA device${reason && `: ${reason}`}` : 'options.backend or EQUITENSOR_BACKEND says so' }
 }
 
 /** Irreps of an input: not empty, degrees up to 11. */

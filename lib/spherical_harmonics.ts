@@ -101,7 +101,9 @@ function evaluate(
   const require = (array: unknown, argument: string) =>
     isOnDevice ? requireDeviceArray(array, argument, dtype, vectors.device) : requireArray(array, argument, dtype)
   require(vectors, 'vectors')
-  const { backend, device } = resolveBackend(isOnDevice ? { backend: 'cuda', device: vectors.device } : options)
+  const { backend: found, device, isAutomatic } = resolveBackend(isOnDevice ? { backend: 'cuda', device: vectors.device } : options)
+  // Few operations for their bytes: not worth the bus.
+  const backend = isAutomatic ? 'cpu' : found
   if (isOnDevice && options.backend === 'cpu') throw argumentError('wrong_kind', 'vectors', "an array on the host, with backend 'cpu'", describe(vectors))
   const batch = rowCount(vectors, 'vectors', 3, '(n, 3)')
   const normalize = options.normalize ?? true

@@ -156,6 +156,9 @@ describe('algorithms', () => {
     expect([grid.algorithm, fourier.algorithm]).toEqual(['grid', 'fourier'])
     expect(auto.algorithm).toBe(grid.cost.forward.flops <= fourier.cost.forward.flops ? 'grid' : 'fourier')
     const degrees = grid.irrepsIn1.lmax + grid.irrepsIn2.lmax + grid.irrepsOut.lmax
+    const [taken, other] = auto.algorithm === 'grid' ? [grid, fourier] : [fourier, grid]
+    expect(auto.choice.algorithm).toBe(`${taken.algorithm}: ${taken.cost.forward.flops} operations an item forward, ${other.algorithm} has ${other.cost.forward.flops}`)
+    expect(grid.choice.algorithm).toBe('grid: the only one, or the one asked for')
     for (const op of [grid, fourier, auto]) expect(op.grid).toEqual({ beta: Math.floor(degrees / 2) + 1, alpha: degrees + 1 })
   })
 

@@ -3,7 +3,9 @@ import { describe, expect, test } from 'vitest'
 import { passes } from '../bench/passes'
 import { cases, type ProblemIrreps } from '../bench/problems'
 import { largestError, positions } from '../bench/reference'
-import { Irreps, TensorProduct } from '../lib/index'
+import { itemsForCpu } from '../lib/cost_model'
+import { ClebschGordanTensorProduct, GauntTensorProduct, Irreps, TensorProduct } from '../lib/index'
+import { binary, native } from '../lib/native'
 import { products } from './reference'
 import { blockError, defaultBackend, dtypes, guarded, layouts, type Numbers, random, randomArray, randomRotation, rotated, tolerance } from './support'
 
@@ -136,4 +138,40 @@ test('the problems cover every operation and say where there is no path', () => 
   const irreps = ({ in1, in2, out }: ProblemIrreps) => `${in1} x ${in2} -> ${out}`
   const none = cases({ L: [1, 2, 3] }).filter((c) => c.noPath)
   expect(none.map((c) => [c.name, irreps(c.irreps)])).toEqual([1, 3].flatMap((L) => ['gtp-grid', 'gtp-fourier'].map((name) => [`SISO L=${L} ${name}`, `1x${L}e x 1x${L}e -> 1x${L}e`])))
+})
+
+describe('choices', () => {
+  test('the model: the CPU for few items, and for any where the bus is slower', () => {
+    // 300 ns on a thread, of which the bus takes 100: 40 microseconds are saved by 200 items.
+    expect(itemsForCpu({ flops: 9000, bytes: 1000 }, 1)).toBe(200)
+    expect(itemsForCpu({ flops: 9000, bytes: 1000 }, 2)).toBe(800)
+    expect(itemsForCpu({ flops: 100, bytes: 1000 }, 1)).toBe(Infinity)
+  })
+
+  test('are told with their reasons', () => {
+    using op = ClebschGordanTensorProduct.full('1o', '1o', { backend: 'cpu' })
+    expect(op.choice).toEqual({ algorithm: 'sparse: the only one, or the one asked for', backend: 'cpu: options.backend or EQUITENSOR_BACKEND says so' })
+  })
+
+  test.runIf(binary.flavour === 'emulated')("with 'auto' and a device, small calls on host arrays run on the CPU", () => {
+    const before = process.env.EQUITENSOR_BACKEND
+    process.env.EQUITENSOR_BACKEND = 'auto'
+    try {
+      using op = ClebschGordanTensorProduct.full('0e+1e+2e+3e+4e+5e+6e', '0e+1e+2e+3e+4e+5e+6e', { threads: 1 })
+      expect(op.backend).toBe('cuda')
+      expect(op.choice.backend).toMatch(/^cuda: there is .*; calls on host arrays with up to \d+ items run on the CPU/)
+      const most = Number(/up to (\d+) items/.exec(op.choice.backend)![1])
+      const run = (items: number) => {
+        native.cuda!.counting!(true)
+        op.forward(new Float32Array(49 * items), new Float32Array(49 * items))
+        return native.cuda!.counting!(false).launches
+      }
+      expect([run(most), run(most + 1)]).toEqual([0, 1])
+      using small = new GauntTensorProduct('0e', '0e')
+      expect(small.choice.backend).toMatch(/run on the CPU, which is faster than the bus$/)
+    } finally {
+      if (before === undefined) delete process.env.EQUITENSOR_BACKEND
+      else process.env.EQUITENSOR_BACKEND = before
+    }
+  })
 })
