@@ -1,5 +1,6 @@
 // A run: every task on a machine, checked, and what is printed of it.
 import os from 'node:os'
+import { choices } from './choices'
 import { bars } from './goals'
 import { modelled } from './h100'
 import { describeMachine, type Machine, type Speed } from './machine'
@@ -120,6 +121,7 @@ export function report<A extends Operand>(run: Run, machine: Machine<A>): string
     legend(machine.meanings),
     format(run.outcomes, machine.table(speed)),
     run.settings.order ? orders(run.outcomes, (o) => (isMeasured(o) ? o.timing.median : isCounted(o) ? modelled(o, run.settings.batch, run.settings.dtype).ns : undefined)) : '',
+    choices(run),
     bars(machine.goals.title, machine.goals.results(run)),
     [...machine.remarks(run), ...wrong(run.outcomes)].join('\n'),
   ]
