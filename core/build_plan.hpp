@@ -121,16 +121,17 @@ WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops&
   WeightedPlan<T> plan{};
   std::copy(form.dims, form.dims + 3, plan.dim);
   plan.weights = form.weights;
+  std::vector<PlanBlock> all_blocks[3];
   for (int s = 0; s < 3; ++s) {
     std::vector<PlanBlock> blocks;
     for (const IrrepsBlock& b : form.blocks[s]) {
       const int components = 2 * b.l + 1;
-      blocks.push_back({b.offset, b.mul, components, b.component == b.mul || b.mul == 1 || components == 1});
+      blocks.push_back({b.offset, b.mul, components, b.component == b.mul || b.mul == 1 || components == 1, false});
       plan.max_lanes = std::max(plan.max_lanes, b.mul);
       plan.max_block = std::max(plan.max_block, b.mul * components);
     }
     plan.block_count[s] = int(blocks.size());
-    plan.blocks[s] = store.items(std::move(blocks));
+    all_blocks[s] = std::move(blocks);
   }
 
   std::vector<WeightedInstruction> sorted = form.instructions;
@@ -151,6 +152,9 @@ WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops&
     to.same_channel = c.same_channel;
     to.asks_ahead = std::none_of(instructions.begin(), instructions.end(),
                                  [&](const auto& before) { return before.lane_operand == to.lane_operand && before.lane_block == to.lane_block; });
+    // Not where the block's channels are spread over segments, or it is the other operand of channel by channel products as well.
+    to.makes_gradient = to.asks_ahead && !c.same_channel && c.segments[0].lanes == lane.mul;
+    if (to.makes_gradient) all_blocks[c.lane_operand][size_t(to.lane_block)].gradient_made = true;
     to.adds = !instructions.empty() && instructions.back().out_block == from.out;
     to.weight = from.weight, to.weights = c.weights, to.weight_columns = c.weight_columns, to.mixed = c.mixed, to.channels = c.channels;
 
@@ -220,6 +224,7 @@ WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops&
   }
   for (int s = 0; s < 2; ++s)
     if (plan.makes_matrices[s]) flops.backward += form.dims[s], flops.double_backward += form.dims[s];
+  for (int s = 0; s < 3; ++s) plan.blocks[s] = store.items(std::move(all_blocks[s]));
   plan.instruction_count = int(instructions.size());
   plan.instructions = store.items(std::move(instructions));
   return plan;

@@ -67,6 +67,7 @@ struct ClebschGordanPlan {
 struct PlanBlock {
   int offset, mul, components;
   bool by_component;  // in the row as [component][channel], as the kernels take them; otherwise as [channel][component]
+  bool gradient_made;  // by an instruction that writes all of it before others add
 };
 struct PlanChannels {
   int matrix_channel, lane, lanes;  // this channel, and these of the lane operand
@@ -83,6 +84,7 @@ struct PlanInstruction {
   int inputs, matrix_components, outputs;
   bool same_channel;  // every lane has a matrix of its own, of the same channel
   bool asks_ahead;    // the first that reads its block of the lane operand
+  bool makes_gradient;  // and the first that writes its gradient, all of it
   bool adds;          // to what instructions before have written into the output block
   const PlanChannels* segments;
   int segment_count;

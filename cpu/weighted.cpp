@@ -65,18 +65,73 @@ inline void transpose_matrix(const T* in, long in_pitch, int rows, int columns, 
     }
 }
 
+// in [channel][component], a block of the caller's, to out [component][channel], or the other way round. Vectors of 3, 5 and 7 components are put
+// together by permutations of two registers, longer ones in square blocks.
+template <int components, bool to_components, class T, size_t... lane>
+EQUITENSOR_INLINE void turn_channels(const T* in, long in_pitch, T* out, long out_pitch, std::index_sequence<lane...>) {
+  constexpr int w = width<T>;
+  Vector<T> from[components];
+#pragma GCC unroll 8
+  for (int v = 0; v < components; ++v) from[v] = load(in + v * in_pitch);
+  each(Int<0>{}, Int<components - 1>{}, [&](auto o) EQUITENSOR_LAMBDA {
+    Vector<T> turned = from[0];
+    each(Int<0>{}, Int<components - 1>{}, [&](auto v) EQUITENSOR_LAMBDA {
+      constexpr int to = decltype(o){}, source = decltype(v){};
+      if constexpr (to_components)  // channel `lane`, component `to`
+        turned = permute<T, ((int(lane) * components + to) / w == source ? w + (int(lane) * components + to) % w : int(lane))...>(turned, from[source]);
+      else  // element `lane` of vector `to`
+        turned = permute<T, ((to * w + int(lane)) % components == source ? w + (to * w + int(lane)) / components : int(lane))...>(turned, from[source]);
+    });
+    store(out + o * out_pitch, turned);
+  });
+}
+template <int components, bool to_components, class T>
+inline void turn_block(const T* in, int mul, T* out) {
+  int u = 0;
+#if !defined(EQUITENSOR_COUNT)
+  constexpr auto lanes = std::make_index_sequence<width<T>>{};
+  for (; u + width<T> <= mul; u += width<T>) {
+    if constexpr (to_components)
+      turn_channels<components, true>(in + u * components, width<T>, out + u, mul, lanes);
+    else
+      turn_channels<components, false>(in + u, mul, out + u * components, width<T>, lanes);
+  }
+#endif
+  if (u == mul) return;
+  if constexpr (to_components)
+    transpose_matrix(in + u * components, components, mul - u, components, out + u, mul);
+  else
+    transpose_matrix(in + u, mul, components, mul - u, out + u * components, components);
+}
+template <bool to_components, class T>
+inline void turn_block(const T* in, const PlanBlock& block, T* out) {
+  switch (block.components) {
+    case 3: return turn_block<3, to_components>(in, block.mul, out);
+    case 5: return turn_block<5, to_components>(in, block.mul, out);
+    case 7: return turn_block<7, to_components>(in, block.mul, out);
+  }
+  if constexpr (to_components)
+    transpose_matrix(in, block.components, block.mul, block.components, out, block.mul);
+  else
+    transpose_matrix(in, block.mul, block.components, block.mul, out, block.components);
+}
+
 // ---- results
 
 // Writes the rows of a result from begin to end. Streamed, every vector is written once and whole: what does not fill one waits for what follows.
+// Whoever reads what it has just written, here or elsewhere, has to read it as it was written: otherwise the load waits until the store has left for the
+// cache, behind all streamed ones.
 template <class T>
 class RowStream {
  public:
   RowStream(T* to, bool streams, bool accumulates) : to_(to), streams_(to && streams), accumulates_(accumulates) {
-    if (streams_) head_ = int((sizeof(Vector<T>) - reinterpret_cast<uintptr_t>(to) % sizeof(Vector<T>)) % sizeof(Vector<T>) / sizeof(T));
+    if (!streams_) return;
+    foreign_ = waiting_ = int(reinterpret_cast<uintptr_t>(to) % sizeof(Vector<T>) / sizeof(T));
+    to_ -= waiting_;
   }
   bool streams() const { return streams_; }
-  // A vector's worth of elements in front of `from` is overwritten.
-  void append(T* from, int n) {
+  // `from` is aligned.
+  void append(const T* from, int n) {
     if (!streams_) {
       for_each_vector<T>(n, [&](int c, auto part) EQUITENSOR_LAMBDA {
         part.store(to_ + c, accumulates_ ? part.load(to_ + c) + part.load(from + c) : part.load(from + c));
@@ -84,48 +139,65 @@ class RowStream {
       to_ += n;
       return;
     }
-    for (; head_ > 0 && n > 0; --head_, --n) *to_++ = *from++;  // the vector's beginning is somebody else's
-    for (int i = 0; i < carried_; ++i) from[i - carried_] = carry_[i];
-    from -= carried_, n += carried_;
-    for (; n >= width<T>; n -= width<T>, from += width<T>, to_ += width<T>) stream(to_, load(from));
-    for (carried_ = 0; carried_ < n; ++carried_) carry_[carried_] = from[carried_];
+    const int waiting = waiting_;
+    Vector<T> before = before_;
+    int c = 0;
+    for (; c + width<T> <= n; c += width<T>) {
+      const Vector<T> turned = rotate<T>(load(from + c), waiting);
+      write(first_lanes<T>(waiting, before, turned));
+      before = turned;
+    }
+    if (c < n) {
+      const Vector<T> turned = rotate<T>(load(from + c), waiting), whole = first_lanes<T>(waiting, before, turned);
+      waiting_ += n - c;
+      before = whole;
+      if (waiting_ >= width<T>) {
+        write(whole);
+        waiting_ -= width<T>;
+        before = turned;
+      }
+    }
+    before_ = before;
   }
 
-  // What is appended next, `rows` rows of `lanes` elements, a multiple of a vector's: the elements of a row that belong to the vector that it
-  // shares with the row before, to_vectors(row, channel, Whole) and to_vectors(row, Wrapped).
-  int phase() const { return head_ > 0 ? width<T> - head_ : carried_; }
-  T* rows() const { return to_ + carried_; }
+  // For whoever writes the next rows, of `lanes` elements, a multiple of a vector's, itself: they begin `phase` elements into a vector at `rows`.
+  // A row's first elements share it with the last ones of the row before; these vectors, with the last elements in front, are `value`.
+  int phase() const { return waiting_; }
+  T* rows() const { return to_ + waiting_; }
   template <int n>
   EQUITENSOR_INLINE void append_wrapped(const Vector<T> (&value)[n], int lanes) {
-    const int shared = phase();
-    T* row = rows();
-    if (head_ > 0) {
-      T lanes_of_first[width<T>];
-      store(lanes_of_first, value[0]);
-      for (int i = shared; i < width<T>; ++i) row[i - shared] = lanes_of_first[i];
-    } else {
-      stream(row - shared, first_lanes<T>(shared, load(carry_), value[0]));
-    }
+    T* const to = to_;
+    write(first_lanes<T>(waiting_, before_, value[0]));
 #pragma GCC unroll 8
-    for (int k = 1; k < n; ++k) stream(row + k * lanes - shared, first_lanes<T>(shared, value[k - 1], value[k]));
-    store(carry_, value[n - 1]);
+    for (int k = 1; k < n; ++k) stream(to + k * lanes, first_lanes<T>(waiting_, value[k - 1], value[k]));
+    before_ = value[n - 1];
+    to_ = to;
   }
-  void appended(int n) {
-    const int shared = phase();
-    to_ = rows() + n - shared;
-    carried_ = shared, head_ = 0;
-  }
+  void appended(int n) { to_ += n; }
+
   void finish() {
-    for (int i = 0; i < carried_; ++i) to_[i] = carry_[i];
-    to_ += carried_;
-    carried_ = 0;
+    T lanes[width<T>];
+    store(lanes, before_);
+    for (int i = foreign_; i < waiting_; ++i) to_[i] = lanes[i];
   }
 
  private:
+  EQUITENSOR_INLINE void write(Vector<T> whole) {
+    if (foreign_ > 0) {  // the vector's beginning is somebody else's
+      T lanes[width<T>];
+      store(lanes, whole);
+      for (int i = foreign_; i < width<T>; ++i) to_[i] = lanes[i];
+      foreign_ = 0;
+    } else {
+      stream(to_, whole);
+    }
+    to_ += width<T>;
+  }
+
   T* to_;
   bool streams_, accumulates_;
-  int head_ = 0, carried_ = 0;
-  T carry_[width<T>];
+  int foreign_ = 0, waiting_ = 0;
+  Vector<T> before_{};  // its first `waiting_` lanes
 };
 
 // ---- products with M, which is [input][output]
@@ -226,6 +298,7 @@ struct Gradient {
   T* dx;
   long dx_pitch;
   T* dw;
+  bool dx_adds, dw_adds;  // to what is there
   Vector<T>* dmatrix;
 };
 // Vectors at once: they share the loads of M and the loads and stores of dM.
@@ -235,7 +308,7 @@ EQUITENSOR_INLINE void differentiate_vectors(Inputs inputs, Row row, const M* ma
   Vector<T> z[vectors][outputs], s[vectors], dw[vectors];
 #pragma GCC unroll 2
   for (int v = 0; v < vectors; ++v) {
-    s[v] = load_ahead(part, a.s, 0, c + v * w), dw[v] = part.load(a.dw + c + v * w);
+    s[v] = load_ahead(part, a.s, 0, c + v * w), dw[v] = a.dw_adds ? part.load(a.dw + c + v * w) : Vector<T>{};
 #pragma GCC unroll 8
     for (int k = 0; k < outputs; ++k) z[v][k] = load_ahead(part, a.z, k, c + v * w);
   }
@@ -251,7 +324,7 @@ EQUITENSOR_INLINE void differentiate_vectors(Inputs inputs, Row row, const M* ma
     for (int v = 0; v < vectors; ++v) {
       const Vector<T> t = load_ahead(part, a.t, i, c + v * w);
       T* dx = a.dx + i * a.dx_pitch + c + v * w;
-      part.store(dx, part.load(dx) + s[v] * h[v]);
+      part.store(dx, (a.dx_adds ? part.load(dx) : Vector<T>{}) + s[v] * h[v]);
       dw[v] += t * h[v];
       if (outer) p[v] = s[v] * t;
     }
@@ -287,6 +360,7 @@ struct Directional {
   T* dx;
   long dx_pitch;
   T* dw;
+  bool dx_adds, dw_adds;
   Vector<T>* dmatrix;
 };
 template <int outputs, bool gradient, class T, class M, class Inputs, class Row>
@@ -296,7 +370,7 @@ EQUITENSOR_NOINLINE void direct_matrix(Inputs inputs, Row row, const M* matrix, 
     Vector<T> sum[outputs]{}, z[outputs], dw{};
 #pragma GCC unroll 8
     for (int k = 0; gradient && k < outputs; ++k) z[k] = load_ahead(part, a.z, k, c);
-    if (gradient) dw = part.load(a.dw + c);
+    if (gradient && a.dw_adds) dw = part.load(a.dw + c);
     each(Int<0>{}, inputs - Int<1>{}, [&](auto i) EQUITENSOR_LAMBDA {
       const Vector<T> x = load_ahead(part, a.x, i, c), ax = load_ahead(part, a.ax, i, c);
       const Vector<T> p = w * ax + aw * x, q = w * x;
@@ -313,7 +387,7 @@ EQUITENSOR_NOINLINE void direct_matrix(Inputs inputs, Row row, const M* matrix, 
       }
       if (!gradient) return;
       T* dx = a.dx + i * a.dx_pitch + c;
-      Vector<T> to = part.load(dx);
+      Vector<T> to = a.dx_adds ? part.load(dx) : Vector<T>{};
       to += aw * h;
       to += w * h_direction;
       part.store(dx, to);
@@ -363,7 +437,7 @@ struct WeightedBuffers {
   T *matrix, *matrix_direction;
   Vector<T> *matrices, *matrices_direction, *dmatrix;
   T *t, *t_direction, *g, *g_direction;
-  T *z, *row;                         // a block of the result, and what is about to be written: behind a vector's worth of elements
+  T *z, *row;                         // a block of the result, and what is about to be written
   T *gradient[2], *weight_gradient;
   Vector<T>* sums[2];                 // of a matrix operand: the lanes of its gradient are still to be added up
   WeightedBuffers(const WeightedPlan<T>& plan, Scratch<T>& scratch) {
@@ -374,8 +448,8 @@ struct WeightedBuffers {
     matrix = take(plan.max_pitch), matrix_direction = take(plan.max_pitch);
     for (Vector<T>** entries : {&matrices, &matrices_direction, &dmatrix}) *entries = scratch.take(plan.max_entries);
     for (T** staged : {&t, &t_direction, &g, &g_direction}) *staged = take(plan.max_staged);
-    z = take(width<T> + plan.max_block) + width<T>;
-    row = take(width<T> + maximum(maximum(plan.dim[0], plan.dim[1]), maximum(plan.max_block, plan.weights))) + width<T>;
+    z = take(plan.max_block);
+    row = take(maximum(maximum(plan.dim[0], plan.dim[1]), maximum(plan.max_block, plan.weights)));
     for (int s = 0; s < 2; ++s) gradient[s] = take(plan.dim[s]), sums[s] = scratch.take(plan.makes_matrices[s] ? plan.dim[s] : 0);
     weight_gradient = take(plan.weights);
   }
@@ -388,8 +462,8 @@ class WeightedItem {
     for (int c = 0; c < plan.max_lanes; ++c) buffer_.ones[c] = 1, buffer_.zeros[c] = 0, buffer_.unused[c] = 0;
     differentiates_ = wants(0) || wants(1) || a.weight_out;
     doubles_ = a.in[x_direction] || a.in[y_direction] || a.weight_direction;
-    for (int s = 0; s < 2; ++s) clear_gradient(s);
-    clear_weight_gradient();
+    for (int s = 0; s < 2; ++s) clear(buffer_.gradient[s], plan.dim[s]), clear_sums(s);
+    clear(buffer_.weight_gradient, plan.weights);
   }
 
   void run(long begin, long end) {
@@ -426,7 +500,7 @@ class WeightedItem {
       for (int b = 0; b < plan_.block_count[s]; ++b) {
         const PlanBlock& block = plan_.blocks[s][b];
         if (!block.by_component)
-          transpose_matrix(row_[o] + block.offset, block.components, block.mul, block.components, buffer_.lanes[o] + block.offset, block.mul);
+          turn_block<true>(row_[o] + block.offset, block, buffer_.lanes[o] + block.offset);
       }
     }
     if (a_.weight) weight_ = a_.weight + item * a_.weight_stride;
@@ -537,7 +611,7 @@ class WeightedItem {
       if (differentiates_ && !empty) {
         z.at = row_[z_operand] + block.offset, z.ahead = plan_.dim[2];
         if (!block.by_component) {
-          transpose_matrix(z.at, block.components, block.mul, block.components, buffer_.lanes[z_operand], block.mul);
+          turn_block<true>(z.at, block, buffer_.lanes[z_operand]);
           z.at = buffer_.lanes[z_operand], z.ahead = 0;
         }
       }
@@ -560,7 +634,7 @@ class WeightedItem {
       if (block.by_component) {
         result.append(buffer_.z, n);
       } else {
-        transpose_matrix(buffer_.z, block.mul, block.components, block.mul, buffer_.row, block.components);
+        turn_block<false>(buffer_.z, block, buffer_.row);
         result.append(buffer_.row, n);
       }
     }
@@ -598,7 +672,7 @@ class WeightedItem {
     for (int m = 0; a_.weight_out && m < in.mix_count; ++m) {
       const PlanMix& mix = in.mixes[m];
       T* dw = weighted ? buffer_.weight_gradient + in.weight + mix.weight : buffer_.unused;
-      multiply(t + mix.first, 1L, in.channels, mix.count, z.at, z.pitch, in.outputs, in.mixed, dw, mix.pitch, true);
+      multiply(t + mix.first, 1L, in.channels, mix.count, z.at, z.pitch, in.outputs, in.mixed, dw, mix.pitch, a_.weight_sum);
     }
   }
   static EQUITENSOR_INLINE View segment(View x, const PlanChannels& s) { return {x.at + (x.pitch ? s.lane : 0), x.pitch, x.ahead}; }
@@ -624,13 +698,13 @@ class WeightedItem {
 
   // Of the lane operand, the weights and M, with z the gradient of M's product.
   template <class M>
-  void differentiate_by(const Instruction& in, const PlanChannels& s, const M* matrix, View z, View scale, View t) {
+  void differentiate_by(const Instruction& in, const PlanChannels& s, const M* matrix, View z, View scale, View t, bool again = false) {
     const bool outer = wants(1 - in.lane_operand);
     const long pitch = plan_.blocks[in.lane_operand][in.lane_block].mul;
     for_each_part(in, [&](auto inputs, int first, auto outputs, auto row) EQUITENSOR_LAMBDA {
       const int e = first_entry(in, first);
       const Gradient<T> a{scale, inputs_of(in, t, first), {z.at + first * z.pitch, z.pitch, z.ahead}, lane_gradient(in, s) + (in.copies > 1 ? first * pitch : 0), pitch,
-                          weight_gradient(in, s), buffer_.dmatrix + e};
+                          weight_gradient(in, s), again || adds_gradient(in, s, first), again || a_.weight_sum || first > 0, buffer_.dmatrix + e};
       if (outer)
         differentiate<outputs, true>(inputs, row, matrix + e, a, s.lanes);
       else
@@ -639,6 +713,10 @@ class WeightedItem {
   }
   T* lane_gradient(const Instruction& in, const PlanChannels& s) const {
     return buffer_.gradient[in.lane_operand] + plan_.blocks[in.lane_operand][in.lane_block].offset + s.lane;
+  }
+  // The others find the gradient of their block cleared, or written.
+  bool adds_gradient(const Instruction& in, const PlanChannels& s, int first) const {
+    return a_.sum[in.lane_operand] || !in.makes_gradient || s.matrix_channel > 0 || (in.copies == 1 && first > 0);
   }
   T* weight_gradient(const Instruction& in, const PlanChannels& s) const {
     return in.weight < 0 || in.mixed ? buffer_.unused : buffer_.weight_gradient + in.weight + s.weight;
@@ -664,7 +742,7 @@ class WeightedItem {
       const int e = first_entry(in, first);
       const Directional<T> a{w, aw, inputs_of(in, x, first), inputs_of(in, ax, first), {z.at + first * z.pitch, z.pitch, z.ahead},
                              buffer_.z + s.out + first * z.pitch, z.pitch, in.adds || s.adds, lane_gradient(in, s) + (in.copies > 1 ? first * pitch : 0), pitch,
-                             weight_gradient(in, s), buffer_.dmatrix + e};
+                             weight_gradient(in, s), adds_gradient(in, s, first), a_.weight_sum || first > 0, buffer_.dmatrix + e};
       if (differentiates_)
         direct_matrix<outputs, true>(inputs, row, matrix + e, matrix_direction + e, a, s.lanes);
       else
@@ -685,7 +763,7 @@ class WeightedItem {
     if (!differentiates_) return;
     if (!doubles_) return differentiate_by(in, s, matrix, g, ones, x);
     if (directed) differentiate_by(in, s, matrix, g_direction, ones, x);
-    differentiate_by(in, s, matrix_direction, g, ones, ax);
+    differentiate_by(in, s, matrix_direction, g, ones, ax, directed);
   }
 
   // Behind the instruction's segments: the output's channels from those of t, with the weights, and back with the transposed ones.
@@ -699,12 +777,11 @@ class WeightedItem {
     multiply(z.at, z.pitch, 1L, in.outputs, turned, in.channels, in.mixed, in.channels, g, in.channels, false);
   }
 
-  void clear_gradient(int slot) {
-    for (int c = 0; c < plan_.dim[slot]; ++c) buffer_.gradient[slot][c] = 0;
-    for (int c = 0; plan_.makes_matrices[slot] && c < plan_.dim[slot]; ++c) buffer_.sums[slot][c] = Vector<T>{};
+  void clear(T* from, int n) {
+    for (int c = 0; c < n; c += width<T>) store(from + c, Vector<T>{});
   }
-  void clear_weight_gradient() {
-    for (int c = 0; c < plan_.weights; ++c) buffer_.weight_gradient[c] = 0;
+  void clear_sums(int slot) {
+    for (int c = 0; plan_.makes_matrices[slot] && c < plan_.dim[slot]; ++c) buffer_.sums[slot][c] = Vector<T>{};
   }
 
   void write_gradient(int slot, RowStream<T>& result) {
@@ -717,22 +794,29 @@ class WeightedItem {
       transpose<T>(lanes);
 #pragma GCC unroll 4
       for (int distance = w / 2; distance > 0; distance /= 2)
+#pragma GCC unroll 8
         for (int i = 0; i < distance; ++i) lanes[i] += lanes[i + distance];
-      if (c + w <= n)
-        store(gradient + c, load(gradient + c) + lanes[0]);
-      else
-        store_partial(gradient + c, load_partial(gradient + c, n - c) + lanes[0], n - c);
+      store(gradient + c, load(gradient + c) + lanes[0]);
     }
+    const T* row = gradient;
+    bool made = true;
+    for (int b = 0; b < plan_.block_count[slot]; ++b) made &= plan_.blocks[slot][b].by_component;
+    for (int b = 0; !made && b < plan_.block_count[slot]; ++b) {
+      const PlanBlock& block = plan_.blocks[slot][b];
+      row = buffer_.row;
+      if (block.by_component)
+        for_each_vector<T>(block.mul * block.components, [&](int c, auto part) EQUITENSOR_LAMBDA {
+          part.store(buffer_.row + block.offset + c, part.load(gradient + block.offset + c));
+        });
+      else
+        turn_block<false>(gradient + block.offset, block, buffer_.row + block.offset);
+    }
+    result.append(row, n);
     for (int b = 0; b < plan_.block_count[slot]; ++b) {
       const PlanBlock& block = plan_.blocks[slot][b];
-      T* row = buffer_.row + block.offset;
-      if (block.by_component)
-        for (int c = 0; c < block.mul * block.components; ++c) row[c] = gradient[block.offset + c];
-      else
-        transpose_matrix(gradient + block.offset, block.mul, block.components, block.mul, row, block.components);
+      for (int c = 0; !block.gradient_made && c < block.mul * block.components; ++c) gradient[block.offset + c] = 0;
     }
-    result.append(buffer_.row, n);
-    clear_gradient(slot);
+    clear_sums(slot);
   }
 
   void write_weight_gradient(RowStream<T>& result) {
@@ -744,9 +828,7 @@ class WeightedItem {
       transpose_matrix(gradient, rows, in.weight_columns, rows, buffer_.row, in.weight_columns);
       for (int c = 0; c < in.weights; ++c) gradient[c] = buffer_.row[c];
     }
-    for (int c = 0; c < plan_.weights; ++c) buffer_.row[c] = buffer_.weight_gradient[c];
-    result.append(buffer_.row, plan_.weights);
-    clear_weight_gradient();
+    result.append(buffer_.weight_gradient, plan_.weights);
   }
 
   const WeightedPlan<T>& plan_;
