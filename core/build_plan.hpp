@@ -193,7 +193,7 @@ WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops&
     for (const PlanChannels& s : c.segments) {
       const long lanes = s.lanes;
       const long make = c.same_channel ? lanes * 2 * nonzeros : 2 * long(components) * to.pitch;
-      const long contraction = (c.same_channel ? lanes : 1) * 2 * nonzeros;
+      const long contraction = (c.same_channel ? lanes * 2 * nonzeros : 2 * long(components) * n);
       const bool adds = to.adds || s.adds;
       if (c.mixed) {
         flops.forward += make + lanes * products(false, false);

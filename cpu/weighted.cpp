@@ -495,12 +495,13 @@ class WeightedItem {
       const int s = slot_of(o);
       if (!a_.in[o]) continue;
       row_[o] = a_.in[o] + item * a_.stride[s];
-      if (o != z_operand) prefetch_short(row_[o] + a_.stride[s], plan_.dim[s]);
+      if (o != z_operand) prefetch_row(row_[o] + a_.stride[s], plan_.dim[s] <= 4 * line<T> ? plan_.dim[s] : 0);
       if (o == z_operand || (!first && a_.stride[s] == 0)) continue;
       for (int b = 0; b < plan_.block_count[s]; ++b) {
         const PlanBlock& block = plan_.blocks[s][b];
-        if (!block.by_component)
-          turn_block<true>(row_[o] + block.offset, block, buffer_.lanes[o] + block.offset);
+        if (block.by_component) continue;
+        prefetch_row(row_[o] + block.offset + a_.stride[s], block.mul * block.components);
+        turn_block<true>(row_[o] + block.offset, block, buffer_.lanes[o] + block.offset);
       }
     }
     if (a_.weight) weight_ = a_.weight + item * a_.weight_stride;
@@ -513,9 +514,9 @@ class WeightedItem {
       if (weight_direction_) turn(in, weight_direction_, buffer_.turned_direction);
     }
   }
-  // Of matrix operands, which nobody else asks for.
-  static void prefetch_short(const T* row, int n) {
-    for (int c = 0; n <= 4 * line<T> && c < n; c += line<T>) __builtin_prefetch(row + c, 0, 2);
+  // Of the next item: what the kernels do not ask for themselves.
+  static void prefetch_row(const T* row, int n) {
+    for (int c = 0; c < n; c += line<T>) __builtin_prefetch(row + c, 0, 2);
   }
   void turn(const Instruction& in, const T* weights, T* turned) {
     if (in.weight_columns) {
@@ -564,12 +565,27 @@ class WeightedItem {
     }
   }
 
-  void make_matrix(const Instruction& in, const PlanChannels& channels, View from, T* matrix) const {
-    for (int e = 0; e < in.pitch; e += width<T>) {
-      Vector<T> sum{};
-      for (int j = 0; j < in.matrix_components; ++j) sum += from.at[j * from.pitch + (from.pitch ? channels.matrix_channel : 0)] * load(in.coefficients + j * in.pitch + e);
-      store(matrix + e, sum);
+  // Calls body(count), a constant for degrees to 3: loops of a few rounds cost a mispredicted branch each.
+  template <class Body>
+  static EQUITENSOR_INLINE void with_components(int count, Body&& body) {
+    switch (count) {
+      case 1: return body(Int<1>{});
+      case 3: return body(Int<3>{});
+      case 5: return body(Int<5>{});
+      case 7: return body(Int<7>{});
+      default: return body(count);
     }
+  }
+
+  void make_matrix(const Instruction& in, const PlanChannels& channels, View from, T* matrix) const {
+    const T* y = from.at + (from.pitch ? channels.matrix_channel : 0);
+    with_components(in.matrix_components, [&](auto components) EQUITENSOR_LAMBDA {
+      for (int e = 0; e < in.pitch; e += width<T>) {
+        Vector<T> sum{};
+        each(Int<0>{}, components - Int<1>{}, [&](auto j) EQUITENSOR_LAMBDA { sum += y[j * from.pitch] * load(in.coefficients + j * in.pitch + e); });
+        store(matrix + e, sum);
+      }
+    });
   }
   void make_matrix(const Instruction& in, const PlanChannels& channels, View from, Vector<T>* matrix) const {
     for (int e = 0; e < in.entries; ++e) {
@@ -581,22 +597,46 @@ class WeightedItem {
   }
   static EQUITENSOR_INLINE Vector<T> load_channels(const T* p, int lanes) { return lanes == width<T> ? load(p) : load_partial(p, lanes); }
 
-  // The gradient of the matrix operand.
+  // The gradient of the matrix operand: of every channel by itself, or in lanes that write_gradient adds up.
   void contract_matrix(const Instruction& in, const PlanChannels& channels) {
     const int slot = 1 - in.lane_operand;
     const PlanBlock& block = plan_.blocks[slot][in.matrix_block];
-    for (int j = 0; j < in.matrix_components; ++j) {
-      Vector<T>* sums = buffer_.sums[slot] + block.offset + j * block.mul + channels.matrix_channel;
-      T* gradient = buffer_.gradient[slot] + block.offset + j * block.mul + channels.lane;
-      Vector<T> sum = in.same_channel ? load_channels(gradient, channels.lanes) : *sums;
-      for (int n = in.of_component[j]; n < in.of_component[j + 1]; ++n) sum += in.of_component_value[n] * buffer_.dmatrix[in.of_component_entry[n]];
-      if (!in.same_channel)
-        *sums = sum;
-      else if (channels.lanes == width<T>)
-        store(gradient, sum);
-      else
-        store_partial(gradient, sum, channels.lanes);
+    if (in.same_channel) {
+      for (int j = 0; j < in.matrix_components; ++j) {
+        T* gradient = buffer_.gradient[slot] + block.offset + j * block.mul + channels.lane;
+        Vector<T> sum = load_channels(gradient, channels.lanes);
+        for (int n = in.of_component[j]; n < in.of_component[j + 1]; ++n) sum += in.of_component_value[n] * buffer_.dmatrix[in.of_component_entry[n]];
+        if (channels.lanes == width<T>)
+          store(gradient, sum);
+        else
+          store_partial(gradient, sum, channels.lanes);
+      }
+      return;
     }
+    Vector<T>* sums = buffer_.sums[slot] + block.offset + channels.matrix_channel;
+    const auto contract = [&]<int count>(int first, Int<count>) EQUITENSOR_LAMBDA {
+      Vector<T> sum[count];
+#pragma GCC unroll 7
+      for (int j = 0; j < count; ++j) sum[j] = sums[(first + j) * block.mul];
+      const T* coefficients = in.coefficients + first * in.pitch;
+      for (int e = 0; e < in.entries; ++e) {
+        const Vector<T> value = buffer_.dmatrix[e];
+#pragma GCC unroll 7
+        for (int j = 0; j < count; ++j) sum[j] += coefficients[j * in.pitch + e] * value;
+      }
+#pragma GCC unroll 7
+      for (int j = 0; j < count; ++j) sums[(first + j) * block.mul] = sum[j];
+    };
+    switch (in.matrix_components) {
+      case 1: return contract(0, Int<1>{});
+      case 3: return contract(0, Int<3>{});
+      case 5: return contract(0, Int<5>{});
+      case 7: return contract(0, Int<7>{});
+    }
+    int j = 0;
+    for (; j + 7 <= in.matrix_components; j += 7) contract(j, Int<7>{});
+    for (; j + 2 <= in.matrix_components; j += 2) contract(j, Int<2>{});
+    for (; j < in.matrix_components; ++j) contract(j, Int<1>{});
   }
 
   // ---- instructions
@@ -611,6 +651,7 @@ class WeightedItem {
       if (differentiates_ && !empty) {
         z.at = row_[z_operand] + block.offset, z.ahead = plan_.dim[2];
         if (!block.by_component) {
+          prefetch_row(z.at + plan_.dim[2], n);
           turn_block<true>(z.at, block, buffer_.lanes[z_operand]);
           z.at = buffer_.lanes[z_operand], z.ahead = 0;
         }
