@@ -140,36 +140,23 @@ ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], con
   return plan;
 }
 
-// Groups of at most 8 of the entries of every component, which are in order.
-inline std::vector<PlanGroup> entry_groups(const std::vector<int>& components, int count) {
-  constexpr int largest = 8;
-  std::vector<PlanGroup> groups;
-  for (int component = 0, first = 0; component < count; ++component) {
-    int n = 0;
-    while (first + n < int(components.size()) && components[size_t(first + n)] == component) ++n;
-    const int parts = std::max(1, (n + largest - 1) / largest);
-    for (int p = 0; p < parts; ++p) groups.push_back({component, first + p * n / parts, (p + 1) * n / parts - p * n / parts, p > 0});
-    first += n;
-  }
-  return groups;
-}
-
 template <class T, class Store>
 WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops& flops) {
   constexpr int multiple = 16;  // entries of the widest vector, so that M is formed by whole ones
   WeightedPlan<T> plan{};
   std::copy(form.dims, form.dims + 3, plan.dim);
   plan.weights = form.weights;
+  std::vector<PlanBlock> all_blocks[3];
   for (int s = 0; s < 3; ++s) {
     std::vector<PlanBlock> blocks;
     for (const IrrepsBlock& b : form.blocks[s]) {
       const int components = 2 * b.l + 1;
-      blocks.push_back({b.offset, b.mul, components, b.component == b.mul || b.mul == 1 || components == 1});
+      blocks.push_back({b.offset, b.mul, components, b.component == b.mul || b.mul == 1 || components == 1, false});
       plan.max_lanes = std::max(plan.max_lanes, b.mul);
       plan.max_block = std::max(plan.max_block, b.mul * components);
     }
     plan.block_count[s] = int(blocks.size());
-    plan.blocks[s] = store.items(std::move(blocks));
+    all_blocks[s] = std::move(blocks);
   }
 
   std::vector<WeightedInstruction> sorted = form.instructions;
@@ -188,79 +175,66 @@ WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops&
     to.lane_block = from_x ? from.in1 : from.in2, to.matrix_block = from_x ? from.in2 : from.in1, to.out_block = from.out;
     to.inputs = 2 * lane.l + 1, to.matrix_components = 2 * matrix.l + 1, to.outputs = 2 * b3.l + 1;
     to.same_channel = c.same_channel;
+    to.asks_ahead = std::none_of(instructions.begin(), instructions.end(),
+                                 [&](const auto& before) { return before.lane_operand == to.lane_operand && before.lane_block == to.lane_block; });
+    // Not where the block's channels are spread over segments, or it is the other operand of channel by channel products as well.
+    to.makes_gradient = to.asks_ahead && !c.same_channel && c.segments[0].lanes == lane.mul;
+    if (to.makes_gradient) all_blocks[c.lane_operand][size_t(to.lane_block)].gradient_made = true;
     to.adds = !instructions.empty() && instructions.back().out_block == from.out;
     to.weight = from.weight, to.weights = c.weights, to.weight_columns = c.weight_columns, to.mixed = c.mixed, to.channels = c.channels;
 
-    struct Entry {
-      int output, input;
-      std::vector<double> values;  // of the matrix operand's components
-    };
-    std::vector<Entry> entries;
-    for (int k = 0; k < to.outputs; ++k)
-      for (int i = 0; i < to.inputs; ++i) {
-        Entry entry{k, i, std::vector<double>(size_t(to.matrix_components))};
-        bool used = false;
-        for (int j = 0; j < to.matrix_components; ++j) {
-          const int m1 = (from_x ? i : j) - b1.l, m2 = (from_x ? j : i) - b2.l, m3 = k - b3.l;
-          const double value = orders_couple(b1.l, m1, b2.l, m2, b3.l, m3) ? wigner3j(b1.l, m1, b2.l, m2, b3.l, m3) : 0;
-          // Zeros that the selection rule does not show come out of Racah's sum as a few ulp.
-          if (absolute(value) <= 1e-13) continue;
-          entry.values[size_t(j)] = from.coefficient * value;
-          used = true;
-        }
-        if (used) entries.push_back(std::move(entry));
-      }
-    const int n = int(entries.size());
+    const bool scalar = matrix.l == 0 && lane.l > 0;
+    to.copies = scalar ? to.inputs : 1;
+    const int n = scalar ? 1 : to.inputs * to.outputs, components = to.matrix_components;
     to.entries = n, to.pitch = (n + multiple - 1) / multiple * multiple;
-    std::vector<double> dense(size_t(to.matrix_components * to.pitch)), of_entry_value, of_component_value;
-    std::vector<int> of_entry, of_entry_component, of_component, of_component_entry, input, output, by_input(static_cast<size_t>(n)), by_input_input, by_input_output;
+    std::vector<double> dense(size_t(components * to.pitch)), of_entry_value, of_component_value;
+    for (int e = 0; e < n; ++e)
+      for (int j = 0; j < components; ++j) {
+        const int i = e / to.outputs, k = e % to.outputs;
+        const int m1 = (from_x ? i : j) - b1.l, m2 = (from_x ? j : i) - b2.l, m3 = k - b3.l;
+        const double value = orders_couple(b1.l, m1, b2.l, m2, b3.l, m3) ? wigner3j(b1.l, m1, b2.l, m2, b3.l, m3) : 0;
+        // Zeros that the selection rule does not show come out of Racah's sum as a few ulp.
+        if (absolute(value) > 1e-13) dense[size_t(j * to.pitch + e)] = from.coefficient * value;
+      }
+    std::vector<int> of_entry, of_entry_component, of_component, of_component_entry;
     for (int e = 0; e < n; ++e) {
-      input.push_back(entries[size_t(e)].input), output.push_back(entries[size_t(e)].output);
-      by_input[size_t(e)] = e;
       of_entry.push_back(int(of_entry_value.size()));
-      for (int j = 0; j < to.matrix_components; ++j)
-        if (const double value = entries[size_t(e)].values[size_t(j)]; value != 0) of_entry_component.push_back(j), of_entry_value.push_back(value);
+      for (int j = 0; j < components; ++j)
+        if (const double value = dense[size_t(j * to.pitch + e)]; value != 0) of_entry_component.push_back(j), of_entry_value.push_back(value);
     }
     of_entry.push_back(int(of_entry_value.size()));
-    for (int j = 0; j < to.matrix_components; ++j) {
+    for (int j = 0; j < components; ++j) {
       of_component.push_back(int(of_component_value.size()));
-      for (int e = 0; e < n; ++e) {
-        const double value = entries[size_t(e)].values[size_t(j)];
-        dense[size_t(j * to.pitch + e)] = value;
-        if (value != 0) of_component_entry.push_back(e), of_component_value.push_back(value);
-      }
+      for (int e = 0; e < n; ++e)
+        if (const double value = dense[size_t(j * to.pitch + e)]; value != 0) of_component_entry.push_back(e), of_component_value.push_back(value);
     }
     of_component.push_back(int(of_component_value.size()));
-    std::stable_sort(by_input.begin(), by_input.end(), [&](int a, int b) { return input[size_t(a)] < input[size_t(b)]; });
-    for (int e : by_input) by_input_input.push_back(input[size_t(e)]), by_input_output.push_back(output[size_t(e)]);
-    std::vector<PlanGroup> rows = entry_groups(output, to.outputs), columns = entry_groups(by_input_input, to.inputs);
 
-    // Operations. A sum of products starts from zero, so that every product is a multiply-add.
-    const bool scaled = from.weight >= 0 && !c.mixed;
+    // Operations of a lane. A sum of products starts from zero, so that every product is a multiply-add. `parts` of the outputs at a time.
+    const long pairs = scalar ? to.copies : n, parts = scalar ? to.copies : (to.outputs + 7) / 8, inputs = scalar ? 1 : to.inputs;
     const long nonzeros = long(of_component_value.size());
-    const auto sums = [&](bool adds, bool scale) {  // of the rows, for a lane
-      long operations = 2 * n;
-      for (const PlanGroup& g : rows) operations += (g.count > 0 && scale) + (g.count > 0 && (adds || g.adds));
-      return operations;
-    };
-    const long column_updates = 4 * long(std::count_if(columns.begin(), columns.end(), [](const PlanGroup& g) { return g.count > 0; }));
+    const auto products = [&](bool adds, bool scaled) { return 2 * pairs + to.outputs * (int(adds) + int(scaled)); };
+    const long gradients = 4 * pairs + 5 * parts * inputs;
     for (const PlanChannels& s : c.segments) {
       const long lanes = s.lanes;
-      const long matrix = c.same_channel ? lanes * 2 * nonzeros : 2 * long(to.matrix_components) * to.pitch;
-      const long contraction = (c.same_channel ? lanes : 1) * 2 * nonzeros;
-      const bool adds = !c.mixed && (to.adds || s.adds);
-      flops.forward += matrix + lanes * sums(adds, scaled);
+      const long make = c.same_channel ? lanes * 2 * nonzeros : 2 * long(components) * to.pitch;
+      const long contraction = (c.same_channel ? lanes * 2 * nonzeros : 2 * long(components) * n);
+      const bool adds = to.adds || s.adds;
       if (c.mixed) {
-        flops.backward += matrix + contraction + lanes * (sums(false, false) + 4 * n + column_updates);
-        flops.double_backward += 2 * matrix + contraction + lanes * (2 * sums(false, false) + sums(true, false) + 8 * n + 2 * column_updates);
+        flops.forward += make + lanes * products(false, false);
+        flops.backward += make + contraction + lanes * (products(false, false) + gradients);
+        // T(x, y), of which the weights' direction is multiplied, beside T(ax, y) + T(x, ay).
+        const long directed = from.weight >= 0 ? products(false, false) + gradients : 0;
+        flops.double_backward += 2 * make + contraction + lanes * (directed + products(false, false) + products(true, false) + gradients);
       } else {
-        flops.backward += matrix + contraction + lanes * (to.inputs + 4 * n + column_updates);
-        flops.double_backward += 2 * matrix + contraction + lanes * (4 * to.inputs + sums(adds, false) + sums(true, false) + 6 * n + 2 * column_updates);
+        flops.forward += make + lanes * products(adds, from.weight >= 0);
+        flops.backward += make + contraction + lanes * gradients;
+        flops.double_backward += 2 * make + contraction + lanes * (10 * pairs + 12 * parts * inputs + (adds ? to.outputs : 0));
       }
-      plan.max_staged = std::max(plan.max_staged, std::max(to.inputs * (lane.mul), to.outputs * c.channels));
     }
+    plan.max_staged = std::max(plan.max_staged, to.outputs * c.channels);
     const long mix = 2L * to.outputs * c.channels * c.mixed;
-    flops.forward += mix, flops.backward += 2 * mix, flops.double_backward += 5 * mix;
+    flops.forward += mix, flops.backward += 2 * mix, flops.double_backward += (from.weight >= 0 ? 5 : 3) * mix;
     plan.makes_matrices[1 - c.lane_operand] |= !c.same_channel;
     plan.max_pitch = std::max(plan.max_pitch, to.pitch), plan.max_entries = std::max(plan.max_entries, n);
     if (from.weight < 0) plan.max_lanes = std::max(plan.max_lanes, c.mixed * c.channels);
@@ -271,13 +245,11 @@ WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops&
     to.of_entry = store.ints(of_entry), to.of_entry_component = store.ints(of_entry_component);
     to.of_component = store.ints(of_component), to.of_component_entry = store.ints(of_component_entry);
     to.of_entry_value = store.template values<T>(of_entry_value), to.of_component_value = store.template values<T>(of_component_value);
-    to.row_groups = int(rows.size()), to.rows = store.items(std::move(rows));
-    to.column_groups = int(columns.size()), to.columns = store.items(std::move(columns));
-    to.input = store.ints(input), to.by_input = store.ints(by_input), to.by_input_output = store.ints(by_input_output);
     instructions.push_back(to);
   }
   for (int s = 0; s < 2; ++s)
     if (plan.makes_matrices[s]) flops.backward += form.dims[s], flops.double_backward += form.dims[s];
+  for (int s = 0; s < 3; ++s) plan.blocks[s] = store.items(std::move(all_blocks[s]));
   plan.instruction_count = int(instructions.size());
   plan.instructions = store.items(std::move(instructions));
   return plan;

@@ -82,16 +82,12 @@ struct ClebschGordanPlan {
 struct PlanBlock {
   int offset, mul, components;
   bool by_component;  // in the row as [component][channel], as the kernels take them; otherwise as [channel][component]
+  bool gradient_made;  // by an instruction that writes all of it before others add
 };
 struct PlanChannels {
   int matrix_channel, lane, lanes;  // this channel, and these of the lane operand
   int out, weight;                  // into the output's, by these weights of the instruction, from here on
   bool adds;                        // to what segments before have written
-};
-// Entries of M that share an input (or an output), at most 8 so that their sums stay in registers.
-struct PlanGroup {
-  int component, first, count;  // entries [first, first + count) of the order
-  bool adds;                    // to what a group of the same component has written
 };
 // Weights [pairs][mixed]: channels [first, first + count) of t times rows of weights, from `weight` on, `pitch` apart.
 struct PlanMix {
@@ -102,18 +98,17 @@ struct PlanInstruction {
   int lane_operand, lane_block, matrix_block, out_block;
   int inputs, matrix_components, outputs;
   bool same_channel;  // every lane has a matrix of its own, of the same channel
+  bool asks_ahead;    // the first that reads its block of the lane operand
+  bool makes_gradient;  // and the first that writes its gradient, all of it
   bool adds;          // to what instructions before have written into the output block
   const PlanChannels* segments;
   int segment_count;
-  int entries, pitch;     // of M; padded
+  int copies;             // 1; of a scalar, whose matrix is a multiple of the identity, the components: then M is one entry
+  int entries, pitch;     // of M, [input][output]; padded
   const T* coefficients;  // [j][pitch]: M[e] = sum_j coefficients[j][e] y_j
   // The same without the zeros: of entry e, and of component j.
   const int *of_entry, *of_entry_component, *of_component, *of_component_entry;
   const T *of_entry_value, *of_component_value;
-  // Entries are sorted by output; by_input[.] is their order by input.
-  const PlanGroup *rows, *columns;
-  int row_groups, column_groups;
-  const int *input, *by_input, *by_input_output;
   int weight, weights;     // -1 without
   int weight_columns;      // of weights (u, v) that are wanted as (v, u): the number of v; 0: as they are
   int mixed, channels;     // output channels of the mix, and channels of t; 0: t is the output itself

@@ -1,7 +1,7 @@
-// Weighted tensor product, an item at a time: lanes are channels, which lie side by side in ir_mul and are brought there from mul_ir. Once an
-// item a channel of one operand makes the matrices M of its instructions; then t_k = sum_i M_ik x_i for all channels of the other operand, a
-// multiply-add a nonzero of M. Backwards h_i = sum_k M_ik dz_k gives the gradients of x, w h, and of the weights, sum_i x_i h_i, and
-// dM_ik = sum_u (w x)_i dz_k is contracted with the coefficients once an item.
+// Weighted tensor product, an item at a time: lanes are channels, which lie side by side in ir_mul and are brought there from mul_ir. Every
+// channel of one operand makes a matrix M_ik = sum_j C_ijk y_j an instruction; then t_k = sum_i M_ik x_i for all channels of the other operand.
+// Backwards h_i = sum_k M_ik dz_k gives the gradients of x, w h, and of the weights, sum_i x_i h_i: N multiply-adds instead of two times N for a
+// matrix of N entries. dM_ik = sum_u (w x)_i dz_k is contracted with the coefficients once an item.
 #include "cpu/block_map.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/rows.hpp"
@@ -21,6 +21,12 @@ struct Part {
   int n;
   EQUITENSOR_INLINE Vector<T> load(const T* p) const { return load_partial(p, n); }
   EQUITENSOR_INLINE void store(T* p, Vector<T> v) const { store_partial(p, v, n); }
+};
+// The last `phase` channels of `lanes`, and then the first ones.
+template <class T>
+struct Wrapped {
+  int phase, lanes;
+  EQUITENSOR_INLINE Vector<T> load(const T* p) const { return load_both(p + lanes - phase, p - phase, phase); }
 };
 // Calls body(channel, Whole or Part) for every vector of `lanes` channels.
 template <class T, class Body>
@@ -59,106 +65,338 @@ inline void transpose_matrix(const T* in, long in_pitch, int rows, int columns, 
     }
 }
 
-// ---- products with M
+// in [channel][component], a block of the caller's, to out [component][channel], or the other way round. Vectors of 3, 5 and 7 components are put
+// together by permutations of two registers, longer ones in square blocks.
+template <int components, bool to_components, class T, size_t... lane>
+EQUITENSOR_INLINE void turn_channels(const T* in, long in_pitch, T* out, long out_pitch, std::index_sequence<lane...>) {
+  constexpr int w = width<T>;
+  Vector<T> from[components];
+#pragma GCC unroll 8
+  for (int v = 0; v < components; ++v) from[v] = load(in + v * in_pitch);
+  each(Int<0>{}, Int<components - 1>{}, [&](auto o) EQUITENSOR_LAMBDA {
+    Vector<T> turned = from[0];
+    each(Int<0>{}, Int<components - 1>{}, [&](auto v) EQUITENSOR_LAMBDA {
+      constexpr int to = decltype(o){}, source = decltype(v){};
+      if constexpr (to_components)  // channel `lane`, component `to`
+        turned = permute<T, ((int(lane) * components + to) / w == source ? w + (int(lane) * components + to) % w : int(lane))...>(turned, from[source]);
+      else  // element `lane` of vector `to`
+        turned = permute<T, ((to * w + int(lane)) % components == source ? w + (to * w + int(lane)) / components : int(lane))...>(turned, from[source]);
+    });
+    store(out + o * out_pitch, turned);
+  });
+}
+template <int components, bool to_components, class T>
+inline void turn_block(const T* in, int mul, T* out) {
+  int u = 0;
+#if !defined(EQUITENSOR_COUNT)
+  constexpr auto lanes = std::make_index_sequence<width<T>>{};
+  for (; u + width<T> <= mul; u += width<T>) {
+    if constexpr (to_components)
+      turn_channels<components, true>(in + u * components, width<T>, out + u, mul, lanes);
+    else
+      turn_channels<components, false>(in + u, mul, out + u * components, width<T>, lanes);
+  }
+#endif
+  if (u == mul) return;
+  if constexpr (to_components)
+    transpose_matrix(in + u * components, components, mul - u, components, out + u, mul);
+  else
+    transpose_matrix(in + u, mul, components, mul - u, out + u * components, components);
+}
+template <bool to_components, class T>
+inline void turn_block(const T* in, const PlanBlock& block, T* out) {
+  switch (block.components) {
+    case 3: return turn_block<3, to_components>(in, block.mul, out);
+    case 5: return turn_block<5, to_components>(in, block.mul, out);
+    case 7: return turn_block<7, to_components>(in, block.mul, out);
+  }
+  if constexpr (to_components)
+    transpose_matrix(in, block.components, block.mul, block.components, out, block.mul);
+  else
+    transpose_matrix(in, block.mul, block.components, block.mul, out, block.components);
+}
 
-// Component i of channel c lies at at[i * pitch + c].
+// ---- results
+
+// Writes the rows of a result from begin to end. Streamed, every vector is written once and whole: what does not fill one waits for what follows.
+// Here and elsewhere, what was just stored is loaded as it was stored, aligned alike and as long: any other load waits until the store has left for the cache,
+// behind all streamed ones before it, so that computing and writing take turns (MACE large: 3.0 instead of 2.3 us).
+template <class T>
+class RowStream {
+ public:
+  RowStream(T* to, bool streams, bool accumulates) : to_(to), streams_(to && streams), accumulates_(accumulates) {
+    if (!streams_) return;
+    foreign_ = waiting_ = int(reinterpret_cast<uintptr_t>(to) % sizeof(Vector<T>) / sizeof(T));
+    to_ -= waiting_;
+  }
+  bool streams() const { return streams_; }
+  // `from` is aligned.
+  void append(const T* from, int n) {
+    if (!streams_) {
+      for_each_vector<T>(n, [&](int c, auto part) EQUITENSOR_LAMBDA {
+        part.store(to_ + c, accumulates_ ? part.load(to_ + c) + part.load(from + c) : part.load(from + c));
+      });
+      to_ += n;
+      return;
+    }
+    const int waiting = waiting_;
+    Vector<T> before = before_;
+    int c = 0;
+    for (; c + width<T> <= n; c += width<T>) {
+      const Vector<T> turned = rotate<T>(load(from + c), waiting);
+      write(first_lanes<T>(waiting, before, turned));
+      before = turned;
+    }
+    if (c < n) {
+      const Vector<T> turned = rotate<T>(load(from + c), waiting), whole = first_lanes<T>(waiting, before, turned);
+      waiting_ += n - c;
+      before = whole;
+      if (waiting_ >= width<T>) {
+        write(whole);
+        waiting_ -= width<T>;
+        before = turned;
+      }
+    }
+    before_ = before;
+  }
+
+  // For whoever writes the next rows, of `lanes` elements, a multiple of a vector's, itself: they begin `phase` elements into a vector at `rows`.
+  // A row's first elements share it with the last ones of the row before; these vectors, with the last elements in front, are `value`.
+  int phase() const { return waiting_; }
+  T* rows() const { return to_ + waiting_; }
+  template <int n>
+  EQUITENSOR_INLINE void append_wrapped(const Vector<T> (&value)[n], int lanes) {
+    T* const to = to_;
+    write(first_lanes<T>(waiting_, before_, value[0]));
+#pragma GCC unroll 8
+    for (int k = 1; k < n; ++k) stream(to + k * lanes, first_lanes<T>(waiting_, value[k - 1], value[k]));
+    before_ = value[n - 1];
+    to_ = to;
+  }
+  void appended(int n) { to_ += n; }
+
+  void finish() {
+    T lanes[width<T>];
+    store(lanes, before_);
+    for (int i = foreign_; i < waiting_; ++i) to_[i] = lanes[i];
+  }
+
+ private:
+  EQUITENSOR_INLINE void write(Vector<T> whole) {
+    if (foreign_ > 0) {  // the vector's beginning is somebody else's
+      T lanes[width<T>];
+      store(lanes, whole);
+      for (int i = foreign_; i < width<T>; ++i) to_[i] = lanes[i];
+      foreign_ = 0;
+    } else {
+      stream(to_, whole);
+    }
+    to_ += width<T>;
+  }
+
+  T* to_;
+  bool streams_, accumulates_;
+  int foreign_ = 0, waiting_ = 0;
+  Vector<T> before_{};  // its first `waiting_` lanes
+};
+
+// ---- products with M, which is [input][output]
+
+// Component i of channel c lies at at[i * pitch + c], and that of the next item `ahead` elements on; 0 where somebody else asks for it. An item's
+// components are read side by side, in an order that the hardware does not foresee: without prefetches a (7, 7, 7) path took 1.9 us instead of 1.5.
 template <class T>
 struct ChannelView {
-  const T* at;
-  long pitch;
-};
+  const T* at = nullptr;
+  long pitch = 0, ahead = 0;
 
-// out (+)= scale * sum over n entries of M, of one output.
-template <int n, class T, class M>
-EQUITENSOR_NOINLINE void sum_row(const M* matrix, const int* input, ChannelView<T> x, const T* scale, T* out, bool adds, int lanes) {
-  if constexpr (n == 0) {
-    if (!adds) for_each_vector<T>(lanes, [&](int c, auto part) EQUITENSOR_LAMBDA { part.store(out + c, Vector<T>{}); });
-  } else {
-    Vector<T> m[n];
-    const T* from[n];
-#pragma GCC unroll 8
-    for (int s = 0; s < n; ++s) m[s] = entry<T>(matrix[s]), from[s] = x.at + input[s] * x.pitch;
-    for_each_vector<T>(lanes, [&](int c, auto part) EQUITENSOR_LAMBDA {
-      Vector<T> sum{};
-#pragma GCC unroll 8
-      for (int s = 0; s < n; ++s) sum += m[s] * part.load(from[s] + c);
-      if (scale) sum = part.load(scale + c) * sum;
-      if (adds) sum = part.load(out + c) + sum;
-      part.store(out + c, sum);
-    });
-  }
+  ChannelView() = default;
+  EQUITENSOR_INLINE ChannelView(const T* at, long pitch, long ahead = 0) : at(at), pitch(pitch), ahead(ahead) {}
+  // Member by member: a copy of 16 bytes at once of what was just stored 8 bytes at a time waits for those stores. See RowStream.
+  EQUITENSOR_INLINE ChannelView(const ChannelView& from) : at(from.at), pitch(from.pitch), ahead(from.ahead) { asm("" : "+r"(pitch), "+r"(ahead)); }
+  ChannelView& operator=(const ChannelView&) = default;
+};
+template <class T, class Vectors>
+EQUITENSOR_INLINE Vector<T> load_ahead(Vectors part, const ChannelView<T>& view, int component, int c) {
+  const T* p = view.at + component * view.pitch + c;
+  __builtin_prefetch(p + view.ahead, 0, 2);
+  return part.load(p);
 }
-// All outputs of one segment.
-template <class T, class M>
-inline void sum_rows(const PlanInstruction<T>& instruction, const M* matrix, ChannelView<T> x, const T* scale, T* out, long out_pitch, bool adds, int lanes) {
-  for (int g = 0; g < instruction.row_groups; ++g) {
-    const PlanGroup& group = instruction.rows[g];
-    const M* m = matrix + group.first;
-    const int* input = instruction.input + group.first;
-    T* to = out + group.component * out_pitch;
-    const bool add = adds || group.adds;
-    switch (group.count) {
-      case 0: sum_row<0>(m, input, x, scale, to, add, lanes); break;
-      case 1: sum_row<1>(m, input, x, scale, to, add, lanes); break;
-      case 2: sum_row<2>(m, input, x, scale, to, add, lanes); break;
-      case 3: sum_row<3>(m, input, x, scale, to, add, lanes); break;
-      case 4: sum_row<4>(m, input, x, scale, to, add, lanes); break;
-      case 5: sum_row<5>(m, input, x, scale, to, add, lanes); break;
-      case 6: sum_row<6>(m, input, x, scale, to, add, lanes); break;
-      case 7: sum_row<7>(m, input, x, scale, to, add, lanes); break;
-      case 8: sum_row<8>(m, input, x, scale, to, add, lanes); break;
+
+// Calls body(inputs, first output, outputs, distance between rows of M) for at most 8 outputs at a time; with constants for degrees to 3.
+template <class Body>
+EQUITENSOR_INLINE void for_each_shape(int inputs, int outputs, Body&& body) {
+#define EQUITENSOR_CASE(i, k) \
+  case 8 * i + k: return body(Int<i>{}, 0, Int<k>{}, Int<k>{});
+  if (inputs <= 7 && outputs <= 7) switch (8 * inputs + outputs) {
+      EQUITENSOR_CASE(1, 1) EQUITENSOR_CASE(1, 3) EQUITENSOR_CASE(1, 5) EQUITENSOR_CASE(1, 7)
+      EQUITENSOR_CASE(3, 1) EQUITENSOR_CASE(3, 3) EQUITENSOR_CASE(3, 5) EQUITENSOR_CASE(3, 7)
+      EQUITENSOR_CASE(5, 1) EQUITENSOR_CASE(5, 3) EQUITENSOR_CASE(5, 5) EQUITENSOR_CASE(5, 7)
+      EQUITENSOR_CASE(7, 1) EQUITENSOR_CASE(7, 3) EQUITENSOR_CASE(7, 5) EQUITENSOR_CASE(7, 7)
     }
+#undef EQUITENSOR_CASE
+  const int parts = (outputs + 7) / 8;
+  for (int p = 0; p < parts; ++p) {
+    const int first = p * outputs / parts;
+#define EQUITENSOR_CASE(k) \
+  case k: body(inputs, first, Int<k>{}, outputs); break;
+    switch ((p + 1) * outputs / parts - first) {
+      EQUITENSOR_CASE(1) EQUITENSOR_CASE(3) EQUITENSOR_CASE(4) EQUITENSOR_CASE(5) EQUITENSOR_CASE(6) EQUITENSOR_CASE(7) EQUITENSOR_CASE(8)
+    }
+#undef EQUITENSOR_CASE
   }
 }
 
-// Of one input i, for the channels of a segment: h = sum_k M_ik z_k; dx += s h; dw += t h; dM_ik += p z_k.
-template <class T>
-struct Column {
-  const T *s, *t, *p;
-  T *dx, *dw;
-};
-template <int n, bool gradient, bool outer, class T, class M>
-EQUITENSOR_NOINLINE void update_column(const M* matrix, const int* entries, const int* outputs, ChannelView<T> z, const Column<T>& a, Vector<T>* dmatrix, int lanes) {
-  Vector<T> m[n], sum[n];
-  const T* from[n];
+// scale * sum_i M_ik x_i of a vector of channels.
+template <int outputs, class T, class M, class Inputs, class Row, class Vectors>
+EQUITENSOR_INLINE void sum_products(Inputs inputs, Row row, const M* matrix, ChannelView<T> x, ChannelView<T> scale, int c, Vectors part, Vector<T> (&sum)[outputs]) {
 #pragma GCC unroll 8
-  for (int e = 0; e < n; ++e) {
-    from[e] = z.at + outputs[e] * z.pitch;
-    if (gradient) m[e] = entry<T>(matrix[entries[e]]);
-    if (outer) sum[e] = dmatrix[entries[e]];
-  }
+  for (int k = 0; k < outputs; ++k) sum[k] = Vector<T>{};
+  each(Int<0>{}, inputs - Int<1>{}, [&](auto i) EQUITENSOR_LAMBDA {
+    const Vector<T> value = load_ahead(part, x, i, c);
+#pragma GCC unroll 8
+    for (int k = 0; k < outputs; ++k) sum[k] += entry<T>(matrix[i * row + k]) * value;
+  });
+  if (!scale.at) return;
+  const Vector<T> factor = load_ahead(part, scale, 0, c);
+#pragma GCC unroll 8
+  for (int k = 0; k < outputs; ++k) sum[k] = factor * sum[k];
+}
+template <int outputs, class T, class M, class Inputs, class Row>
+EQUITENSOR_NOINLINE void multiply_matrix(Inputs inputs, Row row, const M* matrix, ChannelView<T> x, ChannelView<T> scale, T* out, long out_pitch, bool adds, int lanes) {
   for_each_vector<T>(lanes, [&](int c, auto part) EQUITENSOR_LAMBDA {
-    Vector<T> h{}, p{};
-    if (outer) p = part.load(a.p + c);
+    Vector<T> sum[outputs];
+    sum_products(inputs, row, matrix, x, scale, c, part, sum);
 #pragma GCC unroll 8
-    for (int e = 0; e < n; ++e) {
-      const Vector<T> value = part.load(from[e] + c);
-      if (gradient) h += m[e] * value;
-      if (outer) sum[e] += p * value;
+    for (int k = 0; k < outputs; ++k) part.store(out + k * out_pitch + c, adds ? part.load(out + k * out_pitch + c) + sum[k] : sum[k]);
+  });
+}
+// The same into the rows that come next in a streamed result.
+template <int outputs, class T, class M, class Inputs, class Row>
+EQUITENSOR_NOINLINE void stream_matrix(Inputs inputs, Row row, const M* matrix, ChannelView<T> x, ChannelView<T> scale, RowStream<T>& result, int lanes) {
+  Vector<T> sum[outputs];
+  const int phase = result.phase();
+  T* out = result.rows();
+  int c = 0;
+  if (phase > 0) {
+    sum_products(inputs, row, matrix, x, scale, 0, Wrapped<T>{phase, lanes}, sum);
+    result.append_wrapped(sum, lanes);
+    c = width<T> - phase;
+  }
+  for (; c + width<T> <= lanes; c += width<T>) {
+    sum_products(inputs, row, matrix, x, scale, c, Whole<T>{}, sum);
+#pragma GCC unroll 8
+    for (int k = 0; k < outputs; ++k) stream(out + k * lanes + c, sum[k]);
+  }
+  result.appended(outputs * lanes);
+}
+
+// h_i = sum_k M_ik z_k; dx_i += s h_i; dw += sum_i t_i h_i; dM_ik += s t_i z_k
+template <class T>
+struct Gradient {
+  ChannelView<T> s, t, z;
+  T* dx;
+  long dx_pitch;
+  T* dw;
+  bool dx_adds, dw_adds;  // to what is there
+  Vector<T>* dmatrix;
+};
+// Vectors at once: they share the loads of M and the loads and stores of dM.
+template <int outputs, bool outer, int vectors, class T, class M, class Inputs, class Row, class Vectors>
+EQUITENSOR_INLINE void differentiate_vectors(Inputs inputs, Row row, const M* matrix, const Gradient<T>& a, int c, Vectors part) {
+  constexpr int w = width<T>;
+  Vector<T> z[vectors][outputs], s[vectors], dw[vectors];
+#pragma GCC unroll 2
+  for (int v = 0; v < vectors; ++v) {
+    s[v] = load_ahead(part, a.s, 0, c + v * w), dw[v] = a.dw_adds ? part.load(a.dw + c + v * w) : Vector<T>{};
+#pragma GCC unroll 8
+    for (int k = 0; k < outputs; ++k) z[v][k] = load_ahead(part, a.z, k, c + v * w);
+  }
+  each(Int<0>{}, inputs - Int<1>{}, [&](auto i) EQUITENSOR_LAMBDA {
+    Vector<T> h[vectors]{}, p[vectors];
+#pragma GCC unroll 8
+    for (int k = 0; k < outputs; ++k) {
+      const Vector<T> m = vectors > 1 ? in_register(entry<T>(matrix[i * row + k])) : entry<T>(matrix[i * row + k]);
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) h[v] += m * z[v][k];
     }
-    if (gradient) {
-      part.store(a.dx + c, part.load(a.dx + c) + part.load(a.s + c) * h);
-      part.store(a.dw + c, part.load(a.dw + c) + part.load(a.t + c) * h);
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) {
+      const Vector<T> t = load_ahead(part, a.t, i, c + v * w);
+      T* dx = a.dx + i * a.dx_pitch + c + v * w;
+      part.store(dx, (a.dx_adds ? part.load(dx) : Vector<T>{}) + s[v] * h[v]);
+      dw[v] += t * h[v];
+      if (outer) p[v] = s[v] * t;
+    }
+    if (!outer) return;
+#pragma GCC unroll 8
+    for (int k = 0; k < outputs; ++k) {
+      Vector<T> sum = a.dmatrix[i * row + k];
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) sum += p[v] * z[v][k];
+      a.dmatrix[i * row + k] = sum;
     }
   });
-#pragma GCC unroll 8
-  for (int e = 0; e < n; ++e)
-    if (outer) dmatrix[entries[e]] = sum[e];
+#pragma GCC unroll 2
+  for (int v = 0; v < vectors; ++v) part.store(a.dw + c + v * w, dw[v]);
 }
-template <bool gradient, bool outer, class T, class M>
-inline void update_group(const PlanInstruction<T>& instruction, const PlanGroup& group, const M* matrix, ChannelView<T> z, const Column<T>& a,
-                         Vector<T>* dmatrix, int lanes) {
-  const int *entries = instruction.by_input + group.first, *outputs = instruction.by_input_output + group.first;
-  switch (group.count) {
-    case 1: update_column<1, gradient, outer>(matrix, entries, outputs, z, a, dmatrix, lanes); break;
-    case 2: update_column<2, gradient, outer>(matrix, entries, outputs, z, a, dmatrix, lanes); break;
-    case 3: update_column<3, gradient, outer>(matrix, entries, outputs, z, a, dmatrix, lanes); break;
-    case 4: update_column<4, gradient, outer>(matrix, entries, outputs, z, a, dmatrix, lanes); break;
-    case 5: update_column<5, gradient, outer>(matrix, entries, outputs, z, a, dmatrix, lanes); break;
-    case 6: update_column<6, gradient, outer>(matrix, entries, outputs, z, a, dmatrix, lanes); break;
-    case 7: update_column<7, gradient, outer>(matrix, entries, outputs, z, a, dmatrix, lanes); break;
-    case 8: update_column<8, gradient, outer>(matrix, entries, outputs, z, a, dmatrix, lanes); break;
-  }
+template <int outputs, bool outer, class T, class M, class Inputs, class Row>
+EQUITENSOR_NOINLINE void differentiate(Inputs inputs, Row row, const M* matrix, const Gradient<T>& a, int lanes) {
+  int c = 0;
+  if constexpr (tiles_at_once == 2)
+    for (; c + 2 * width<T> <= lanes; c += 2 * width<T>) differentiate_vectors<outputs, outer, 2>(inputs, row, matrix, a, c, Whole<T>{});
+  for (; c + width<T> <= lanes; c += width<T>) differentiate_vectors<outputs, outer, 1>(inputs, row, matrix, a, c, Whole<T>{});
+  if (c < lanes) differentiate_vectors<outputs, outer, 1>(inputs, row, matrix, a, c, Part<T>{lanes - c});
+}
+
+// With directions of all operands: p_i = w ax_i + aw x_i, q_i = w x_i; out_k = sum_i M_ik p_i + M'_ik q_i; and, with z,
+// h = M z, h' = M' z; dx_i += aw h_i + w h'_i; dw += sum_i ax_i h_i + x_i h'_i; dM_ik += p_i z_k.
+template <class T>
+struct Directional {
+  ChannelView<T> w, aw, x, ax, z;
+  T* out;
+  long out_pitch;
+  bool adds;
+  T* dx;
+  long dx_pitch;
+  T* dw;
+  bool dx_adds, dw_adds;
+  Vector<T>* dmatrix;
+};
+template <int outputs, bool gradient, class T, class M, class Inputs, class Row>
+EQUITENSOR_NOINLINE void direct_matrix(Inputs inputs, Row row, const M* matrix, const M* matrix_direction, const Directional<T>& a, int lanes) {
+  for_each_vector<T>(lanes, [&](int c, auto part) EQUITENSOR_LAMBDA {
+    const Vector<T> w = load_ahead(part, a.w, 0, c), aw = load_ahead(part, a.aw, 0, c);
+    Vector<T> sum[outputs]{}, z[outputs], dw{};
+#pragma GCC unroll 8
+    for (int k = 0; gradient && k < outputs; ++k) z[k] = load_ahead(part, a.z, k, c);
+    if (gradient && a.dw_adds) dw = part.load(a.dw + c);
+    each(Int<0>{}, inputs - Int<1>{}, [&](auto i) EQUITENSOR_LAMBDA {
+      const Vector<T> x = load_ahead(part, a.x, i, c), ax = load_ahead(part, a.ax, i, c);
+      const Vector<T> p = w * ax + aw * x, q = w * x;
+      Vector<T> h{}, h_direction{};
+#pragma GCC unroll 8
+      for (int k = 0; k < outputs; ++k) {
+        const Vector<T> m = in_register(entry<T>(matrix[i * row + k])), md = in_register(entry<T>(matrix_direction[i * row + k]));
+        sum[k] += m * p;
+        sum[k] += md * q;
+        if (!gradient) continue;
+        h += m * z[k];
+        h_direction += md * z[k];
+        a.dmatrix[i * row + k] += p * z[k];
+      }
+      if (!gradient) return;
+      T* dx = a.dx + i * a.dx_pitch + c;
+      Vector<T> to = a.dx_adds ? part.load(dx) : Vector<T>{};
+      to += aw * h;
+      to += w * h_direction;
+      part.store(dx, to);
+      dw += ax * h;
+      dw += x * h_direction;
+    });
+    if (gradient) part.store(a.dw + c, dw);
+#pragma GCC unroll 8
+    for (int k = 0; k < outputs; ++k) part.store(a.out + k * a.out_pitch + c, a.adds ? part.load(a.out + k * a.out_pitch + c) + sum[k] : sum[k]);
+  });
 }
 
 // ---- products with weights: out (+)= a b, where a[r][d] lies at a[r * a_row + d * a_column].
@@ -188,45 +426,6 @@ inline void multiply(const T* a, long a_row, long a_column, int rows, const T* b
     }
 }
 
-// ---- results
-
-// Writes the rows of a result from begin to end. Streamed, every line is written once and whole: what does not fill one waits for what follows.
-template <class T>
-class RowStream {
- public:
-  RowStream(T* to, bool streams, bool accumulates) : to_(to), streams_(streams), accumulates_(accumulates) {
-    if (to) head_ = int((64 - reinterpret_cast<uintptr_t>(to) % 64) % 64 / sizeof(T));
-  }
-  // `line` elements in front of `from` are overwritten.
-  void append(T* from, int n) {
-    if (!streams_) {
-      for_each_vector<T>(n, [&](int c, auto part) EQUITENSOR_LAMBDA {
-        part.store(to_ + c, accumulates_ ? part.load(to_ + c) + part.load(from + c) : part.load(from + c));
-      });
-      to_ += n;
-      return;
-    }
-    for (; head_ > 0 && n > 0; --head_, --n) *to_++ = *from++;  // the line's beginning is somebody else's
-    for (int i = 0; i < carried_; ++i) from[i - carried_] = carry_[i];
-    from -= carried_, n += carried_;
-    for (; n >= line<T>; n -= line<T>, from += line<T>, to_ += line<T>)
-#pragma GCC unroll 4
-      for (int v = 0; v < line<T>; v += width<T>) stream(to_ + v, load(from + v));
-    for (carried_ = 0; carried_ < n; ++carried_) carry_[carried_] = from[carried_];
-  }
-  void finish() {
-    for (int i = 0; i < carried_; ++i) to_[i] = carry_[i];
-    to_ += carried_;
-    carried_ = 0;
-  }
-
- private:
-  T* to_;
-  bool streams_, accumulates_;
-  int head_ = 0, carried_ = 0;
-  T carry_[line<T>];
-};
-
 // ---- an item
 
 template <class T>
@@ -236,8 +435,8 @@ struct WeightedBuffers {
   T *ones, *zeros, *unused;
   T *matrix, *matrix_direction;
   Vector<T> *matrices, *matrices_direction, *dmatrix;
-  T *p, *q, *t, *t_direction, *g, *g_direction;
-  T *z, *row;                         // a block of the result, and what is about to be written, `line` elements behind the beginning
+  T *t, *t_direction, *g, *g_direction;
+  T *z, *row;                         // a block of the result, and what is about to be written
   T *gradient[2], *weight_gradient;
   Vector<T>* sums[2];                 // of a matrix operand: the lanes of its gradient are still to be added up
   WeightedBuffers(const WeightedPlan<T>& plan, Scratch<T>& scratch) {
@@ -247,9 +446,9 @@ struct WeightedBuffers {
     for (T** constant : {&ones, &zeros, &unused}) *constant = take(plan.max_lanes);
     matrix = take(plan.max_pitch), matrix_direction = take(plan.max_pitch);
     for (Vector<T>** entries : {&matrices, &matrices_direction, &dmatrix}) *entries = scratch.take(plan.max_entries);
-    for (T** staged : {&p, &q, &t, &t_direction, &g, &g_direction}) *staged = take(plan.max_staged);
-    z = take(line<T> + plan.max_block) + line<T>;
-    row = take(line<T> + maximum(maximum(plan.dim[0], plan.dim[1]), maximum(plan.max_block, plan.weights))) + line<T>;
+    for (T** staged : {&t, &t_direction, &g, &g_direction}) *staged = take(plan.max_staged);
+    z = take(plan.max_block);
+    row = take(maximum(maximum(plan.dim[0], plan.dim[1]), maximum(plan.max_block, plan.weights)));
     for (int s = 0; s < 2; ++s) gradient[s] = take(plan.dim[s]), sums[s] = scratch.take(plan.makes_matrices[s] ? plan.dim[s] : 0);
     weight_gradient = take(plan.weights);
   }
@@ -262,8 +461,8 @@ class WeightedItem {
     for (int c = 0; c < plan.max_lanes; ++c) buffer_.ones[c] = 1, buffer_.zeros[c] = 0, buffer_.unused[c] = 0;
     differentiates_ = wants(0) || wants(1) || a.weight_out;
     doubles_ = a.in[x_direction] || a.in[y_direction] || a.weight_direction;
-    for (int s = 0; s < 2; ++s) clear_gradient(s);
-    clear_weight_gradient();
+    for (int s = 0; s < 2; ++s) clear(buffer_.gradient[s], plan.dim[s]), clear_sums(s);
+    clear(buffer_.weight_gradient, plan.weights);
   }
 
   void run(long begin, long end) {
@@ -295,11 +494,13 @@ class WeightedItem {
       const int s = slot_of(o);
       if (!a_.in[o]) continue;
       row_[o] = a_.in[o] + item * a_.stride[s];
+      if (o != z_operand) prefetch_row(row_[o] + a_.stride[s], plan_.dim[s] <= 4 * line<T> ? plan_.dim[s] : 0);
       if (o == z_operand || (!first && a_.stride[s] == 0)) continue;
       for (int b = 0; b < plan_.block_count[s]; ++b) {
         const PlanBlock& block = plan_.blocks[s][b];
-        if (!block.by_component)
-          transpose_matrix(row_[o] + block.offset, block.components, block.mul, block.components, buffer_.lanes[o] + block.offset, block.mul);
+        if (block.by_component) continue;
+        prefetch_row(row_[o] + block.offset + a_.stride[s], block.mul * block.components);
+        turn_block<true>(row_[o] + block.offset, block, buffer_.lanes[o] + block.offset);
       }
     }
     if (a_.weight) weight_ = a_.weight + item * a_.weight_stride;
@@ -311,6 +512,10 @@ class WeightedItem {
       turn(in, weight_, buffer_.turned);
       if (weight_direction_) turn(in, weight_direction_, buffer_.turned_direction);
     }
+  }
+  // Of the next item: what the kernels do not ask for themselves.
+  static void prefetch_row(const T* row, int n) {
+    for (int c = 0; c < n; c += line<T>) __builtin_prefetch(row + c, 0, 2);
   }
   void turn(const Instruction& in, const T* weights, T* turned) {
     if (in.weight_columns) {
@@ -326,22 +531,27 @@ class WeightedItem {
   View view(int operand, int block_index) const {
     const PlanBlock& block = plan_.blocks[slot_of(operand)][block_index];
     if (!a_.in[operand]) return {buffer_.zeros, 0};
-    return {(block.by_component ? row_[operand] : buffer_.lanes[operand]) + block.offset, block.mul};
+    if (!block.by_component) return {buffer_.lanes[operand] + block.offset, block.mul};
+    return {row_[operand] + block.offset, block.mul, a_.stride[slot_of(operand)]};
   }
   View lane_view(const Instruction& in, bool direction) const {
-    return view(direction ? (in.lane_operand == 0 ? x_direction : y_direction) : in.lane_operand, in.lane_block);
+    View found = view(direction ? (in.lane_operand == 0 ? x_direction : y_direction) : in.lane_operand, in.lane_block);
+    if (!in.asks_ahead) found.ahead = 0;
+    return found;
   }
   View matrix_view(const Instruction& in, bool direction) const {
     return view(direction ? (in.lane_operand == 0 ? y_direction : x_direction) : 1 - in.lane_operand, in.matrix_block);
   }
   // Of a segment: a weight a channel.
-  const T* weights_of(const Instruction& in, const PlanChannels& channels) const {
-    if (in.weight < 0) return buffer_.ones;
-    return (in.weight_columns ? buffer_.turned : weight_) + in.weight + channels.weight;
+  View weights_of(const Instruction& in, const PlanChannels& channels) const {
+    if (in.weight < 0) return {buffer_.ones, 0};
+    if (in.weight_columns) return {buffer_.turned + in.weight + channels.weight, 0};
+    return {weight_ + in.weight + channels.weight, 0, a_.weight_stride};
   }
-  const T* weight_directions_of(const Instruction& in, const PlanChannels& channels) const {
-    if (in.weight < 0 || !weight_direction_) return buffer_.zeros;
-    return (in.weight_columns ? buffer_.turned_direction : weight_direction_) + in.weight + channels.weight;
+  View weight_directions_of(const Instruction& in, const PlanChannels& channels) const {
+    if (in.weight < 0 || !weight_direction_) return {buffer_.zeros, 0};
+    if (in.weight_columns) return {buffer_.turned_direction + in.weight + channels.weight, 0};
+    return {weight_direction_ + in.weight + channels.weight, 0, a_.weight_stride};
   }
 
   template <class Body>
@@ -354,12 +564,27 @@ class WeightedItem {
     }
   }
 
-  void make_matrix(const Instruction& in, const PlanChannels& channels, View from, T* matrix) const {
-    for (int e = 0; e < in.pitch; e += width<T>) {
-      Vector<T> sum{};
-      for (int j = 0; j < in.matrix_components; ++j) sum += from.at[j * from.pitch + (from.pitch ? channels.matrix_channel : 0)] * load(in.coefficients + j * in.pitch + e);
-      store(matrix + e, sum);
+  // Calls body(count), a constant for degrees to 3: loops of a few rounds cost a mispredicted branch each.
+  template <class Body>
+  static EQUITENSOR_INLINE void with_components(int count, Body&& body) {
+    switch (count) {
+      case 1: return body(Int<1>{});
+      case 3: return body(Int<3>{});
+      case 5: return body(Int<5>{});
+      case 7: return body(Int<7>{});
+      default: return body(count);
     }
+  }
+
+  void make_matrix(const Instruction& in, const PlanChannels& channels, View from, T* matrix) const {
+    const T* y = from.at + (from.pitch ? channels.matrix_channel : 0);
+    with_components(in.matrix_components, [&](auto components) EQUITENSOR_LAMBDA {
+      for (int e = 0; e < in.pitch; e += width<T>) {
+        Vector<T> sum{};
+        each(Int<0>{}, components - Int<1>{}, [&](auto j) EQUITENSOR_LAMBDA { sum += y[j * from.pitch] * load(in.coefficients + j * in.pitch + e); });
+        store(matrix + e, sum);
+      }
+    });
   }
   void make_matrix(const Instruction& in, const PlanChannels& channels, View from, Vector<T>* matrix) const {
     for (int e = 0; e < in.entries; ++e) {
@@ -371,22 +596,46 @@ class WeightedItem {
   }
   static EQUITENSOR_INLINE Vector<T> load_channels(const T* p, int lanes) { return lanes == width<T> ? load(p) : load_partial(p, lanes); }
 
-  // The gradient of the matrix operand.
+  // The gradient of the matrix operand: of every channel by itself, or in lanes that write_gradient adds up.
   void contract_matrix(const Instruction& in, const PlanChannels& channels) {
     const int slot = 1 - in.lane_operand;
     const PlanBlock& block = plan_.blocks[slot][in.matrix_block];
-    for (int j = 0; j < in.matrix_components; ++j) {
-      Vector<T>* sums = buffer_.sums[slot] + block.offset + j * block.mul + channels.matrix_channel;
-      T* gradient = buffer_.gradient[slot] + block.offset + j * block.mul + channels.lane;
-      Vector<T> sum = in.same_channel ? load_channels(gradient, channels.lanes) : *sums;
-      for (int n = in.of_component[j]; n < in.of_component[j + 1]; ++n) sum += in.of_component_value[n] * buffer_.dmatrix[in.of_component_entry[n]];
-      if (!in.same_channel)
-        *sums = sum;
-      else if (channels.lanes == width<T>)
-        store(gradient, sum);
-      else
-        store_partial(gradient, sum, channels.lanes);
+    if (in.same_channel) {
+      for (int j = 0; j < in.matrix_components; ++j) {
+        T* gradient = buffer_.gradient[slot] + block.offset + j * block.mul + channels.lane;
+        Vector<T> sum = load_channels(gradient, channels.lanes);
+        for (int n = in.of_component[j]; n < in.of_component[j + 1]; ++n) sum += in.of_component_value[n] * buffer_.dmatrix[in.of_component_entry[n]];
+        if (channels.lanes == width<T>)
+          store(gradient, sum);
+        else
+          store_partial(gradient, sum, channels.lanes);
+      }
+      return;
     }
+    Vector<T>* sums = buffer_.sums[slot] + block.offset + channels.matrix_channel;
+    const auto contract = [&]<int count>(int first, Int<count>) EQUITENSOR_LAMBDA {
+      Vector<T> sum[count];
+#pragma GCC unroll 7
+      for (int j = 0; j < count; ++j) sum[j] = sums[(first + j) * block.mul];
+      const T* coefficients = in.coefficients + first * in.pitch;
+      for (int e = 0; e < in.entries; ++e) {
+        const Vector<T> value = buffer_.dmatrix[e];
+#pragma GCC unroll 7
+        for (int j = 0; j < count; ++j) sum[j] += coefficients[j * in.pitch + e] * value;
+      }
+#pragma GCC unroll 7
+      for (int j = 0; j < count; ++j) sums[(first + j) * block.mul] = sum[j];
+    };
+    switch (in.matrix_components) {
+      case 1: return contract(0, Int<1>{});
+      case 3: return contract(0, Int<3>{});
+      case 5: return contract(0, Int<5>{});
+      case 7: return contract(0, Int<7>{});
+    }
+    int j = 0;
+    for (; j + 7 <= in.matrix_components; j += 7) contract(j, Int<7>{});
+    for (; j + 2 <= in.matrix_components; j += 2) contract(j, Int<2>{});
+    for (; j < in.matrix_components; ++j) contract(j, Int<1>{});
   }
 
   // ---- instructions
@@ -399,25 +648,33 @@ class WeightedItem {
       const bool empty = next == plan_.instruction_count || plan_.instructions[next].out_block != b;
       View z{nullptr, block.mul};
       if (differentiates_ && !empty) {
-        z.at = row_[z_operand] + block.offset;
+        z.at = row_[z_operand] + block.offset, z.ahead = plan_.dim[2];
         if (!block.by_component) {
-          transpose_matrix(z.at, block.components, block.mul, block.components, buffer_.lanes[z_operand], block.mul);
-          z.at = buffer_.lanes[z_operand];
+          prefetch_row(z.at + plan_.dim[2], n);
+          turn_block<true>(z.at, block, buffer_.lanes[z_operand]);
+          z.at = buffer_.lanes[z_operand], z.ahead = 0;
         }
       }
       for (; next < plan_.instruction_count && plan_.instructions[next].out_block == b; ++next) {
         const Instruction& in = plan_.instructions[next];
+        // An output that one segment makes goes straight to memory.
+        const bool only = next + 1 == plan_.instruction_count || plan_.instructions[next + 1].out_block != b;
+        straight_ = !doubles_ && wants(2) && result.streams() && block.by_component && block.mul % width<T> == 0 && (in.outputs <= 7 || in.copies > 1) && !in.adds && only &&
+                            !in.mixed && !in.same_channel && in.segment_count == 1
+                        ? &result
+                        : nullptr;
         if (in.same_channel)
           run_instruction(in, z, buffer_.matrices, buffer_.matrices_direction);
         else
           run_instruction(in, z, buffer_.matrix, buffer_.matrix_direction);
       }
       if (!wants(2)) continue;
+      if (!empty && straight_) continue;
       for (int c = 0; empty && c < n; ++c) buffer_.z[c] = 0;
       if (block.by_component) {
         result.append(buffer_.z, n);
       } else {
-        transpose_matrix(buffer_.z, block.mul, block.components, block.mul, buffer_.row, block.components);
+        turn_block<false>(buffer_.z, block, buffer_.row);
         result.append(buffer_.row, n);
       }
     }
@@ -434,7 +691,7 @@ class WeightedItem {
     for_each_segment(in, [&](const PlanChannels& s) {
       make_matrix(in, s, y, matrix);
       if (doubles_) make_matrix(in, s, ay, matrix_direction);
-      const View xs = segment(x, s), axs = segment(ax, s), zs{z.at + s.out, z.pitch};
+      const View xs = segment(x, s), axs = segment(ax, s), zs{z.at + s.out, z.pitch, z.ahead};
       if (differentiates_)
         for (int e = 0; e < in.entries; ++e) buffer_.dmatrix[e] = Vector<T>{};
       if (in.mixed)
@@ -455,56 +712,98 @@ class WeightedItem {
     for (int m = 0; a_.weight_out && m < in.mix_count; ++m) {
       const PlanMix& mix = in.mixes[m];
       T* dw = weighted ? buffer_.weight_gradient + in.weight + mix.weight : buffer_.unused;
-      multiply(t + mix.first, 1L, in.channels, mix.count, z.at, z.pitch, in.outputs, in.mixed, dw, mix.pitch, true);
+      multiply(t + mix.first, 1L, in.channels, mix.count, z.at, z.pitch, in.outputs, in.mixed, dw, mix.pitch, a_.weight_sum);
     }
   }
-  static EQUITENSOR_INLINE View segment(View x, const PlanChannels& s) { return {x.at + (x.pitch ? s.lane : 0), x.pitch}; }
+  static EQUITENSOR_INLINE View segment(View x, const PlanChannels& s) { return {x.at + (x.pitch ? s.lane : 0), x.pitch, x.ahead}; }
+
+  // Calls body(inputs, row, copy, first output, outputs) for the shapes of an instruction: see for_each_shape. A scalar's matrix is a multiple of
+  // the identity, and so one entry for as many copies as there are components.
+  template <class Body>
+  EQUITENSOR_INLINE void for_each_part(const Instruction& in, Body&& body) {
+    if (in.copies > 1)
+      for (int copy = 0; copy < in.copies; ++copy) body(Int<1>{}, copy, Int<1>{}, Int<1>{});
+    else
+      for_each_shape(in.inputs, in.outputs, body);
+  }
+  static EQUITENSOR_INLINE int first_entry(const Instruction& in, int first) { return in.copies > 1 ? 0 : first; }
+  static EQUITENSOR_INLINE View inputs_of(const Instruction& in, View x, int first) { return {x.at + (in.copies > 1 ? first * x.pitch : 0), x.pitch, x.ahead}; }
+
+  template <class M>
+  void multiply_by(const Instruction& in, const M* matrix, View x, View scale, T* out, long out_pitch, bool adds, int lanes) {
+    for_each_part(in, [&](auto inputs, int first, auto outputs, auto row) EQUITENSOR_LAMBDA {
+      multiply_matrix<outputs>(inputs, row, matrix + first_entry(in, first), inputs_of(in, x, first), scale, out + first * out_pitch, out_pitch, adds, lanes);
+    });
+  }
+
+  // Of the lane operand, the weights and M, with z the gradient of M's product.
+  template <class M>
+  void differentiate_by(const Instruction& in, const PlanChannels& s, const M* matrix, View z, View scale, View t, bool again = false) {
+    const bool outer = wants(1 - in.lane_operand);
+    const long pitch = plan_.blocks[in.lane_operand][in.lane_block].mul;
+    for_each_part(in, [&](auto inputs, int first, auto outputs, auto row) EQUITENSOR_LAMBDA {
+      const int e = first_entry(in, first);
+      const Gradient<T> a{scale, inputs_of(in, t, first), {z.at + first * z.pitch, z.pitch, z.ahead}, lane_gradient(in, s) + (in.copies > 1 ? first * pitch : 0), pitch,
+                          weight_gradient(in, s), again || adds_gradient(in, s, first), again || a_.weight_sum || first > 0, buffer_.dmatrix + e};
+      if (outer)
+        differentiate<outputs, true>(inputs, row, matrix + e, a, s.lanes);
+      else
+        differentiate<outputs, false>(inputs, row, matrix + e, a, s.lanes);
+    });
+  }
+  T* lane_gradient(const Instruction& in, const PlanChannels& s) const {
+    return buffer_.gradient[in.lane_operand] + plan_.blocks[in.lane_operand][in.lane_block].offset + s.lane;
+  }
+  // The others find the gradient of their block cleared, or written.
+  bool adds_gradient(const Instruction& in, const PlanChannels& s, int first) const {
+    return a_.sum[in.lane_operand] || !in.makes_gradient || s.matrix_channel > 0 || (in.copies == 1 && first > 0);
+  }
+  T* weight_gradient(const Instruction& in, const PlanChannels& s) const {
+    return in.weight < 0 || in.mixed ? buffer_.unused : buffer_.weight_gradient + in.weight + s.weight;
+  }
 
   template <class M>
   void run_singly(const Instruction& in, const PlanChannels& s, const M* matrix, View x, View z) {
-    const T* w = weights_of(in, s);
-    if (wants(2)) sum_rows<T>(in, matrix, x, in.weight < 0 ? nullptr : w, buffer_.z + s.out, z.pitch, in.adds || s.adds, s.lanes);
-    if (!differentiates_) return;
-    for (int i = 0; i < in.inputs; ++i)
-      for_each_vector<T>(s.lanes, [&](int c, auto part) EQUITENSOR_LAMBDA {
-        part.store(buffer_.p + i * s.lanes + c, part.load(w + c) * part.load(x.at + i * x.pitch + c));
+    const View w = weights_of(in, s), scale = in.weight < 0 ? View{} : w;
+    if (straight_)
+      for_each_part(in, [&](auto inputs, int first, auto outputs, auto row) EQUITENSOR_LAMBDA {
+        stream_matrix<outputs>(inputs, row, matrix + first_entry(in, first), inputs_of(in, x, first), scale, *straight_, s.lanes);
       });
-    update(in, s, matrix, z, w, x, View{buffer_.p, s.lanes});
+    else if (wants(2))
+      multiply_by(in, matrix, x, scale, buffer_.z + s.out, z.pitch, in.adds || s.adds, s.lanes);
+    if (differentiates_) differentiate_by(in, s, matrix, z, w, x);
   }
 
-  // The sum of the terms with the directions of x, y and w: of z, M p + M' q with p = w ax + aw x and q = w x.
   template <class M>
   void run_doubly(const Instruction& in, const PlanChannels& s, const M* matrix, const M* matrix_direction, View x, View ax, View z) {
-    const T *w = weights_of(in, s), *aw = weight_directions_of(in, s);
-    const View p{buffer_.p, s.lanes}, q{buffer_.q, s.lanes};
-    for (int i = 0; i < in.inputs; ++i)
-      for_each_vector<T>(s.lanes, [&](int c, auto part) EQUITENSOR_LAMBDA {
-        const Vector<T> value = part.load(x.at + i * x.pitch + c), weight = part.load(w + c);
-        part.store(buffer_.q + i * s.lanes + c, weight * value);
-        part.store(buffer_.p + i * s.lanes + c, weight * part.load(ax.at + i * ax.pitch + c) + part.load(aw + c) * value);
-      });
-    if (wants(2)) {
-      sum_rows<T>(in, matrix, p, nullptr, buffer_.z + s.out, z.pitch, in.adds || s.adds, s.lanes);
-      sum_rows<T>(in, matrix_direction, q, nullptr, buffer_.z + s.out, z.pitch, true, s.lanes);
-    }
-    if (!differentiates_) return;
-    update(in, s, matrix, z, aw, ax, p);
-    update(in, s, matrix_direction, z, w, x, View{nullptr, 0});
+    const View w = weights_of(in, s), aw = weight_directions_of(in, s);
+    const long pitch = plan_.blocks[in.lane_operand][in.lane_block].mul;
+    for_each_part(in, [&](auto inputs, int first, auto outputs, auto row) EQUITENSOR_LAMBDA {
+      const int e = first_entry(in, first);
+      const Directional<T> a{w, aw, inputs_of(in, x, first), inputs_of(in, ax, first), {z.at + first * z.pitch, z.pitch, z.ahead},
+                             buffer_.z + s.out + first * z.pitch, z.pitch, in.adds || s.adds, lane_gradient(in, s) + (in.copies > 1 ? first * pitch : 0), pitch,
+                             weight_gradient(in, s), adds_gradient(in, s, first), a_.weight_sum || first > 0, buffer_.dmatrix + e};
+      if (differentiates_)
+        direct_matrix<outputs, true>(inputs, row, matrix + e, matrix_direction + e, a, s.lanes);
+      else
+        direct_matrix<outputs, false>(inputs, row, matrix + e, matrix_direction + e, a, s.lanes);
+    });
   }
 
   template <class M>
   void run_mixed(const Instruction& in, const PlanChannels& s, const M* matrix, const M* matrix_direction, View x, View ax, bool directed) {
     const View ones{buffer_.ones, 0}, g{buffer_.g + s.out, in.channels}, g_direction{buffer_.g_direction + s.out, in.channels};
+    T *t = buffer_.t + s.out, *t_direction = buffer_.t_direction + s.out;
     const bool wants_t = wants(2) || a_.weight_out;
-    if (wants_t && (!doubles_ || directed)) sum_rows<T>(in, matrix, x, nullptr, buffer_.t + s.out, in.channels, false, s.lanes);
+    if (wants_t && (!doubles_ || directed)) multiply_by(in, matrix, x, View{}, t, in.channels, false, s.lanes);
     if (wants_t && doubles_) {
-      sum_rows<T>(in, matrix, ax, nullptr, buffer_.t_direction + s.out, in.channels, false, s.lanes);
-      sum_rows<T>(in, matrix_direction, x, nullptr, buffer_.t_direction + s.out, in.channels, true, s.lanes);
+      multiply_by(in, matrix, ax, View{}, t_direction, in.channels, false, s.lanes);
+      multiply_by(in, matrix_direction, x, View{}, t_direction, in.channels, true, s.lanes);
     }
     if (!differentiates_) return;
-    if (!doubles_) return update(in, s, matrix, g, ones.at, ones, x);
-    if (directed) update(in, s, matrix, g_direction, ones.at, ones, x);
-    update(in, s, matrix_direction, g, ones.at, ones, ax);
+    if (!doubles_) return differentiate_by(in, s, matrix, g, ones, x);
+    if (directed) differentiate_by(in, s, matrix, g_direction, ones, x);
+    differentiate_by(in, s, matrix_direction, g, ones, ax, directed);
   }
 
   // Behind the instruction's segments: the output's channels from those of t, with the weights, and back with the transposed ones.
@@ -518,32 +817,11 @@ class WeightedItem {
     multiply(z.at, z.pitch, 1L, in.outputs, turned, in.channels, in.mixed, in.channels, g, in.channels, false);
   }
 
-  // Of all inputs of a segment: see Column.
-  template <class M>
-  void update(const Instruction& in, const PlanChannels& s, const M* matrix, View z, const T* scale, View t, View p) {
-    const bool gradient = wants(in.lane_operand) || a_.weight_out, outer = wants(1 - in.lane_operand) && p.at;
-    const PlanBlock& lane_block = plan_.blocks[in.lane_operand][in.lane_block];
-    T* dx = buffer_.gradient[in.lane_operand] + lane_block.offset + s.lane;
-    T* dw = in.weight < 0 || in.mixed ? buffer_.unused : buffer_.weight_gradient + in.weight + s.weight;
-    for (int g = 0; g < in.column_groups; ++g) {
-      const PlanGroup& group = in.columns[g];
-      const int i = group.component;
-      const Column<T> column{scale, t.at + i * t.pitch, p.at + i * p.pitch, dx + i * lane_block.mul, dw};
-      if (gradient && outer)
-        update_group<true, true>(in, group, matrix, z, column, buffer_.dmatrix, s.lanes);
-      else if (gradient)
-        update_group<true, false>(in, group, matrix, z, column, buffer_.dmatrix, s.lanes);
-      else if (outer)
-        update_group<false, true>(in, group, matrix, z, column, buffer_.dmatrix, s.lanes);
-    }
+  void clear(T* from, int n) {
+    for (int c = 0; c < n; c += width<T>) store(from + c, Vector<T>{});
   }
-
-  void clear_gradient(int slot) {
-    for (int c = 0; c < plan_.dim[slot]; ++c) buffer_.gradient[slot][c] = 0;
+  void clear_sums(int slot) {
     for (int c = 0; plan_.makes_matrices[slot] && c < plan_.dim[slot]; ++c) buffer_.sums[slot][c] = Vector<T>{};
-  }
-  void clear_weight_gradient() {
-    for (int c = 0; c < plan_.weights; ++c) buffer_.weight_gradient[c] = 0;
   }
 
   void write_gradient(int slot, RowStream<T>& result) {
@@ -556,22 +834,29 @@ class WeightedItem {
       transpose<T>(lanes);
 #pragma GCC unroll 4
       for (int distance = w / 2; distance > 0; distance /= 2)
+#pragma GCC unroll 8
         for (int i = 0; i < distance; ++i) lanes[i] += lanes[i + distance];
-      if (c + w <= n)
-        store(gradient + c, load(gradient + c) + lanes[0]);
-      else
-        store_partial(gradient + c, load_partial(gradient + c, n - c) + lanes[0], n - c);
+      store(gradient + c, load(gradient + c) + lanes[0]);
     }
+    const T* row = gradient;
+    bool made = true;
+    for (int b = 0; b < plan_.block_count[slot]; ++b) made &= plan_.blocks[slot][b].by_component;
+    for (int b = 0; !made && b < plan_.block_count[slot]; ++b) {
+      const PlanBlock& block = plan_.blocks[slot][b];
+      row = buffer_.row;
+      if (block.by_component)
+        for_each_vector<T>(block.mul * block.components, [&](int c, auto part) EQUITENSOR_LAMBDA {
+          part.store(buffer_.row + block.offset + c, part.load(gradient + block.offset + c));
+        });
+      else
+        turn_block<false>(gradient + block.offset, block, buffer_.row + block.offset);
+    }
+    result.append(row, n);
     for (int b = 0; b < plan_.block_count[slot]; ++b) {
       const PlanBlock& block = plan_.blocks[slot][b];
-      T* row = buffer_.row + block.offset;
-      if (block.by_component)
-        for (int c = 0; c < block.mul * block.components; ++c) row[c] = gradient[block.offset + c];
-      else
-        transpose_matrix(gradient + block.offset, block.mul, block.components, block.mul, row, block.components);
+      for (int c = 0; !block.gradient_made && c < block.mul * block.components; ++c) gradient[block.offset + c] = 0;
     }
-    result.append(buffer_.row, n);
-    clear_gradient(slot);
+    clear_sums(slot);
   }
 
   void write_weight_gradient(RowStream<T>& result) {
@@ -583,15 +868,14 @@ class WeightedItem {
       transpose_matrix(gradient, rows, in.weight_columns, rows, buffer_.row, in.weight_columns);
       for (int c = 0; c < in.weights; ++c) gradient[c] = buffer_.row[c];
     }
-    for (int c = 0; c < plan_.weights; ++c) buffer_.row[c] = buffer_.weight_gradient[c];
-    result.append(buffer_.row, plan_.weights);
-    clear_weight_gradient();
+    result.append(buffer_.weight_gradient, plan_.weights);
   }
 
   const WeightedPlan<T>& plan_;
   const Operands<T>& a_;
   Scratch<T> scratch_;
   WeightedBuffers<T> buffer_;
+  RowStream<T>* straight_ = nullptr;  // where the instruction's output goes, if it is not staged
   bool differentiates_, doubles_;  // results beside z; with directions
   const T* row_[operand_count] = {};
   const T *weight_ = nullptr, *weight_direction_ = nullptr;
