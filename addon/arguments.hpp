@@ -36,7 +36,7 @@ inline std::vector<IrrepsBlock> blocks(const Napi::Value& value) {
 }
 
 struct ClebschGordanForm {
-  bool is_double, dense;
+  bool is_double, dense, square;
   int dims[3];
   std::vector<IrrepsBlock> in1, in2;
   std::vector<ClebschGordanPath> paths;
@@ -47,10 +47,10 @@ inline ClebschGordanForm read_clebsch_gordan(const Napi::Object& o) {
   const std::vector<double> coefficients = doubles(o.Get("coefficients"));
   std::vector<ClebschGordanPath> paths;
   for (size_t p = 0; p < coefficients.size(); ++p) {
-    const int* f = flat.data() + 8 * p;
-    paths.push_back({f[0], f[1], f[2] != 0, f[3], f[4], f[5], f[6], f[7], coefficients[p]});
+    const int* f = flat.data() + 9 * p;
+    paths.push_back({f[0], f[1], Connection(f[2]), f[3], f[4], f[5], f[6], f[7], f[8], coefficients[p]});
   }
-  return {boolean(o, "isDouble"), boolean(o, "dense"), {dims[0], dims[1], dims[2]}, blocks(o.Get("in1")), blocks(o.Get("in2")), paths};
+  return {boolean(o, "isDouble"), boolean(o, "dense"), boolean(o, "square"), {dims[0], dims[1], dims[2]}, blocks(o.Get("in1")), blocks(o.Get("in2")), paths};
 }
 
 struct ChannelForm {

@@ -284,7 +284,7 @@ Napi::Value create(const Napi::CallbackInfo& info, F&& make) {
 Napi::Value create_clebsch_gordan(const Napi::CallbackInfo& info) {
   return create(info, [](int device, const Napi::Object& o) {
     const ClebschGordanForm f = read_clebsch_gordan(o);
-    return make_clebsch_gordan(device, f.is_double, f.dims, f.in1, f.in2, f.paths, f.dense);
+    return make_clebsch_gordan(device, f.is_double, f.dims, f.in1, f.in2, f.paths, f.dense, f.square);
   });
 }
 Napi::Value create_gaunt(const Napi::CallbackInfo& info) {

@@ -48,68 +48,85 @@ PlanMap<T> build_map(Store& store, const BlockMap& map) {
 template <class T, class Store>
 ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], const std::vector<IrrepsBlock>& in1,
                                          const std::vector<IrrepsBlock>& in2, const std::vector<ClebschGordanPath>& paths,
-                                         bool dense, bool in_row, PassFlops& flops) {
+                                         bool dense, bool square, bool in_row, PassFlops& flops) {
   ClebschGordanPlan<T> plan{};
-  std::vector<PlanPair<T>> pairs;
-  for (const ClebschGordanPair& form : clebsch_gordan_pairs(in1, in2, paths, dense)) {
-    const IrrepsBlock &b1 = in1[form.in1], &b2 = in2[form.in2];
-    PlanPair<T> pair{};
-    pair.mul1 = b1.mul, pair.mul2 = b2.mul, pair.same_channel = form.same_channel;
-    pair.x_offset = b1.offset, pair.x_channel = b1.channel;
-    pair.y_offset = b2.offset, pair.y_channel = b2.channel;
-    std::vector<int> x, y, rows;
-    for (const auto& [i, j] : form.products) {
-      if (x.empty() || x.back() != i * b1.component) rows.push_back(int(x.size()));
-      x.push_back(i * b1.component);
-      y.push_back(j * b2.component);
-    }
-    pair.rows = int(rows.size()), pair.products = int(x.size());
-    rows.push_back(pair.products);
-    std::vector<int> columns, column_products;
-    for (int j = 0; j <= 2 * b2.l; ++j) {
-      columns.push_back(int(column_products.size()));
-      for (int p = 0; p < pair.products; ++p)
-        if (form.products[p].second == j) column_products.push_back(p);
-      if (columns.back() == int(column_products.size())) columns.pop_back();
-    }
-    pair.columns = int(columns.size());
-    columns.push_back(pair.products);
-    const long channels = form.same_channel ? b1.mul : long(b1.mul) * b2.mul;
-    pair.direct = in_row && channels == 1;
+  std::vector<PlanGroup<T>> groups;
+  for (const std::vector<ClebschGordanPair>& together : clebsch_gordan_groups(clebsch_gordan_pairs(in1, in2, paths, dense, square))) {
+    const ClebschGordanPair& any = together[0];
+    PlanGroup<T> group{};
+    group.mul1 = in1[any.in1].mul, group.mul2 = in2[any.in2].mul, group.connection = any.connection;
+    const long channels = any.connection == Connection::all    ? long(group.mul1) * group.mul2
+                          : any.connection == Connection::same ? group.mul1
+                                                               : long(group.mul1) * (group.mul1 - 1) / 2;
+    group.direct = in_row && group.mul1 == 1 && group.mul2 == 1;
+    std::map<decltype(any.paths[0].output()), int> compact_of;
     std::vector<PlanSegment> segments;
     std::vector<int> row_component;
     std::vector<PlanPlace> places;
-    for (const ClebschGordanPath& path : form.paths) {
-      segments.push_back({pair.compact_outputs, 2 * path.l3 + 1, {path.offset, path.component}, path.u_step, path.v_step});
-      pair.compact_outputs += 2 * path.l3 + 1;
-      for (int k = 0; k <= 2 * path.l3; ++k) {
-        row_component.push_back(path.offset + k * path.component);
-        places.push_back({row_component.back(), path.u_step, path.v_step});
+    for (const ClebschGordanPair& form : together)
+      for (const ClebschGordanPath& path : form.paths) {
+        if (!compact_of.insert({path.output(), group.compact_outputs}).second) continue;
+        segments.push_back({group.compact_outputs, 2 * path.l3 + 1, {path.offset, path.component}, path.u_step, path.u_shrink, path.v_step});
+        group.compact_outputs += 2 * path.l3 + 1;
+        for (int k = 0; k <= 2 * path.l3; ++k) {
+          row_component.push_back(path.offset + k * path.component);
+          places.push_back({row_component.back(), path.u_step, path.u_shrink, path.v_step});
+        }
       }
-    }
-    BlockMap forward = make_block_map(pair.compact_outputs, form.entries);
-    BlockMap backward = make_block_map(pair.products, transposed(form.entries));
-    if (pair.direct) {
+    std::vector<PlanPair<T>> pairs;
+    for (const ClebschGordanPair& form : together) {
+      const IrrepsBlock &b1 = in1[form.in1], &b2 = in2[form.in2];
+      PlanPair<T> pair{};
+      pair.x_offset = b1.offset, pair.x_channel = b1.channel;
+      pair.y_offset = b2.offset, pair.y_channel = b2.channel;
+      std::vector<int> x, y, rows;
+      for (const auto& [i, j] : form.products) {
+        if (x.empty() || x.back() != i * b1.component) rows.push_back(int(x.size()));
+        x.push_back(i * b1.component);
+        y.push_back(j * b2.component);
+      }
+      pair.rows = int(rows.size()), pair.products = int(x.size());
+      rows.push_back(pair.products);
+      std::vector<int> columns, column_products;
+      for (int j = 0; j <= 2 * b2.l; ++j) {
+        columns.push_back(int(column_products.size()));
+        for (int p = 0; p < pair.products; ++p)
+          if (form.products[p].second == j) column_products.push_back(p);
+        if (columns.back() == int(column_products.size())) columns.pop_back();
+      }
+      pair.columns = int(columns.size());
+      columns.push_back(pair.products);
+      // The entries count the outputs of the pair's own paths, one behind the other.
+      std::vector<int> to_group;
+      for (const ClebschGordanPath& path : form.paths)
+        for (int k = 0; k <= 2 * path.l3; ++k) to_group.push_back(compact_of.at(path.output()) + k);
+      if (group.direct)
+        for (int& o : to_group) o = row_component[o];
+      BlockMap forward = make_block_map(int(to_group.size()), form.entries);
+      BlockMap backward = make_block_map(pair.products, transposed(form.entries));
       for (MapBlock& b : forward.blocks)
-        for (int& o : b.outputs) o = row_component[o];
+        for (int& o : b.outputs) o = to_group[o];
       for (MapBlock& b : backward.blocks)
-        for (int& s : b.sources) s = row_component[s];
+        for (int& s : b.sources) s = to_group[s];
+      flops.forward += channels * (pair.products + 2 * forward.multiply_adds);
+      flops.backward += channels * (4 * pair.products + 2 * backward.multiply_adds);
+      pair.forward = build_map<T>(store, forward), pair.backward = build_map<T>(store, backward);
+      pair.x_component = store.ints(x), pair.y_component = store.ints(y), pair.row_begin = store.ints(rows);
+      pair.column_begin = store.ints(columns), pair.column_product = store.ints(column_products);
+      plan.max_products = std::max(plan.max_products, pair.products);
+      pairs.push_back(pair);
     }
-    flops.forward += channels * (pair.products + 2 * forward.multiply_adds);
-    flops.backward += channels * (4 * pair.products + 2 * backward.multiply_adds);
-    pair.forward = build_map<T>(store, forward), pair.backward = build_map<T>(store, backward);
-    pair.x_component = store.ints(x), pair.y_component = store.ints(y), pair.row_begin = store.ints(rows);
-    pair.column_begin = store.ints(columns), pair.column_product = store.ints(column_products);
-    pair.places = store.items(std::move(places));
-    pair.segment_count = int(segments.size());
-    pair.segments = store.items(std::move(segments));
-    plan.max_products = std::max(plan.max_products, pair.products);
-    plan.max_compact = std::max(plan.max_compact, pair.compact_outputs);
-    pairs.push_back(pair);
+    group.pair_count = int(pairs.size());
+    group.pairs = store.items(std::move(pairs));
+    group.places = store.items(std::move(places));
+    group.segment_count = int(segments.size());
+    group.segments = store.items(std::move(segments));
+    plan.max_compact = std::max(plan.max_compact, group.compact_outputs);
+    groups.push_back(group);
   }
-  plan.dim1 = dims[0], plan.dim2 = dims[1], plan.dim_out = dims[2];
-  plan.pair_count = int(pairs.size());
-  plan.pairs = store.items(std::move(pairs));
+  plan.dim1 = dims[0], plan.dim2 = dims[1], plan.dim_out = dims[2], plan.square = square;
+  plan.group_count = int(groups.size());
+  plan.groups = store.items(std::move(groups));
   return plan;
 }
 

@@ -3,43 +3,51 @@
 #include "block_map.hpp"
 #include "irreps.hpp"
 #include "wigner3j.hpp"
+#include <iterator>
+#include <tuple>
 
 namespace equitensor {
 
 struct ClebschGordanPath {
-  int in1, in2;       // blocks
-  bool same_channel;  // uuu: channel u with channel u; otherwise uvuv: every u with every v
+  int in1, in2;  // blocks
+  Connection connection;
   int l3;
-  int offset, u_step, v_step, component;  // component k of channels u, v: offset + u * u_step + v * v_step + k * component
+  // Component k of channels u, v: offset + u * u_step - u (u - 1) / 2 * u_shrink + v * v_step + k * component. The pairs u < v are
+  // numbered row by row, and each row is one shorter than the one before: u_shrink is 0 for the other connections.
+  int offset, u_step, u_shrink, v_step, component;
   double coefficient;
+
+  auto output() const { return std::tuple(connection, l3, offset, u_step, v_step, component); }
 };
 
 // All paths of one pair of input blocks, so that the products x_i y_j are formed once for them.
 struct ClebschGordanPair {
   int in1, in2;
-  bool same_channel;
+  Connection connection;
   std::vector<std::pair<int, int>> products;  // (i, j), sorted
   std::vector<ClebschGordanPath> paths;
   std::vector<MapEntry> entries;              // product -> component, the paths' components one behind the other
 };
 
 // dense: every product for every output, zeros included, as an einsum with the full coefficient tensor computes it.
+// square: both inputs are the same array, so that of the products of a channel with itself x_i x_j and x_j x_i are one.
 inline std::vector<ClebschGordanPair> clebsch_gordan_pairs(const std::vector<IrrepsBlock>& in1,
                                                            const std::vector<IrrepsBlock>& in2,
-                                                           const std::vector<ClebschGordanPath>& paths, bool dense) {
+                                                           const std::vector<ClebschGordanPath>& paths, bool dense, bool square) {
   std::vector<ClebschGordanPair> pairs;
   for (const ClebschGordanPath& path : paths) {
     size_t p = 0;
-    while (p < pairs.size() && !(pairs[p].in1 == path.in1 && pairs[p].in2 == path.in2 && pairs[p].same_channel == path.same_channel)) ++p;
+    while (p < pairs.size() && !(pairs[p].in1 == path.in1 && pairs[p].in2 == path.in2 && pairs[p].connection == path.connection)) ++p;
     if (p == pairs.size()) {
-      pairs.push_back({path.in1, path.in2, path.same_channel, {}, {}, {}});
+      pairs.push_back({path.in1, path.in2, path.connection, {}, {}, {}});
     }
     pairs[p].paths.push_back(path);
   }
   for (ClebschGordanPair& pair : pairs) {
     const int l1 = in1[pair.in1].l, l2 = in2[pair.in2].l;
+    const bool symmetric = square && pair.connection == Connection::same && pair.in1 == pair.in2;
     for (int i = -l1; i <= l1; ++i)
-      for (int j = -l2; j <= l2; ++j) {
+      for (int j = symmetric ? i : -l2; j <= l2; ++j) {
         const int product = int(pair.products.size());
         bool used = false;
         int first = 0;
@@ -47,7 +55,8 @@ inline std::vector<ClebschGordanPair> clebsch_gordan_pairs(const std::vector<Irr
           const int l3 = path.l3;
           for (int k = -l3; k <= l3; ++k) {
             const bool couples = orders_couple(l1, i, l2, j, l3, k);
-            const double value = couples ? path.coefficient * wigner3j(l1, i, l2, j, l3, k) : 0;
+            double value = couples ? path.coefficient * wigner3j(l1, i, l2, j, l3, k) : 0;
+            if (couples && symmetric && i != j) value += path.coefficient * wigner3j(l1, j, l2, i, l3, k);
             // Zeros that the selection rule does not show come out of Racah's sum as a few ulp.
             if (!dense && absolute(value) <= 1e-13 * absolute(path.coefficient)) continue;
             pair.entries.push_back({product, first + k + l3, value});
@@ -59,6 +68,29 @@ inline std::vector<ClebschGordanPair> clebsch_gordan_pairs(const std::vector<Irr
       }
   }
   return pairs;
+}
+
+// Pairs whose paths lead into the same outputs, where they are summed, together. Most operations give every path an output of its own:
+// then a group is one pair.
+inline std::vector<std::vector<ClebschGordanPair>> clebsch_gordan_groups(std::vector<ClebschGordanPair> pairs) {
+  std::vector<std::vector<ClebschGordanPair>> groups;
+  std::map<decltype(ClebschGordanPath{}.output()), size_t> group_of;
+  for (ClebschGordanPair& pair : pairs) {
+    const size_t mine = groups.size();
+    groups.emplace_back();
+    for (const ClebschGordanPath& path : pair.paths) {
+      const auto [at, is_new] = group_of.insert({path.output(), mine});
+      if (is_new || at->second == mine) continue;
+      const size_t other = at->second;
+      std::move(groups[other].begin(), groups[other].end(), std::back_inserter(groups[mine]));
+      groups[other].clear();
+      for (auto& [output, group] : group_of)
+        if (group == other) group = mine;
+    }
+    groups[mine].push_back(std::move(pair));
+  }
+  std::erase_if(groups, [](const auto& group) { return group.empty(); });
+  return groups;
 }
 
 }  // namespace equitensor

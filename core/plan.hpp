@@ -28,8 +28,6 @@ struct Strided {
 // ---- Clebsch-Gordan: all paths of one pair of irreps (blocks of the inputs).
 template <class T>
 struct PlanPair {
-  int mul1, mul2;
-  bool same_channel;           // uuu: channel u with channel u; otherwise uvuv: every u with every v
   int x_offset, x_channel;     // component of channel 0 and the distance to the next channel's
   int y_offset, y_channel;
   const int* x_component;      // of product p: offset of x's and y's component from the channel's first
@@ -39,26 +37,35 @@ struct PlanPair {
   const int* column_begin;     // products of y's component c: column_product[column_begin[c] ...]
   const int* column_product;
   int columns;
-  PlanMap<T> forward;          // products -> outputs
-  PlanMap<T> backward;         // outputs -> products
-  bool direct;                 // one channel: the maps name components of the output row itself
-  const struct PlanPlace* places;      // of every compact output
-  const struct PlanSegment* segments;  // otherwise of the compact outputs of one channel, which these put in place
-  int segment_count, compact_outputs;
+  PlanMap<T> forward;          // products -> the group's outputs
+  PlanMap<T> backward;         // the group's outputs -> products
 };
 struct PlanPlace {
-  int first, u_step, v_step;  // component of channels u, v in the row: first + u * u_step + v * v_step
+  int first, u_step, u_shrink, v_step;  // component of channels u, v in the row: see ClebschGordanPath
 };
 struct PlanSegment {
-  int compact, count;  // components [compact, compact + count)
-  Strided output;      // of channels u = v = 0
-  int u_step, v_step;  // distance to the output of the next u, of the next v
+  int compact, count;            // components [compact, compact + count)
+  Strided output;                // of channels u = v = 0
+  int u_step, u_shrink, v_step;  // to the output of other channels: see ClebschGordanPath
+};
+// Pairs into the same outputs, where they are summed; mostly a single one.
+template <class T>
+struct PlanGroup {
+  int mul1, mul2;
+  Connection connection;
+  const PlanPair<T>* pairs;
+  int pair_count;
+  bool direct;                  // one channel: the pairs' maps name components of the output row itself
+  const PlanPlace* places;      // of every compact output
+  const PlanSegment* segments;  // otherwise of the compact outputs of one channel, which these put in place
+  int segment_count, compact_outputs;
 };
 template <class T>
 struct ClebschGordanPlan {
   int dim1, dim2, dim_out, max_products, max_compact;
-  const PlanPair<T>* pairs;
-  int pair_count;
+  bool square;  // the second input is the first one
+  const PlanGroup<T>* groups;
+  int group_count;
 };
 
 // ---- Gaunt and matrix products: components of one channel, split in parts of one parity.

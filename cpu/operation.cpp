@@ -79,10 +79,10 @@ template <class T>
 class ClebschGordan final : public Operation {
  public:
   ClebschGordan(const int (&dims)[3], const std::vector<IrrepsBlock>& in1, const std::vector<IrrepsBlock>& in2,
-                const std::vector<ClebschGordanPath>& paths, bool dense) {
+                const std::vector<ClebschGordanPath>& paths, bool dense, bool square) {
     is_double = sizeof(T) == 8;
     dim1 = dims[0], dim2 = dims[1], dim_out = dims[2];
-    plan_ = clebsch_gordan_plan<T>(store_, dims, in1, in2, paths, dense, true, flops);
+    plan_ = clebsch_gordan_plan<T>(store_, dims, in1, in2, paths, dense, square, true, flops);
   }
 
   void forward(const Call& call, const Kernels& kernels) const override {
@@ -233,8 +233,8 @@ std::unique_ptr<Operation> make(bool is_double, const Arguments&... arguments) {
 
 std::unique_ptr<Operation> make_clebsch_gordan(bool is_double, const int (&dims)[3], const std::vector<IrrepsBlock>& in1,
                                                const std::vector<IrrepsBlock>& in2,
-                                               const std::vector<ClebschGordanPath>& paths, bool dense) {
-  return make<ClebschGordan>(is_double, dims, in1, in2, paths, dense);
+                                               const std::vector<ClebschGordanPath>& paths, bool dense, bool square) {
+  return make<ClebschGordan>(is_double, dims, in1, in2, paths, dense, square);
 }
 std::unique_ptr<Operation> make_gaunt(bool is_double, int mul, const ChannelSlot (&slots)[3],
                                       const std::vector<PlanProduct>& products, const Grid& grid) {

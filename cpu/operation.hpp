@@ -29,7 +29,7 @@ class Operation {
 // dims: components of an item of both inputs and of the output.
 std::unique_ptr<Operation> make_clebsch_gordan(bool is_double, const int (&dims)[3], const std::vector<IrrepsBlock>& in1,
                                                const std::vector<IrrepsBlock>& in2,
-                                               const std::vector<ClebschGordanPath>& paths, bool dense);
+                                               const std::vector<ClebschGordanPath>& paths, bool dense, bool square);
 std::unique_ptr<Operation> make_gaunt(bool is_double, int mul, const ChannelSlot (&slots)[3],
                                       const std::vector<PlanProduct>& products, const Grid& grid);
 std::unique_ptr<Operation> make_matrix(bool is_double, int mul, const ChannelSlot (&slots)[3],

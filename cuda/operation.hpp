@@ -32,7 +32,7 @@ class Operation {
 // As those of cpu/operation.hpp, on one device.
 std::unique_ptr<Operation> make_clebsch_gordan(int device, bool is_double, const int (&dims)[3], const std::vector<IrrepsBlock>& in1,
                                                const std::vector<IrrepsBlock>& in2, const std::vector<ClebschGordanPath>& paths,
-                                               bool dense);
+                                               bool dense, bool square);
 std::unique_ptr<Operation> make_gaunt(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],
                                       const std::vector<PlanProduct>& products, const Grid& grid);
 std::unique_ptr<Operation> make_matrix(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],

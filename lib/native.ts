@@ -169,8 +169,8 @@ export interface NativeAddon {
   /** The kernel variant in use, those that this machine can run, and the number of threads. */
   cpuInfo(): { variant: string; variants: string[]; threads: number }
 
-  /** `paths`: [in1, in2, same channel, l3, offset, u step, v step, component] of each, see core/clebsch_gordan.hpp. */
-  createClebschGordan(form: NativeProduct & { paths: Int32Array; coefficients: Float64Array; dense: boolean }): NativeOperation
+  /** `paths`: packed by lib/layout.ts. `square`: the second input is the first one, y is not read, and x gets the whole gradient. */
+  createClebschGordan(form: NativeProduct & { paths: Int32Array; coefficients: Float64Array; dense: boolean; square: boolean }): NativeOperation
   createGaunt(form: NativeChannelProduct & { rings: number; angles: number; pointwise: boolean }): NativeOperation
   createMatrix(form: NativeChannelProduct & { k: number }): NativeOperation
   /** `scale`: factor of each degree on harmonics whose mean square over the sphere is 1. */
@@ -191,6 +191,8 @@ export interface NativeAddon {
   gauntPath(l1: number, l2: number, l3: number): number
   /** Path coefficient of the product of (2k+1) x (2k+1) matrices. */
   matrixPath(l1: number, l2: number, l3: number, k: number): number
+  /** The same of matrices over the direct sum of the irreps 0 .. k, with `norm` or else 'component' coefficients. */
+  matrixBlockPath(l1: number, l2: number, l3: number, k: number, norm: boolean): number
   wignerD(l: number, rotation: Float64Array): Float64Array
 
   /** Bytes read plus written a second by a streaming copy over `bytes` in total. */
