@@ -54,6 +54,12 @@ Napi::Value create_matrix(const Napi::CallbackInfo& info) {
   return wrap(info.Env(), make_matrix(f.is_double, f.mul, f.slots, f.products, integer(o, "k")));
 }
 
+Napi::Value create_matrix_block(const Napi::CallbackInfo& info) {
+  const auto o = info[0].As<Napi::Object>();
+  const ChannelForm f = read_channel_product(o);
+  return wrap(info.Env(), make_matrix_block(f.is_double, f.mul, f.slots, read_block_paths(o)));
+}
+
 Napi::Value create_spherical_harmonics(const Napi::CallbackInfo& info) {
   const auto o = info[0].As<Napi::Object>();
   return wrap(info.Env(), make_spherical_harmonics(boolean(o, "isDouble"), ints(o.Get("degrees")), doubles(o.Get("scale")),
@@ -234,6 +240,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   add("createClebschGordan", create_clebsch_gordan);
   add("createGaunt", create_gaunt);
   add("createMatrix", create_matrix);
+  add("createMatrixBlock", create_matrix_block);
   add("createSphericalHarmonics", create_spherical_harmonics);
   add("dispose", dispose);
   add("overlap", overlap);

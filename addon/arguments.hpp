@@ -2,6 +2,7 @@
 #pragma once
 #include "core/channels.hpp"
 #include "core/clebsch_gordan.hpp"
+#include "core/matrix_block.hpp"
 #include <napi.h>
 #include <vector>
 
@@ -68,6 +69,13 @@ inline ChannelForm read_channel_product(const Napi::Object& o) {
   const std::vector<int> flat = ints(o.Get("products"));
   for (size_t p = 0; p + 2 < flat.size(); p += 3) form.products.push_back({flat[p], flat[p + 1], flat[p + 2]});
   return form;
+}
+inline std::vector<MatrixBlockPath> read_block_paths(const Napi::Object& o) {
+  const std::vector<int> flat = ints(o.Get("paths"));  // the blocks of each
+  const std::vector<double> coefficients = doubles(o.Get("coefficients"));
+  std::vector<MatrixBlockPath> paths;
+  for (size_t p = 0; p < coefficients.size(); ++p) paths.push_back({flat[3 * p], flat[3 * p + 1], flat[3 * p + 2], coefficients[p]});
+  return paths;
 }
 inline Grid read_grid(const Napi::Object& o) { return {integer(o, "rings"), integer(o, "angles"), boolean(o, "pointwise")}; }
 

@@ -299,6 +299,12 @@ Napi::Value create_matrix(const Napi::CallbackInfo& info) {
     return make_matrix(device, f.is_double, f.mul, f.slots, f.products, integer(o, "k"));
   });
 }
+Napi::Value create_matrix_block(const Napi::CallbackInfo& info) {
+  return create(info, [](int device, const Napi::Object& o) {
+    const ChannelForm f = read_channel_product(o);
+    return make_matrix_block(device, f.is_double, f.mul, f.slots, read_block_paths(o));
+  });
+}
 Napi::Value create_spherical_harmonics(const Napi::CallbackInfo& info) {
   return create(info, [](int device, const Napi::Object& o) {
     return make_spherical_harmonics(device, boolean(o, "isDouble"), ints(o.Get("degrees")), doubles(o.Get("scale")),
@@ -620,6 +626,7 @@ void register_cuda(Napi::Env env, Napi::Object exports) {
   set<create_clebsch_gordan>(o, "createClebschGordan");
   set<create_gaunt>(o, "createGaunt");
   set<create_matrix>(o, "createMatrix");
+  set<create_matrix_block>(o, "createMatrixBlock");
   set<create_spherical_harmonics>(o, "createSphericalHarmonics");
   set<dispose<Plan>>(o, "disposeOperation");
   set<run>(o, "run");

@@ -1,7 +1,7 @@
 // Every problem and every operation once, by name. Tests and the benchmark share these: one case object serves
 // correctness, gradients and timing. A new problem, operation or suite is one entry here; a new pass one in passes.ts.
 import { ClebschGordanTensorProduct, GauntTensorProduct, Irreps, MatrixTensorProduct, type Backend } from '../lib/index'
-import { clebschGordanForm, gauntForm, matrixForm, type Form } from './reference'
+import { clebschGordanForm, gauntForm, matrixBlockForm, matrixForm, type Form } from './reference'
 import { denseCount, gridCount, matrixCount, sparseCount } from './models'
 import type { PassName } from './passes'
 
@@ -131,6 +131,15 @@ export const operations: readonly Operation[] = [
     form: matrixForm,
     count: matrixCount,
     countMeaning: 'nonzeros of the transforms + N^3, N = 2k + 1',
+    selectionRule: triangleRule,
+  },
+  {
+    name: 'mtp-block',
+    meaning: 'matrix product over a direct sum of irreps, by its paths',
+    make: ({ in1, in2, out }, options) => new MatrixTensorProduct(in1, in2, { ...options, irrepsOut: out, form: 'block' }),
+    form: matrixBlockForm,
+    count: sparseCount,
+    countMeaning: 'nonzero coefficients + outer product x_i y_j',
     selectionRule: triangleRule,
   },
 ]

@@ -7,6 +7,7 @@
 #include "clebsch_gordan.hpp"
 #include "gaunt.hpp"
 #include "matrix.hpp"
+#include "matrix_block.hpp"
 #include "plan.hpp"
 #include <algorithm>
 #include <set>
@@ -44,89 +45,85 @@ PlanMap<T> build_map(Store& store, const BlockMap& map) {
   return {store.items(std::move(runs)), count};
 }
 
+// products: components of x and y, sorted. flops: of one pair of channels.
+template <class T, class Store>
+PlanProducts<T> build_products(Store& store, const std::vector<std::pair<int, int>>& products, const BlockMap& forward, const BlockMap& backward,
+                               PassFlops& flops) {
+  PlanProducts<T> plan{};
+  std::vector<int> x, y, rows, columns, column_products;
+  std::map<int, std::vector<int>> by_column;
+  for (const auto& [i, j] : products) {
+    if (x.empty() || x.back() != i) rows.push_back(int(x.size()));
+    by_column[j].push_back(int(x.size()));
+    x.push_back(i);
+    y.push_back(j);
+  }
+  plan.rows = int(rows.size()), plan.products = int(x.size()), plan.columns = int(by_column.size());
+  rows.push_back(plan.products);
+  for (const auto& [j, column] : by_column) {
+    columns.push_back(int(column_products.size()));
+    column_products.insert(column_products.end(), column.begin(), column.end());
+  }
+  columns.push_back(plan.products);
+  flops.forward += plan.products + 2 * forward.multiply_adds;
+  flops.backward += 4 * plan.products + 2 * backward.multiply_adds;
+  plan.forward = build_map<T>(store, forward), plan.backward = build_map<T>(store, backward);
+  plan.x_component = store.ints(x), plan.y_component = store.ints(y), plan.row_begin = store.ints(rows);
+  plan.column_begin = store.ints(columns), plan.column_product = store.ints(column_products);
+  return plan;
+}
+
 // in_row: a pair of one channel names components of the output row itself.
 template <class T, class Store>
 ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], const std::vector<IrrepsBlock>& in1,
                                          const std::vector<IrrepsBlock>& in2, const std::vector<ClebschGordanPath>& paths,
                                          bool dense, bool square, bool in_row, PassFlops& flops) {
   ClebschGordanPlan<T> plan{};
-  std::vector<PlanGroup<T>> groups;
-  for (const std::vector<ClebschGordanPair>& together : clebsch_gordan_groups(clebsch_gordan_pairs(in1, in2, paths, dense, square))) {
-    const ClebschGordanPair& any = together[0];
-    PlanGroup<T> group{};
-    group.mul1 = in1[any.in1].mul, group.mul2 = in2[any.in2].mul, group.connection = any.connection;
-    const long channels = any.connection == Connection::all    ? long(group.mul1) * group.mul2
-                          : any.connection == Connection::same ? group.mul1
-                                                               : long(group.mul1) * (group.mul1 - 1) / 2;
-    group.direct = in_row && group.mul1 == 1 && group.mul2 == 1;
-    std::map<decltype(any.paths[0].output()), int> compact_of;
+  std::vector<PlanPair<T>> pairs;
+  for (const ClebschGordanPair& form : clebsch_gordan_pairs(in1, in2, paths, dense, square)) {
+    const IrrepsBlock &b1 = in1[form.in1], &b2 = in2[form.in2];
+    PlanPair<T> pair{};
+    pair.mul1 = b1.mul, pair.mul2 = b2.mul, pair.connection = form.connection;
+    pair.x_offset = b1.offset, pair.x_channel = b1.channel;
+    pair.y_offset = b2.offset, pair.y_channel = b2.channel;
+    std::vector<std::pair<int, int>> products;
+    for (const auto& [i, j] : form.products) products.push_back({i * b1.component, j * b2.component});
+    const long channels = form.connection == Connection::all    ? long(b1.mul) * b2.mul
+                          : form.connection == Connection::same ? b1.mul
+                                                                : long(b1.mul) * (b1.mul - 1) / 2;
+    pair.direct = in_row && b1.mul == 1 && b2.mul == 1;
     std::vector<PlanSegment> segments;
     std::vector<int> row_component;
     std::vector<PlanPlace> places;
-    for (const ClebschGordanPair& form : together)
-      for (const ClebschGordanPath& path : form.paths) {
-        if (!compact_of.insert({path.output(), group.compact_outputs}).second) continue;
-        segments.push_back({group.compact_outputs, 2 * path.l3 + 1, {path.offset, path.component}, path.u_step, path.u_shrink, path.v_step});
-        group.compact_outputs += 2 * path.l3 + 1;
-        for (int k = 0; k <= 2 * path.l3; ++k) {
-          row_component.push_back(path.offset + k * path.component);
-          places.push_back({row_component.back(), path.u_step, path.u_shrink, path.v_step});
-        }
+    for (const ClebschGordanPath& path : form.paths) {
+      segments.push_back({pair.compact_outputs, 2 * path.l3 + 1, {path.offset, path.component}, path.u_step, path.u_shrink, path.v_step});
+      pair.compact_outputs += 2 * path.l3 + 1;
+      for (int k = 0; k <= 2 * path.l3; ++k) {
+        row_component.push_back(path.offset + k * path.component);
+        places.push_back({row_component.back(), path.u_step, path.u_shrink, path.v_step});
       }
-    std::vector<PlanPair<T>> pairs;
-    for (const ClebschGordanPair& form : together) {
-      const IrrepsBlock &b1 = in1[form.in1], &b2 = in2[form.in2];
-      PlanPair<T> pair{};
-      pair.x_offset = b1.offset, pair.x_channel = b1.channel;
-      pair.y_offset = b2.offset, pair.y_channel = b2.channel;
-      std::vector<int> x, y, rows;
-      for (const auto& [i, j] : form.products) {
-        if (x.empty() || x.back() != i * b1.component) rows.push_back(int(x.size()));
-        x.push_back(i * b1.component);
-        y.push_back(j * b2.component);
-      }
-      pair.rows = int(rows.size()), pair.products = int(x.size());
-      rows.push_back(pair.products);
-      std::vector<int> columns, column_products;
-      for (int j = 0; j <= 2 * b2.l; ++j) {
-        columns.push_back(int(column_products.size()));
-        for (int p = 0; p < pair.products; ++p)
-          if (form.products[p].second == j) column_products.push_back(p);
-        if (columns.back() == int(column_products.size())) columns.pop_back();
-      }
-      pair.columns = int(columns.size());
-      columns.push_back(pair.products);
-      // The entries count the outputs of the pair's own paths, one behind the other.
-      std::vector<int> to_group;
-      for (const ClebschGordanPath& path : form.paths)
-        for (int k = 0; k <= 2 * path.l3; ++k) to_group.push_back(compact_of.at(path.output()) + k);
-      if (group.direct)
-        for (int& o : to_group) o = row_component[o];
-      BlockMap forward = make_block_map(int(to_group.size()), form.entries);
-      BlockMap backward = make_block_map(pair.products, transposed(form.entries));
-      for (MapBlock& b : forward.blocks)
-        for (int& o : b.outputs) o = to_group[o];
-      for (MapBlock& b : backward.blocks)
-        for (int& s : b.sources) s = to_group[s];
-      flops.forward += channels * (pair.products + 2 * forward.multiply_adds);
-      flops.backward += channels * (4 * pair.products + 2 * backward.multiply_adds);
-      pair.forward = build_map<T>(store, forward), pair.backward = build_map<T>(store, backward);
-      pair.x_component = store.ints(x), pair.y_component = store.ints(y), pair.row_begin = store.ints(rows);
-      pair.column_begin = store.ints(columns), pair.column_product = store.ints(column_products);
-      plan.max_products = std::max(plan.max_products, pair.products);
-      pairs.push_back(pair);
     }
-    group.pair_count = int(pairs.size());
-    group.pairs = store.items(std::move(pairs));
-    group.places = store.items(std::move(places));
-    group.segment_count = int(segments.size());
-    group.segments = store.items(std::move(segments));
-    plan.max_compact = std::max(plan.max_compact, group.compact_outputs);
-    groups.push_back(group);
+    BlockMap forward = make_block_map(pair.compact_outputs, form.entries);
+    BlockMap backward = make_block_map(int(products.size()), transposed(form.entries));
+    if (pair.direct) {
+      for (MapBlock& b : forward.blocks)
+        for (int& o : b.outputs) o = row_component[o];
+      for (MapBlock& b : backward.blocks)
+        for (int& s : b.sources) s = row_component[s];
+    }
+    PassFlops each;
+    static_cast<PlanProducts<T>&>(pair) = build_products<T>(store, products, forward, backward, each);
+    flops.forward += channels * each.forward, flops.backward += channels * each.backward;
+    pair.places = store.items(std::move(places));
+    pair.segment_count = int(segments.size());
+    pair.segments = store.items(std::move(segments));
+    plan.max_products = std::max(plan.max_products, pair.products);
+    plan.max_compact = std::max(plan.max_compact, pair.compact_outputs);
+    pairs.push_back(pair);
   }
   plan.dim1 = dims[0], plan.dim2 = dims[1], plan.dim_out = dims[2], plan.square = square;
-  plan.group_count = int(groups.size());
-  plan.groups = store.items(std::move(groups));
+  plan.pair_count = int(pairs.size());
+  plan.pairs = store.items(std::move(pairs));
   return plan;
 }
 
@@ -261,6 +258,26 @@ MatrixPlan<T> matrix_plan(Store& store, int mul, const ChannelSlot (&slots)[3], 
   const long multiply = 2 * long(products.size()) * size * size * size;
   flops.forward = mul * (to[0] + to[1] + multiply + from[2] + direct_flops);
   flops.backward = mul * (to[0] + to[1] + to[2] + 2 * multiply + from[0] + from[1]);
+  return plan;
+}
+
+template <class T, class Store>
+MatrixBlockPlan<T> matrix_block_plan(Store& store, int mul, const ChannelSlot (&slots)[3], const std::vector<MatrixBlockPath>& paths,
+                                     PassFlops& flops) {
+  MatrixBlockPlan<T> plan{};
+  plan.mul = mul;
+  for (int s = 0; s < 3; ++s) slot_components<MatrixComponent>(plan.slots[s], slots[s], store);
+  PassFlops each;
+  std::vector<PlanProducts<T>> chunks;
+  for (const MatrixBlockChunk& chunk : matrix_block_chunks(slots, paths)) {
+    const BlockMap forward = make_block_map(plan.slots[2].components, chunk.entries, Missing::untouched);
+    const BlockMap backward = make_block_map(int(chunk.products.size()), transposed(chunk.entries));
+    chunks.push_back(build_products<T>(store, chunk.products, forward, backward, each));
+    plan.max_products = std::max(plan.max_products, chunks.back().products);
+  }
+  flops.forward = mul * each.forward, flops.backward = mul * each.backward;
+  plan.chunk_count = int(chunks.size());
+  plan.chunks = store.items(std::move(chunks));
   return plan;
 }
 

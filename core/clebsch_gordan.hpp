@@ -3,8 +3,6 @@
 #include "block_map.hpp"
 #include "irreps.hpp"
 #include "wigner3j.hpp"
-#include <iterator>
-#include <tuple>
 
 namespace equitensor {
 
@@ -13,11 +11,9 @@ struct ClebschGordanPath {
   Connection connection;
   int l3;
   // Component k of channels u, v: offset + u * u_step - u (u - 1) / 2 * u_shrink + v * v_step + k * component. The pairs u < v are
-  // numbered row by row, and each row is one shorter than the one before: u_shrink is 0 for the other connections.
+  // numbered row by row, and each row is one shorter than the one before; u_shrink is 0 for the other connections.
   int offset, u_step, u_shrink, v_step, component;
   double coefficient;
-
-  auto output() const { return std::tuple(connection, l3, offset, u_step, v_step, component); }
 };
 
 // All paths of one pair of input blocks, so that the products x_i y_j are formed once for them.
@@ -68,29 +64,6 @@ inline std::vector<ClebschGordanPair> clebsch_gordan_pairs(const std::vector<Irr
       }
   }
   return pairs;
-}
-
-// Pairs whose paths lead into the same outputs, where they are summed, together. Most operations give every path an output of its own:
-// then a group is one pair.
-inline std::vector<std::vector<ClebschGordanPair>> clebsch_gordan_groups(std::vector<ClebschGordanPair> pairs) {
-  std::vector<std::vector<ClebschGordanPair>> groups;
-  std::map<decltype(ClebschGordanPath{}.output()), size_t> group_of;
-  for (ClebschGordanPair& pair : pairs) {
-    const size_t mine = groups.size();
-    groups.emplace_back();
-    for (const ClebschGordanPath& path : pair.paths) {
-      const auto [at, is_new] = group_of.insert({path.output(), mine});
-      if (is_new || at->second == mine) continue;
-      const size_t other = at->second;
-      std::move(groups[other].begin(), groups[other].end(), std::back_inserter(groups[mine]));
-      groups[other].clear();
-      for (auto& [output, group] : group_of)
-        if (group == other) group = mine;
-    }
-    groups[mine].push_back(std::move(pair));
-  }
-  std::erase_if(groups, [](const auto& group) { return group.empty(); });
-  return groups;
 }
 
 }  // namespace equitensor

@@ -25,11 +25,9 @@ struct Strided {
   int first, step;
 };
 
-// ---- Clebsch-Gordan: all paths of one pair of irreps (blocks of the inputs).
+// Products of components of a channel of x and one of y, and their map to outputs.
 template <class T>
-struct PlanPair {
-  int x_offset, x_channel;     // component of channel 0 and the distance to the next channel's
-  int y_offset, y_channel;
+struct PlanProducts {
   const int* x_component;      // of product p: offset of x's and y's component from the channel's first
   const int* y_component;
   const int* row_begin;        // products are sorted by x's component: row r is [row_begin[r], row_begin[r + 1])
@@ -37,35 +35,36 @@ struct PlanPair {
   const int* column_begin;     // products of y's component c: column_product[column_begin[c] ...]
   const int* column_product;
   int columns;
-  PlanMap<T> forward;          // products -> the group's outputs
-  PlanMap<T> backward;         // the group's outputs -> products
+  PlanMap<T> forward;          // products -> outputs
+  PlanMap<T> backward;         // outputs -> products
+};
+
+// ---- Clebsch-Gordan: all paths of one pair of irreps (blocks of the inputs).
+template <class T>
+struct PlanPair : PlanProducts<T> {
+  int mul1, mul2;
+  Connection connection;
+  int x_offset, x_channel;     // component of channel 0 and the distance to the next channel's
+  int y_offset, y_channel;
+  bool direct;                 // one channel: the maps name components of the output row itself
+  const struct PlanPlace* places;      // of every compact output
+  const struct PlanSegment* segments;  // otherwise of the compact outputs of one channel, which these put in place
+  int segment_count, compact_outputs;
 };
 struct PlanPlace {
-  int first, u_step, u_shrink, v_step;  // component of channels u, v in the row: see ClebschGordanPath
+  int first, u_step, u_shrink, v_step;  // component of channels u, v in the row: core/clebsch_gordan.hpp
 };
 struct PlanSegment {
   int compact, count;            // components [compact, compact + count)
   Strided output;                // of channels u = v = 0
-  int u_step, u_shrink, v_step;  // to the output of other channels: see ClebschGordanPath
-};
-// Pairs into the same outputs, where they are summed; mostly a single one.
-template <class T>
-struct PlanGroup {
-  int mul1, mul2;
-  Connection connection;
-  const PlanPair<T>* pairs;
-  int pair_count;
-  bool direct;                  // one channel: the pairs' maps name components of the output row itself
-  const PlanPlace* places;      // of every compact output
-  const PlanSegment* segments;  // otherwise of the compact outputs of one channel, which these put in place
-  int segment_count, compact_outputs;
+  int u_step, u_shrink, v_step;  // to those of other channels, as in PlanPlace
 };
 template <class T>
 struct ClebschGordanPlan {
   int dim1, dim2, dim_out, max_products, max_compact;
   bool square;  // the second input is the first one
-  const PlanGroup<T>* groups;
-  int group_count;
+  const PlanPair<T>* pairs;
+  int pair_count;
 };
 
 // ---- Gaunt and matrix products: components of one channel, split in parts of one parity.
@@ -115,6 +114,15 @@ struct MatrixPlan {
   int product_count;
   const PlanTop<T>* tops;
   int top_count;
+};
+
+// The block form, by its paths.
+template <class T>
+struct MatrixBlockPlan {
+  int mul, max_products;
+  PlanSlot slots[3];
+  const PlanProducts<T>* chunks;  // each adds to the outputs
+  int chunk_count;
 };
 
 template <class T>

@@ -11,7 +11,7 @@ inline namespace EQUITENSOR_VARIANT {
 inline constexpr int tiles_at_once = sizeof(Vector<float>) == 64 ? 2 : 1;
 
 // `outputs` sums a tile in registers; a round loads one input a tile and `outputs` broadcast coefficients. The second tile's inputs
-// and outputs lie in_tile and out_tile vectors behind the first one's. `add`: to the outputs that are there.
+// and outputs lie in_tile and out_tile vectors behind the first one's. add: to the outputs that are there.
 template <int outputs, int tiles, bool add, class T>
 inline void apply_run(const PlanRun<T>& run, const Vector<T>* in, Vector<T>* out, long in_tile, long out_tile) {
   const T* c = run.coefficients;

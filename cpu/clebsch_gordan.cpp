@@ -1,8 +1,8 @@
 // Clebsch-Gordan tensor product. For every pair of irreps: the outer product of its components once, then one sparse map to
-// all of its l3; backwards the transposed map once, then a matrix-vector product with either operand. Pairs into the same outputs are
-// added up in place.
+// all of its l3; backwards the transposed map once, then a matrix-vector product with either operand.
 #include "cpu/block_map.hpp"
 #include "cpu/kernels.hpp"
+#include "cpu/products.hpp"
 #include "cpu/rows.hpp"
 
 namespace equitensor {
@@ -23,91 +23,61 @@ struct ClebschGordanBuffers {
         compact(scratch.take(tiles_at_once * plan.max_compact)) {}
 };
 
-// Calls body(u, v) for the channels of both inputs that the group connects.
+// Calls body(u, v) for the channels of both inputs that the pair connects.
 template <class T, class Body>
-EQUITENSOR_INLINE void for_each_channel(const PlanGroup<T>& group, Body&& body) {
-  for (int u = 0; u < group.mul1; ++u) {
-    if (group.connection == Connection::same)
+EQUITENSOR_INLINE void for_each_channel(const PlanPair<T>& pair, Body&& body) {
+  for (int u = 0; u < pair.mul1; ++u) {
+    if (pair.connection == Connection::same)
       body(u, u);
     else
-      for (int v = group.connection == Connection::upper ? u + 1 : 0; v < group.mul2; ++v) body(u, v);
+      for (int v = pair.connection == Connection::upper ? u + 1 : 0; v < pair.mul2; ++v) body(u, v);
   }
 }
 
 // Calls copy(compact, output) for the compact outputs of one channel and their components in the row.
 template <class T, class Copy>
-EQUITENSOR_INLINE void for_each_output(const PlanGroup<T>& group, int u, int v, Copy&& copy) {
-  const int before = u * (u - 1) / 2;
-  for (int s = 0; s < group.segment_count; ++s) {
-    const PlanSegment& segment = group.segments[s];
-    const int first = segment.output.first + u * segment.u_step - before * segment.u_shrink + v * segment.v_step;
+EQUITENSOR_INLINE void for_each_output(const PlanPair<T>& pair, int u, int v, Copy&& copy) {
+  const int shrunk = u * (u - 1) / 2;
+  for (int s = 0; s < pair.segment_count; ++s) {
+    const PlanSegment& segment = pair.segments[s];
+    const int first = segment.output.first + u * segment.u_step - shrunk * segment.u_shrink + v * segment.v_step;
     for (int k = 0; k < segment.count; ++k) copy(segment.compact + k, first + k * segment.output.step);
   }
 }
 
 template <int tiles, class T>
-inline void multiply_group(const ClebschGordanPlan<T>& plan, const PlanGroup<T>& group, ClebschGordanBuffers<T>& buffer, RowWriter<T>& z) {
-  const bool summed = group.pair_count > 1;
-  Vector<T>* const out = group.direct ? z.tile() : buffer.compact;
-  const long out_tile = group.direct ? z.slot_vectors() : plan.max_compact;
-  for_each_channel(group, [&](int u, int v) {
-    for (int t = 0; summed && t < tiles; ++t)
-      for (int c = 0; c < group.compact_outputs; ++c) out[t * out_tile + (group.direct ? group.places[c].first : c)] = Vector<T>{};
-    for (int i = 0; i < group.pair_count; ++i) {
-      const PlanPair<T>& pair = group.pairs[i];
-      for (int t = 0; t < tiles; ++t) {
-        const Vector<T>* x = buffer.x + t * plan.dim1 + pair.x_offset + u * pair.x_channel;
-        const Vector<T>* y = buffer.y + t * plan.dim2 + pair.y_offset + v * pair.y_channel;
-        Vector<T>* products = buffer.products + t * plan.max_products;
-        for (int r = 0; r < pair.rows; ++r) {
-          const Vector<T> xr = x[pair.x_component[pair.row_begin[r]]];
-          for (int p = pair.row_begin[r]; p < pair.row_begin[r + 1]; ++p) products[p] = xr * y[pair.y_component[p]];
-        }
-      }
-      if (summed)
-        apply<tiles, true>(pair.forward, buffer.products, out, plan.max_products, out_tile);
-      else
-        apply<tiles>(pair.forward, buffer.products, out, plan.max_products, out_tile);
+inline void multiply_pair(const ClebschGordanPlan<T>& plan, const PlanPair<T>& pair, ClebschGordanBuffers<T>& buffer,
+                          RowWriter<T>& z) {
+  for_each_channel(pair, [&](int u, int v) {
+    for (int t = 0; t < tiles; ++t) {
+      const Vector<T>* x = buffer.x + t * plan.dim1 + pair.x_offset + u * pair.x_channel;
+      const Vector<T>* y = buffer.y + t * plan.dim2 + pair.y_offset + v * pair.y_channel;
+      multiply_components(pair, x, y, buffer.products + t * plan.max_products);
     }
-    for (int t = 0; !group.direct && t < tiles; ++t)
-      for_each_output(group, u, v, [&](int compact, int output) { z.tile(t)[output] = buffer.compact[t * plan.max_compact + compact]; });
+    if (pair.direct) return apply<tiles>(pair.forward, buffer.products, z.tile(), plan.max_products, z.slot_vectors());
+    apply<tiles>(pair.forward, buffer.products, buffer.compact, plan.max_products, plan.max_compact);
+    for (int t = 0; t < tiles; ++t)
+      for_each_output(pair, u, v, [&](int compact, int output) { z.tile(t)[output] = buffer.compact[t * plan.max_compact + compact]; });
   });
 }
 
 template <int tiles, class T>
-inline void multiply_group_backward(const ClebschGordanPlan<T>& plan, const PlanGroup<T>& group, ClebschGordanBuffers<T>& buffer,
-                                    RowWriter<T>& x_out, RowWriter<T>& y_out) {
-  for_each_channel(group, [&](int u, int v) {
-    for (int t = 0; !group.direct && t < tiles; ++t)
-      for_each_output(group, u, v, [&](int compact, int output) {
-        buffer.compact[t * plan.max_compact + compact] = buffer.dz[t * plan.dim_out + output];
-      });
-    for (int i = 0; i < group.pair_count; ++i) {
-      const PlanPair<T>& pair = group.pairs[i];
-      if (group.direct)
-        apply<tiles>(pair.backward, buffer.dz, buffer.products, plan.dim_out, plan.max_products);
-      else
-        apply<tiles>(pair.backward, buffer.compact, buffer.products, plan.max_compact, plan.max_products);
-      const int x_first = pair.x_offset + u * pair.x_channel, y_first = pair.y_offset + v * pair.y_channel;
-      for (int t = 0; t < tiles; ++t) {
-        const Vector<T>*x = buffer.x + t * plan.dim1 + x_first, *y = buffer.y + t * plan.dim2 + y_first;
-        const Vector<T>* products = buffer.products + t * plan.max_products;
-        Vector<T>*dx = x_out.tile(t) + x_first, *dy = y_out.tile(t) + y_first;
-        for (int r = 0; r < pair.rows; ++r) {
-          int p = pair.row_begin[r];
-          const int c = pair.x_component[p];
-          const Vector<T> xr = x[c];
-          // Added to dx[c] only at the end: of a square, dy[c] is the same.
-          Vector<T> sum = products[p] * y[pair.y_component[p]];
-          dy[pair.y_component[p]] += products[p] * xr;
-          for (++p; p < pair.row_begin[r + 1]; ++p) {
-            const Vector<T> g = products[p];
-            sum += g * y[pair.y_component[p]];
-            dy[pair.y_component[p]] += g * xr;
-          }
-          dx[c] += sum;
-        }
-      }
+inline void multiply_pair_backward(const ClebschGordanPlan<T>& plan, const PlanPair<T>& pair, ClebschGordanBuffers<T>& buffer,
+                                   RowWriter<T>& x_out, RowWriter<T>& y_out) {
+  for_each_channel(pair, [&](int u, int v) {
+    if (pair.direct) {
+      apply<tiles>(pair.backward, buffer.dz, buffer.products, plan.dim_out, plan.max_products);
+    } else {
+      for (int t = 0; t < tiles; ++t)
+        for_each_output(pair, u, v, [&](int compact, int output) {
+          buffer.compact[t * plan.max_compact + compact] = buffer.dz[t * plan.dim_out + output];
+        });
+      apply<tiles>(pair.backward, buffer.compact, buffer.products, plan.max_compact, plan.max_products);
+    }
+    const int x_first = pair.x_offset + u * pair.x_channel, y_first = pair.y_offset + v * pair.y_channel;
+    for (int t = 0; t < tiles; ++t) {
+      const Vector<T>*x = buffer.x + t * plan.dim1 + x_first, *y = buffer.y + t * plan.dim2 + y_first;
+      add_gradients(pair, buffer.products + t * plan.max_products, x, y, x_out.tile(t) + x_first, y_out.tile(t) + y_first);
     }
   });
 }
@@ -122,11 +92,11 @@ void clebsch_gordan_forward(const ClebschGordanPlan<T>& plan, const Operands<T>&
       load_rows(a.x, a.x_stride, plan.dim1, tiles[t], buffer.x + t * plan.dim1);
       if (!plan.square) load_rows(a.y, a.y_stride, plan.dim2, tiles[t], buffer.y + t * plan.dim2);
     }
-    for (int i = 0; i < plan.group_count; ++i) {
+    for (int i = 0; i < plan.pair_count; ++i) {
       if (count == tiles_at_once)
-        multiply_group<tiles_at_once>(plan, plan.groups[i], buffer, z);
+        multiply_pair<tiles_at_once>(plan, plan.pairs[i], buffer, z);
       else
-        multiply_group<1>(plan, plan.groups[i], buffer, z);
+        multiply_pair<1>(plan, plan.pairs[i], buffer, z);
     }
     for (int t = 0; t < count; ++t) z.write(tiles[t], first && t == 0, last && t + 1 == count, t);
   });
@@ -148,11 +118,11 @@ void clebsch_gordan_backward(const ClebschGordanPlan<T>& plan, const Operands<T>
       for (int c = 0; c < plan.dim1; ++c) x_out.tile(t)[c] = Vector<T>{};
       for (int c = 0; c < plan.dim2; ++c) y_out.tile(t)[c] = Vector<T>{};
     }
-    for (int i = 0; i < plan.group_count; ++i) {
+    for (int i = 0; i < plan.pair_count; ++i) {
       if (count == tiles_at_once)
-        multiply_group_backward<tiles_at_once>(plan, plan.groups[i], buffer, x_out, y_out);
+        multiply_pair_backward<tiles_at_once>(plan, plan.pairs[i], buffer, x_out, y_out);
       else
-        multiply_group_backward<1>(plan, plan.groups[i], buffer, x_out, y_out);
+        multiply_pair_backward<1>(plan, plan.pairs[i], buffer, x_out, y_out);
     }
     for (int t = 0; t < count; ++t) {
       x_out.write(tiles[t], first && t == 0, last && t + 1 == count, t);

@@ -50,6 +50,7 @@ TypedKernels<T> typed_kernels() {
   add_clebsch_gordan(k);
   add_gaunt(k);
   add_matrix(k);
+  add_matrix_block(k);
   add_spherical_harmonics(k);
   k.fma_chain = fma_chain<T>;
   k.fma_per_iteration = long(chains) * width<T>;

@@ -200,6 +200,33 @@ class Matrix final : public Operation {
 };
 
 template <class T>
+class MatrixBlock final : public Operation {
+ public:
+  MatrixBlock(int mul, const ChannelSlot (&slots)[3], const std::vector<MatrixBlockPath>& paths) {
+    is_double = sizeof(T) == 8;
+    plan_ = matrix_block_plan<T>(store_, mul, slots, paths, flops);
+    dim1 = slots[0].dim, dim2 = slots[1].dim, dim_out = slots[2].dim;
+  }
+
+  void forward(const Call& call, const Kernels& kernels) const override {
+    const TypedKernels<T>& k = typed<T>(kernels);
+    run<T>(*this, call, k, Pass::forward, k.matrix_block_scratch(plan_), [&](const Operands<T>& a, long begin, long end, void* scratch) {
+      k.matrix_block_forward(plan_, a, begin, end, scratch);
+    });
+  }
+  void backward(const Call& call, const Kernels& kernels) const override {
+    const TypedKernels<T>& k = typed<T>(kernels);
+    run<T>(*this, call, k, Pass::backward, k.matrix_block_scratch(plan_), [&](const Operands<T>& a, long begin, long end, void* scratch) {
+      k.matrix_block_backward(plan_, a, begin, end, scratch);
+    });
+  }
+
+ private:
+  MatrixBlockPlan<T> plan_{};
+  PlanStore store_;
+};
+
+template <class T>
 class SphericalHarmonics final : public Operation {
  public:
   SphericalHarmonics(const std::vector<int>& degrees, const std::vector<double>& scale, bool normalize) {
@@ -243,6 +270,9 @@ std::unique_ptr<Operation> make_gaunt(bool is_double, int mul, const ChannelSlot
 std::unique_ptr<Operation> make_matrix(bool is_double, int mul, const ChannelSlot (&slots)[3],
                                        const std::vector<PlanProduct>& products, int k) {
   return make<Matrix>(is_double, mul, slots, products, k);
+}
+std::unique_ptr<Operation> make_matrix_block(bool is_double, int mul, const ChannelSlot (&slots)[3], const std::vector<MatrixBlockPath>& paths) {
+  return make<MatrixBlock>(is_double, mul, slots, paths);
 }
 std::unique_ptr<Operation> make_spherical_harmonics(bool is_double, const std::vector<int>& degrees,
                                                     const std::vector<double>& scale, bool normalize) {

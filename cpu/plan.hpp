@@ -21,14 +21,17 @@ struct TypedKernels {
   using ClebschGordan = void(const ClebschGordanPlan<T>&, const Operands<T>&, long begin, long end, void* scratch);
   using Gaunt = void(const GauntPlan<T>&, const Operands<T>&, long begin, long end, void* scratch);
   using Matrix = void(const MatrixPlan<T>&, const Operands<T>&, long begin, long end, void* scratch);
+  using MatrixBlock = void(const MatrixBlockPlan<T>&, const Operands<T>&, long begin, long end, void* scratch);
   using Harmonics = void(const HarmonicsPlan<T>&, const Operands<T>&, long begin, long end, void* scratch);
   ClebschGordan *clebsch_gordan_forward, *clebsch_gordan_backward;
   Gaunt *gaunt_forward, *gaunt_backward;
   Matrix *matrix_forward, *matrix_backward;
+  MatrixBlock *matrix_block_forward, *matrix_block_backward;
   Harmonics* harmonics_forward;
   long (*clebsch_gordan_scratch)(const ClebschGordanPlan<T>&);
   long (*gaunt_scratch)(const GauntPlan<T>&);
   long (*matrix_scratch)(const MatrixPlan<T>&);
+  long (*matrix_block_scratch)(const MatrixBlockPlan<T>&);
   long (*harmonics_scratch)(const HarmonicsPlan<T>&);
   double (*fma_chain)(long iterations);  // runs iterations x fma_per_iteration dependent-free multiply-adds
   long fma_per_iteration;

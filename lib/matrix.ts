@@ -2,10 +2,9 @@ import type { DType } from './arrays'
 import { channelProductForm, packChannelProduct, type ChannelProductForm } from './channel_product'
 import { argumentError, describe } from './errors'
 import type { IrrepsLike } from './irreps'
-import { channelsOf, packChannels, packDims, packPaths } from './layout'
 import { native } from './native'
 import { createPlan, TensorProduct } from './operation'
-import { commonOptions, inputIrreps, oneOf, outputIrreps, requireKnownOptions, resolveOptions, type CommonOptions, type ResolvedOptions } from './options'
+import { commonOptions, inputIrreps, oneOf, outputIrreps, requireKnownOptions, resolveOptions, type CommonOptions } from './options'
 
 export interface MatrixOptions<D extends DType> extends CommonOptions<D> {
   /** Irreps of the output, each once, with the inputs' multiplicity; by default every irrep that can be reached, sorted. */
@@ -67,6 +66,7 @@ export class MatrixTensorProduct<D extends DType = 'float32'> extends TensorProd
     const coefficient = shape === 'single' ? singlePath(k) : blockPath(k, normalization)
     const rule = shape === 'single' ? `the triangle rule and {l1 l2 l3; ${k} ${k} ${k}} != 0` : `the triangle rule and matrices up to k = ${k}`
     const form = channelProductForm(in1, in2, options.irrepsOut, () => coefficient, rule)
+    const packed = packChannelProduct(form, (...l) => coefficient(...l) !== 0, resolved)
     super(
       {
         irrepsIn1: form.in1,
@@ -76,8 +76,8 @@ export class MatrixTensorProduct<D extends DType = 'float32'> extends TensorProd
         algorithm: shape,
         plan:
           shape === 'single'
-            ? createPlan('createMatrix', { ...packChannelProduct(form, (...l) => coefficient(...l) !== 0, resolved), k }, resolved)
-            : createPlan('createClebschGordan', packSummedPaths(form, resolved), resolved),
+            ? createPlan('createMatrix', { ...packed, k }, resolved)
+            : createPlan('createMatrixBlock', { ...packed, ...packPaths(form) }, resolved),
         expressivity: form.expressivity,
       },
       resolved,
@@ -107,23 +107,14 @@ function blockPath(k: number, normalization: 'norm' | 'component'): Coefficient 
   }
 }
 
-/** The paths of a product of signals as those of a Clebsch-Gordan product, channel by channel, with shared outputs. */
-function packSummedPaths<D extends DType>(form: ChannelProductForm, options: ResolvedOptions<D>) {
-  const irreps = [form.in1, form.in2, form.out] as const
-  const channels = irreps.map((i) => channelsOf(i, options.layout))
-  // Empty blocks are not among the channels.
-  const at = (slot: 0 | 1 | 2, block: number) => channels[slot]!.findIndex(({ offset }) => offset === irreps[slot].slices[block]![0])
-  const packed = form.paths.map(({ in1, in2, out, l, coefficient }) => {
-    const { offset, channel, component } = channels[2]![at(2, out)]!
-    return { in1: at(0, in1), in2: at(1, in2), connection: 'uuu' as const, l3: l[2], offset, uStep: channel, uShrink: 0, vStep: 0, component, coefficient }
-  })
+/** Paths by their blocks, less empty ones: those are not packed. */
+function packPaths({ in1, in2, out, paths }: ChannelProductForm) {
+  const packed = [in1, in2, out].map((irreps) => {
+    let next = 0
+    return irreps.blocks.map(({ mul }) => (mul > 0 ? next++ : -1))
+  }) as [number[], number[], number[]]
   return {
-    isDouble: options.dtype === 'float64',
-    dims: packDims(...irreps),
-    in1: packChannels(channels[0]!),
-    in2: packChannels(channels[1]!),
-    ...packPaths(packed),
-    dense: false,
-    square: false,
+    paths: Int32Array.from(paths.flatMap((path) => [packed[0][path.in1]!, packed[1][path.in2]!, packed[2][path.out]!])),
+    coefficients: Float64Array.from(paths, ({ coefficient }) => coefficient),
   }
 }

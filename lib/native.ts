@@ -87,7 +87,7 @@ export interface CudaDevice {
   readonly sharedMemoryPerBlock: number
 }
 
-type CudaCreate<K extends 'createClebschGordan' | 'createGaunt' | 'createMatrix' | 'createSphericalHarmonics'> = (
+type CudaCreate<K extends 'createClebschGordan' | 'createGaunt' | 'createMatrix' | 'createMatrixBlock' | 'createSphericalHarmonics'> = (
   device: number,
   form: Parameters<NativeAddon[K]>[0],
 ) => NativeCudaOperation
@@ -116,6 +116,7 @@ export interface NativeCuda {
   createClebschGordan: CudaCreate<'createClebschGordan'>
   createGaunt: CudaCreate<'createGaunt'>
   createMatrix: CudaCreate<'createMatrix'>
+  createMatrixBlock: CudaCreate<'createMatrixBlock'>
   createSphericalHarmonics: CudaCreate<'createSphericalHarmonics'>
   disposeOperation(operation: NativeCudaOperation): void
   run(operation: NativeCudaOperation, pass: Pass, call: NativeCudaCall<NativeArray>): void
@@ -173,6 +174,8 @@ export interface NativeAddon {
   createClebschGordan(form: NativeProduct & { paths: Int32Array; coefficients: Float64Array; dense: boolean; square: boolean }): NativeOperation
   createGaunt(form: NativeChannelProduct & { rings: number; angles: number; pointwise: boolean }): NativeOperation
   createMatrix(form: NativeChannelProduct & { k: number }): NativeOperation
+  /** `paths`: [block of in1, of in2, of out] of each, with its coefficient. */
+  createMatrixBlock(form: NativeChannelProduct & { paths: Int32Array; coefficients: Float64Array }): NativeOperation
   /** `scale`: factor of each degree on harmonics whose mean square over the sphere is 1. */
   createSphericalHarmonics(form: { isDouble: boolean; degrees: Int32Array; scale: Float64Array; normalize: boolean }): NativeOperation
   dispose(operation: NativeOperation): void

@@ -1,6 +1,6 @@
 // Every operation as a sum over its nonzero coefficients in float64: z[k] += c x[i] y[j], for any multiplicities, layout and unsimplified blocks,
 // from Wigner 3j symbols and nothing else of the package.
-import { wigner6j } from '../bench/reference'
+import { matrixBlockPath, wigner6j } from '../bench/reference'
 import {
   ClebschGordanTensorProduct, GauntTensorProduct, Irreps, MatrixTensorProduct, wigner3j, type DType, type Irrep, type Layout, type TensorProduct,
 } from '../lib/index'
@@ -49,6 +49,14 @@ export const gaunt: Coefficient = (l1, l2, l3) => {
 export const matrix = (k: number): Coefficient => (l1, l2, l3) => {
   const value = (l3 % 2 ? -1 : 1) * wigner6j(l1, l2, l3, k, k, k)
   return Math.abs(value) < 1e-14 ? 0 : value // accidental zeros of the 6j symbol, less a rounding error
+}
+
+/** Of the block form with 'norm' coefficients. A few hundred 6j each, so they are remembered. */
+const blockPaths = new Map<string, number>()
+export const matrixBlock = (k: number): Coefficient => (l1, l2, l3) => {
+  const key = `${k},${l1},${l2},${l3}`
+  if (!blockPaths.has(key)) blockPaths.set(key, triangle(l1, l2, l3) ? matrixBlockPath(l1, l2, l3, k) : 0)
+  return blockPaths.get(key)!
 }
 
 /** A channel of an array: where its components are, and the block of the simplified irreps that it is in. */
@@ -193,6 +201,12 @@ export const products: readonly { name: string; channelwise: boolean; make: Make
     channelwise: true,
     make: (in1, in2, options) => new MatrixTensorProduct(in1, in2, options),
     terms: (in1, in2, layout) => summedTerms(in1, in2, layout, matrix(Math.ceil((in1.lmax + in2.lmax) / 2))),
+  },
+  {
+    name: 'MTP block',
+    channelwise: true,
+    make: (in1, in2, options) => new MatrixTensorProduct(in1, in2, { form: 'block', ...options }),
+    terms: (in1, in2, layout) => summedTerms(in1, in2, layout, matrixBlock(Math.ceil((in1.lmax + in2.lmax) / 2))),
   },
 ]
 
