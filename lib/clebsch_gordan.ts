@@ -72,7 +72,7 @@ export function merge(blocks: readonly Channels[]): MergedBlock[] {
 }
 
 type Keep = (ir: Irrep) => boolean
-type IrrepNormalization = 'component' | 'norm' | 'none'
+export type IrrepNormalization = 'component' | 'norm' | 'none'
 /** @internal Instructions of a product of these inputs. */
 export type Planner = (irrepsIn1: Irreps, irrepsIn2: Irreps, layout: Layout, keep: Keep, normalization: IrrepNormalization) => Plan
 
@@ -191,7 +191,7 @@ export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends Ten
       throw new EquitensorError(
         'no_path',
         `options.filterIrrepsOut: expected an irrep with |l1 - l2| <= l3 <= l1 + l2 and p3 = p1 p2 for an l1 of '${in1}' and an l2 of ` +
-          `'${in2}', got '${filter}'`,
+          `'${in2}'${planned.square ? ', and even l3 of a single channel with itself' : ''}, got '${filter}'`,
         { argument: 'options.filterIrrepsOut', received: `${filter}` },
       )
     }

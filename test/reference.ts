@@ -122,6 +122,33 @@ export function elementwiseTerms(in1: Irreps, in2: Irreps, layout: Layout, filte
   return blockwise(in1, in2, layout, grouped(pairs, ([a, b]) => `${a.block},${b.block}`), false, coefficient, filter)
 }
 
+/** e3nn's TensorSquare as a product of x with itself: of two blocks everything, of one the channels u < v and then each with itself. */
+export function squareTerms(irreps: Irreps, layout: Layout, filter?: Irreps, normalization: 'component' | 'norm' | 'none' = 'component'): Terms {
+  const own: Record<string, (l: number, l3: number) => number> = {
+    component: (l, l3) => Math.sqrt(l3 === 0 ? 1 / (size(l) + 2) : size(l3) / 2),
+    norm: (l, l3) => Math.sqrt(l3 === 0 ? size(l) : (size(l) * (size(l) + 2)) / 2),
+    none: () => 1,
+  }
+  const different = { component, norm, none: () => 1 }[normalization]
+  const first = grouped(channelsOf(irreps, layout), (c) => c.block)
+  const found: { l: number; p: number; pairs: [Channel, Channel][]; coefficient: number }[] = []
+  first.forEach((us, i1) => first.forEach((vs, i2) => {
+    const a = us[0]!.ir, b = vs[0]!.ir, p = a.p * b.p
+    for (let l = Math.abs(a.l - b.l); l <= a.l + b.l && i1 <= i2; l++) {
+      if (filter && !filter.blocks.some(({ ir }) => ir.l === l && ir.p === p)) continue
+      const pairs = us.flatMap((u, n) => (i1 < i2 ? vs : vs.slice(n + 1)).map((v): [Channel, Channel] => [u, v]))
+      if (pairs.length > 0) found.push({ l, p, pairs, coefficient: different(a.l, b.l, l) })
+      if (i1 === i2 && l % 2 === 0) found.push({ l, p, pairs: us.map((u) => [u, u]), coefficient: own[normalization]!(a.l, l) })
+    }
+  }))
+  found.sort((a, b) => a.l - b.l || a.p - b.p)
+  const irrepsOut = new Irreps(found.map(({ l, p, pairs }) => `${pairs.length}x${l}${parity(p)}`).join('+'))
+  const terms: Terms = { irrepsIn1: irreps, irrepsIn2: irreps, irrepsOut, i: [], j: [], k: [], c: [] }
+  const outs = places(irrepsOut, layout)
+  found.forEach(({ l, pairs, coefficient }, b) => pairs.forEach(([u, v], n) => add(terms, u, v, outs[b]![n]!, l, coefficient)))
+  return terms
+}
+
 /** Channel u with channel u, all paths of one parity summed; without `out`, into everything that can be reached. */
 export function summedTerms(in1: Irreps, in2: Irreps, layout: Layout, coefficient: Coefficient, out?: Irreps): Terms {
   const mul = in1.blocks[0]!.mul
