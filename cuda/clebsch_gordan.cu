@@ -2,6 +2,7 @@
 // its l3; backwards the transposed map once, then a matrix-vector product with either operand. A block owns the whole of its items, so that
 // each operand is read once and a gradient is summed without atomics.
 #include "cuda/host.hpp"
+#include "cuda/products.cuh"
 
 namespace equitensor::cuda {
 namespace {
@@ -16,14 +17,14 @@ struct ClebschGordanTiles {
       at += components * pitch;
       return piece;
     };
-    x = take(plan.dim1), y = take(plan.dim2);
+    x = take(plan.dim1), y = plan.square ? x : take(plan.dim2);
     dx = take(backward ? plan.dim1 : 0), dy = take(backward ? plan.dim2 : 0);
     products = take(plan.max_products), compact = take(plan.max_compact);
   }
 };
 template <class T>
 size_t tile_bytes(const ClebschGordanPlan<T>& plan, int items, bool backward) {
-  const int rows = (plan.dim1 + plan.dim2) * (backward ? 2 : 1);
+  const int rows = plan.dim1 + (plan.square ? 0 : plan.dim2) + (backward ? plan.dim1 + plan.dim2 : 0);
   return sizeof(T) * pitch_of(items) * size_t(rows + plan.max_products + plan.max_compact);
 }
 
@@ -34,15 +35,19 @@ __device__ __forceinline__ void for_each_output(const PlanPair<T>& pair, int dim
   for (int item = threadIdx.x / 32; item < live; item += blockDim.x / 32)
     for (int c = threadIdx.x % 32; c < pair.compact_outputs; c += 32) {
       const PlanPlace place = load_table(pair.places + c).value[0];
-      visit((first + item) * dim + place.first + u * place.u_step + v * place.v_step, c * pitch + item);
+      const int component = place.first + u * place.u_step - u * (u - 1) / 2 * place.u_shrink + v * place.v_step;
+      visit((first + item) * dim + component, c * pitch + item);
     }
 }
 
 // body(u, v) for the channels that the pair connects.
 template <class T, class Body>
 __device__ __forceinline__ void for_each_channel(const PlanPair<T>& pair, Body&& body) {
-  for (int u = 0; u < pair.mul1; ++u)
-    for (int v = pair.same_channel ? u : 0; v < (pair.same_channel ? u + 1 : pair.mul2); ++v) body(u, v);
+  for (int u = 0; u < pair.mul1; ++u) {
+    const int begin = pair.connection == Connection::same ? u : pair.connection == Connection::upper ? u + 1 : 0;
+    const int end = pair.connection == Connection::same ? u + 1 : pair.mul2;
+    for (int v = begin; v < end; ++v) body(u, v);
+  }
 }
 
 template <class T>
@@ -53,16 +58,14 @@ __global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void clebsch
   const int live = int(batch - first < items ? batch - first : items), pitch = team.pitch;
   const ClebschGordanTiles<T> tile(plan, pitch, false);
   load_tile(x_rows, x, first, live, tile.x, pitch);
-  load_tile(y_rows, y, first, live, tile.y, pitch);
+  if (!plan.square) load_tile(y_rows, y, first, live, tile.y, pitch);
   __syncthreads();
   for (int i = 0; i < plan.pair_count; ++i) {
     const PlanPair<T> pair = plan.pairs[i];
     for_each_channel(pair, [&](int u, int v) {
       const T* xu = tile.x + (pair.x_offset + u * pair.x_channel) * pitch + team.item;
       const T* yv = tile.y + (pair.y_offset + v * pair.y_channel) * pitch + team.item;
-      for (int p = team.index; p < pair.products; p += team.count)
-        tile.products[p * pitch + team.item] =
-            xu[load_table(pair.x_component + p).value[0] * pitch] * yv[load_table(pair.y_component + p).value[0] * pitch];
+      multiply_components(pair, xu, yv, tile.products + team.item, team);
       __syncthreads();
       apply(pair.forward, tile.products + team.item, tile.compact + team.item, team);
       __syncthreads();
@@ -81,7 +84,7 @@ __global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void clebsch
   const int live = int(batch - first < items ? batch - first : items), pitch = team.pitch;
   const ClebschGordanTiles<T> tile(plan, pitch, true);
   load_tile(x_rows, x, first, live, tile.x, pitch);
-  load_tile(y_rows, y, first, live, tile.y, pitch);
+  if (!plan.square) load_tile(y_rows, y, first, live, tile.y, pitch);
   for (int c = team.index; c < plan.dim1; c += team.count) tile.dx[c * pitch + team.item] = 0;
   for (int c = team.index; c < plan.dim2; c += team.count) tile.dy[c * pitch + team.item] = 0;
   for (int i = 0; i < plan.pair_count; ++i) {
@@ -94,27 +97,14 @@ __global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void clebsch
       __syncthreads();
       const int x_first = (pair.x_offset + u * pair.x_channel) * pitch + team.item;
       const int y_first = (pair.y_offset + v * pair.y_channel) * pitch + team.item;
-      const auto x_place = [&](int p) { return x_first + load_table(pair.x_component + p).value[0] * pitch; };
-      const auto y_place = [&](int p) { return y_first + load_table(pair.y_component + p).value[0] * pitch; };
-      // Rows of the products first, then columns: each is one component of dx or dy, summed by one thread.
-      for (int r = team.index; r < pair.rows + pair.columns; r += team.count) {
-        const bool is_row = r < pair.rows;
-        const int* begin = is_row ? pair.row_begin + r : pair.column_begin + (r - pair.rows);
-        const int from = load_table(begin).value[0], to = load_table(begin + 1).value[0];
-        T sum = 0;
-        int p = 0;
-        for (int n = from; n < to; ++n) {
-          p = is_row ? n : load_table(pair.column_product + n).value[0];
-          sum += tile.products[p * pitch + team.item] * (is_row ? tile.y[y_place(p)] : tile.x[x_place(p)]);
-        }
-        if (is_row)
-          tile.dx[x_place(p)] += sum;
-        else
-          tile.dy[y_place(p)] += sum;
-      }
+      add_gradients(pair, tile.products + team.item, tile.x + x_first, tile.y + y_first, tile.dx + x_first, tile.dy + y_first, team);
     });
   }
   __syncthreads();
+  if (plan.square) {
+    for (int c = team.index; c < plan.dim1; c += team.count) tile.dx[c * pitch + team.item] += tile.dy[c * pitch + team.item];
+    __syncthreads();
+  }
   if (dx) store_tile(dx_rows, dx, first, live, tile.dx, pitch);
   if (dy) store_tile(dy_rows, dy, first, live, tile.dy, pitch);
 }
@@ -123,10 +113,10 @@ template <class T>
 class ClebschGordan final : public Operation {
  public:
   ClebschGordan(int device, const int (&dims)[3], const std::vector<IrrepsBlock>& in1, const std::vector<IrrepsBlock>& in2,
-                const std::vector<ClebschGordanPath>& paths, bool dense)
+                const std::vector<ClebschGordanPath>& paths, bool dense, bool square)
       : Operation(device, sizeof(T) == 8, dims), arena_(device) {
     PassFlops flops;
-    plan_ = arena_.build([&](auto& store) { return clebsch_gordan_plan<T>(store, dims, in1, in2, paths, dense, false, flops); });
+    plan_ = arena_.build([&](auto& store) { return clebsch_gordan_plan<T>(store, dims, in1, in2, paths, dense, square, false, flops); });
     forward_ = configure(device, clebsch_gordan_forward<T>, [&](int items) { return tile_bytes(plan_, items, false); });
     backward_ = configure(device, clebsch_gordan_backward<T>, [&](int items) { return tile_bytes(plan_, items, true); });
   }
@@ -160,8 +150,8 @@ class ClebschGordan final : public Operation {
 
 std::unique_ptr<Operation> make_clebsch_gordan(int device, bool is_double, const int (&dims)[3], const std::vector<IrrepsBlock>& in1,
                                                const std::vector<IrrepsBlock>& in2, const std::vector<ClebschGordanPath>& paths,
-                                               bool dense) {
-  return make<ClebschGordan>(is_double, device, dims, in1, in2, paths, dense);
+                                               bool dense, bool square) {
+  return make<ClebschGordan>(is_double, device, dims, in1, in2, paths, dense, square);
 }
 
 }  // namespace equitensor::cuda

@@ -105,13 +105,16 @@ __device__ __forceinline__ void store_tile(const Rows& rows, T* to, long long fi
   });
 }
 
-// One small dense block of a map: a load of an input for every `outputs` multiply-adds, coefficients 16 bytes at a time.
-template <int outputs, class T>
+// One small dense block of a map: a load of an input for every `outputs` multiply-adds, coefficients 16 bytes at a time. add: to the outputs
+// that are there.
+template <int outputs, bool add, class T>
 __device__ __forceinline__ void apply_block(const PlanRun<T>& run, int block, const T* in, T* out, int pitch) {
   constexpr int lanes = 16 / sizeof(T), packs = (outputs + lanes - 1) / lanes;
   const T* coefficients = run.coefficients + long(block) * run.source_count * packs * lanes;
   const int *source = run.sources + block * run.source_count, *output = run.outputs + block * outputs;
-  T sum[outputs] = {};
+  T sum[outputs];
+#pragma unroll
+  for (int o = 0; o < outputs; ++o) sum[o] = add ? out[load_table(output + o).value[0] * pitch] : T(0);
   // Two sources at a time: four cost registers that sm_75 and sm_80 do not have.
 #pragma unroll 2
   for (int s = 0; s < run.source_count; ++s, coefficients += packs * lanes) {
@@ -129,25 +132,25 @@ __device__ __forceinline__ void apply_block(const PlanRun<T>& run, int block, co
 }
 
 // out = map(in), blocks shared out to the teams. in and out are the calling thread's item of the tiles.
-template <class T>
+template <bool add = false, class T>
 __device__ __forceinline__ void apply(const PlanMap<T>& map, const T* in, T* out, const Team& team) {
   int block = team.index;
   for (int r = 0; r < map.count; ++r) {
     const PlanRun<T> run = map.runs[r];
     for (; block < run.blocks; block += team.count) {
       switch (run.output_count) {
-        case 1: apply_block<1>(run, block, in, out, team.pitch); break;
-        case 2: apply_block<2>(run, block, in, out, team.pitch); break;
-        case 3: apply_block<3>(run, block, in, out, team.pitch); break;
-        case 4: apply_block<4>(run, block, in, out, team.pitch); break;
-        case 5: apply_block<5>(run, block, in, out, team.pitch); break;
-        case 6: apply_block<6>(run, block, in, out, team.pitch); break;
-        case 7: apply_block<7>(run, block, in, out, team.pitch); break;
-        case 8: apply_block<8>(run, block, in, out, team.pitch); break;
-        case 9: apply_block<9>(run, block, in, out, team.pitch); break;
-        case 10: apply_block<10>(run, block, in, out, team.pitch); break;
-        case 11: apply_block<11>(run, block, in, out, team.pitch); break;
-        case 12: apply_block<12>(run, block, in, out, team.pitch); break;
+        case 1: apply_block<1, add>(run, block, in, out, team.pitch); break;
+        case 2: apply_block<2, add>(run, block, in, out, team.pitch); break;
+        case 3: apply_block<3, add>(run, block, in, out, team.pitch); break;
+        case 4: apply_block<4, add>(run, block, in, out, team.pitch); break;
+        case 5: apply_block<5, add>(run, block, in, out, team.pitch); break;
+        case 6: apply_block<6, add>(run, block, in, out, team.pitch); break;
+        case 7: apply_block<7, add>(run, block, in, out, team.pitch); break;
+        case 8: apply_block<8, add>(run, block, in, out, team.pitch); break;
+        case 9: apply_block<9, add>(run, block, in, out, team.pitch); break;
+        case 10: apply_block<10, add>(run, block, in, out, team.pitch); break;
+        case 11: apply_block<11, add>(run, block, in, out, team.pitch); break;
+        case 12: apply_block<12, add>(run, block, in, out, team.pitch); break;
       }
     }
     block -= run.blocks;
