@@ -1,7 +1,7 @@
 // What the CUDA kernels do to global memory, counted by the emulation: one launch a pass, every operand read and every result written once.
 import { describe, expect, test } from 'vitest'
 import { cases } from '../bench/problems'
-import { DeviceArray, GauntTensorProduct, type Irreps } from '../lib/index'
+import { DeviceArray, GauntTensorProduct, MatrixTensorProduct, TensorSquare, type Irreps } from '../lib/index'
 import { native } from '../lib/native'
 import { layouts, random, randomArray } from './support'
 
@@ -39,6 +39,28 @@ describe.runIf(counting)('counted traffic', () => {
     expect(backward.launches).toBe(1)
     expect([backward.loaded.unique, backward.stored.unique]).toEqual([bytes(x, y, v), bytes(x, y)])
     expect([backward.loaded.requested, backward.stored.requested]).toEqual([bytes(x, y, v), bytes(x, y)])
+  })
+
+  test.each(layouts)('a square reads its input once, %s', (layout) => {
+    const op = new TensorSquare('4x0e+3x1o+2x2e', { layout, backend: 'cuda' })
+    using x = DeviceArray.from(randomArray('float32', op.irrepsIn.dim * batch, random(1))), v = DeviceArray.from(randomArray('float32', op.irrepsOut.dim * batch, random(2)))
+    for (const [action, read, written] of [[() => op.forward(x), x.length, v.length], [() => op.backward(x, undefined, v).x, x.length + v.length, x.length]] as const) {
+      counting!(true)
+      using result = action()
+      result.download()
+      const { launches, loaded, stored } = counting!(false)
+      expect([launches, loaded.requested, loaded.unique, stored.requested, stored.unique]).toEqual([1, 4 * read, 4 * read, 4 * written, 4 * written])
+    }
+  })
+
+  test.each(layouts)('channels of the block form of the matrix product, %s', (layout) => {
+    const op = new MatrixTensorProduct('8x0e+8x1o+8x2e', '8x0e+8x1o+8x2e', { form: 'block', layout, backend: 'cuda' })
+    using x = DeviceArray.from(randomArray('float32', op.irrepsIn1.dim * batch, random(1))), y = DeviceArray.from(randomArray('float32', op.irrepsIn2.dim * batch, random(2)))
+    counting!(true)
+    using z = op.forward(x, y)
+    z.download()
+    const { launches, loaded, stored } = counting!(false)
+    expect([launches, loaded.requested, loaded.unique, stored.requested, stored.unique]).toEqual([1, 4 * (x.length + y.length), 4 * (x.length + y.length), 4 * z.length, 4 * z.length])
   })
 
   test.each(layouts)('channels, %s', (layout) => {
