@@ -1,5 +1,6 @@
 // The N-API glue: typed arrays in, kernels called, nothing kept but plans. Arguments come from lib/, which has checked them.
 #include "addon/arguments.hpp"
+#include "addon/asynchronous.hpp"
 #include "addon/cuda.hpp"
 #include "core/sixj.hpp"
 #include "core/wigner_d.hpp"
@@ -16,7 +17,7 @@ namespace {
 // ---- plans
 
 struct Handle {
-  std::unique_ptr<Operation> operation;
+  std::shared_ptr<const Operation> operation;  // shared with pending calls
 };
 constexpr napi_type_tag handle_tag = {0x65717569746e7372, 0x6f7065726174696f};
 
@@ -31,10 +32,10 @@ Handle& handle_of(const Napi::Value& value) {
     throw Napi::TypeError::New(value.Env(), "equitensor: not an operation");
   return *value.As<Napi::External<Handle>>().Data();
 }
-const Operation& operation_of(const Napi::Value& value) {
+const std::shared_ptr<const Operation>& operation_of(const Napi::Value& value) {
   const Handle& handle = handle_of(value);
   if (!handle.operation) throw Napi::TypeError::New(value.Env(), "equitensor: the operation is disposed");
-  return *handle.operation;
+  return handle.operation;
 }
 
 Napi::Value create_clebsch_gordan(const Napi::CallbackInfo& info) {
@@ -72,10 +73,11 @@ Napi::Value dispose(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value flops(const Napi::CallbackInfo& info) {
-  const Operation& operation = operation_of(info[0]);
+  const Operation& operation = *operation_of(info[0]);
   auto result = Napi::Object::New(info.Env());
   result.Set("forward", double(operation.flops.forward));
   result.Set("backward", double(operation.flops.backward));
+  result.Set("doubleBackward", double(operation.flops.double_backward));
   return result;
 }
 
@@ -100,26 +102,19 @@ const Kernels& kernels_named(const Napi::Value& variant) {
   return *kernels;
 }
 
-// (operation, { x, y, z, xOut, yOut, zOut, batch, xShared, yShared, threads, variant? })
-Call read_call(const Operation& operation, const Napi::Object& o) {
-  Call call{};
-  call.x = data_of(o.Get("x")), call.y = data_of(o.Get("y")), call.z = data_of(o.Get("z"));
-  call.x_out = data_of(o.Get("xOut")), call.y_out = data_of(o.Get("yOut")), call.z_out = data_of(o.Get("zOut"));
-  call.x_stride = boolean(o, "xShared") ? 0 : operation.dim1;
-  call.y_stride = boolean(o, "yShared") ? 0 : operation.dim2;
-  call.z_stride = operation.dim_out;
-  call.batch = long(o.Get("batch").As<Napi::Number>().Int64Value());
+Call call_on(const HostSpans& spans, const Napi::Object& o) {
+  Call call = read_call(o);
   call.threads = integer(o, "threads");
+  for (int i = 0; i < operand_count; ++i) call.in[i] = spans.in[i].data;
+  for (int s = 0; s < slot_count; ++s) call.out[s] = spans.out[s].data;
   return call;
 }
 
-Napi::Value run(const Napi::CallbackInfo& info, void (Operation::*pass)(const Call&, const Kernels&) const) {
-  const Operation& operation = operation_of(info[0]);
+// (operation, call of arguments.hpp with typed arrays and variant?)
+Napi::Value contract(const Napi::CallbackInfo& info) {
   const auto o = info[1].As<Napi::Object>();
-  const Call call = read_call(operation, o);
-  const Kernels& kernels = kernels_named(o.Get("variant"));
   try {
-    (operation.*pass)(call, kernels);
+    operation_of(info[0])->contract(call_on(HostSpans(o), o), kernels_named(o.Get("variant")));
   } catch (const std::bad_alloc&) {
     auto error = Napi::Error::New(info.Env(), "no memory for the kernels' working space");
     error.Set("code", "out_of_memory");
@@ -127,8 +122,32 @@ Napi::Value run(const Napi::CallbackInfo& info, void (Operation::*pass)(const Ca
   }
   return info.Env().Undefined();
 }
-Napi::Value forward(const Napi::CallbackInfo& info) { return run(info, &Operation::forward); }
-Napi::Value backward(const Napi::CallbackInfo& info) { return run(info, &Operation::backward); }
+
+class ContractWorker final : public Worker {
+ public:
+  ContractWorker(Napi::Env env, std::shared_ptr<const Operation> operation, const Napi::Object& o, HostSpans spans)
+      : Worker(env), operation(std::move(operation)), kernels(kernels_named(o.Get("variant"))),
+        arrays(o, boolean(o, "accumulate"), spans), call(call_on(spans, o)) {
+    call.cancel = arrays.cancel();
+  }
+
+ private:
+  void work() override { operation->contract(call, kernels); }
+  void deliver() override {
+    if (!arrays.is_cancelled()) arrays.deliver();
+  }
+
+  std::shared_ptr<const Operation> operation;
+  const Kernels& kernels;
+  PendingArrays arrays;
+  Call call;
+};
+
+// As contract, with cancel?: a promise
+Napi::Value contract_async(const Napi::CallbackInfo& info) {
+  const auto o = info[1].As<Napi::Object>();
+  return (new ContractWorker(info.Env(), operation_of(info[0]), o, HostSpans(o)))->start();
+}
 
 Napi::Value take_count(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), double(find_kernels("counted")->take_count()));
@@ -245,8 +264,8 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   add("dispose", dispose);
   add("overlap", overlap);
   add("flops", flops);
-  add("forward", forward);
-  add("backward", backward);
+  add("contract", contract);
+  add("contractAsync", contract_async);
   add("takeCount", take_count);
   add("wigner3j", wigner3j_array);
   add("gauntCoefficient", gaunt);

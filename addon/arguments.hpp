@@ -1,5 +1,6 @@
 // How arguments from lib/, which has checked them, are read.
 #pragma once
+#include "core/call.hpp"
 #include "core/channels.hpp"
 #include "core/clebsch_gordan.hpp"
 #include "core/matrix_block.hpp"
@@ -17,7 +18,7 @@ inline std::vector<double> doubles(const Napi::Value& value) {
   return {array.Data(), array.Data() + array.ElementLength()};
 }
 inline int integer(const Napi::Object& o, const char* key) { return o.Get(key).As<Napi::Number>().Int32Value(); }
-inline bool boolean(const Napi::Object& o, const char* key) { return o.Get(key).As<Napi::Boolean>().Value(); }
+inline bool boolean(const Napi::Object& o, const char* key) { return o.Get(key).ToBoolean().Value(); }
 
 // Null for anything else than a typed array.
 inline void* data_of(const Napi::Value& value) {
@@ -49,7 +50,7 @@ inline ClebschGordanForm read_clebsch_gordan(const Napi::Object& o) {
   std::vector<ClebschGordanPath> paths;
   for (size_t p = 0; p < coefficients.size(); ++p) {
     const int* f = flat.data() + 9 * p;
-    paths.push_back({f[0], f[1], Connection(f[2]), f[3], f[4], f[5], f[6], f[7], f[8], coefficients[p]});
+    paths.push_back({f[0], f[1], Connection(f[2]), f[3], f[4], f[5], f[6], f[7], f[8] != 0, coefficients[p]});
   }
   return {boolean(o, "isDouble"), boolean(o, "dense"), boolean(o, "square"), {dims[0], dims[1], dims[2]}, blocks(o.Get("in1")), blocks(o.Get("in2")), paths};
 }
@@ -77,6 +78,20 @@ inline std::vector<MatrixBlockPath> read_block_paths(const Napi::Object& o) {
   for (size_t p = 0; p < coefficients.size(); ++p) paths.push_back({flat[3 * p], flat[3 * p + 1], flat[3 * p + 2], coefficients[p]});
   return paths;
 }
+
+// Of a call: { x, y, z, ax, ay, xOut, yOut, zOut, batch, xShared, yShared, accumulate, threads }.
+inline constexpr const char* operand_names[operand_count] = {"x", "y", "z", "ax", "ay"};
+inline constexpr const char* result_names[slot_count] = {"xOut", "yOut", "zOut"};
+
+// All but the arrays.
+inline Call read_call(const Napi::Object& o) {
+  Call call{};
+  call.shared[0] = boolean(o, "xShared"), call.shared[1] = boolean(o, "yShared");
+  call.accumulate = boolean(o, "accumulate");
+  call.batch = o.Get("batch").As<Napi::Number>().Int64Value();
+  return call;
+}
+
 inline Grid read_grid(const Napi::Object& o) { return {integer(o, "rings"), integer(o, "angles"), boolean(o, "pointwise")}; }
 
 }  // namespace equitensor

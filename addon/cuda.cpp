@@ -1,9 +1,9 @@
 #include "addon/cuda.hpp"
-#include "addon/arguments.hpp"
+#include "addon/asynchronous.hpp"
+#include "cuda/machine.hpp"
 #include "cuda/operation.hpp"
 #include "cuda/runtime.hpp"
-#include "cuda/sum.hpp"
-#include <cstring>
+#include <deque>
 #include <map>
 #include <optional>
 
@@ -250,17 +250,6 @@ Napi::Value arrays_overlap(const Napi::CallbackInfo& info) {
   const Array &a = *live<Array>(info[0]), &b = *live<Array>(info[1]);
   return Napi::Boolean::New(info.Env(), a.memory == b.memory && a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes);
 }
-// (isDouble, a, b): a += b
-Napi::Value add(const Napi::CallbackInfo& info) {
-  const Array& a = *live<Array>(info[1]);
-  const bool is_double = info[0].As<Napi::Boolean>().Value();
-  const Target target(info.Env(), a.memory->device);
-  const void* b = target.reads(info[2]);
-  void* out = target.writes(info[1]);
-  const OnDevice on(a.memory->device);
-  check(enqueue_sum(is_double, out, b, out, (long long)(a.bytes / (is_double ? 8 : 4)), target.stream->get()), "cudaLaunchKernel");
-  return info.Env().Undefined();
-}
 Napi::Value fill_zero(const Napi::CallbackInfo& info) {
   const Array& array = *live<Array>(info[0]);
   const Target target(info.Env(), array.memory->device);
@@ -314,101 +303,66 @@ Napi::Value create_spherical_harmonics(const Napi::CallbackInfo& info) {
 
 // ---- calls
 
-using Pass = void (Operation::*)(const Call&, cudaStream_t) const;
-
-Pass pass_of(const Napi::Value& name) {
-  return name.As<Napi::String>().Utf8Value() == "forward" ? &Operation::forward : &Operation::backward;
-}
-
-void enqueue(const Operation& operation, Pass pass, const Call& call, const Stream& stream) {
+void enqueue(const Operation& operation, const Call& call, const Stream& stream) {
   const OnDevice on(operation.device);
-  if (call.batch > 0) return (operation.*pass)(call, stream.get());
+  if (call.batch > 0) return operation.contract(call, stream.get());
   // Only the gradient of a shared operand has elements then: a sum of nothing.
-  const size_t size = operation.is_double ? 8 : 4;
-  const auto clear = [&](void* out, bool is_shared, int dim) {
-    const size_t bytes = size * size_t(dim);
-    if (out && is_shared) check(cudaMemsetAsync(out, 0, bytes, stream.get()), "cudaMemsetAsync", bytes);
-  };
-  clear(call.x_out, call.x_shared, operation.dim1);
-  clear(call.y_out, call.y_shared, operation.dim2);
+  for (int s = 0; s < slot_count; ++s) {
+    const size_t bytes = (operation.is_double ? 8 : 4) * size_t(operation.dim[s]);
+    if (call.out[s] && call.shared[s] && !call.accumulate) check(cudaMemsetAsync(call.out[s], 0, bytes, stream.get()), "cudaMemsetAsync", bytes);
+  }
 }
 
-// All of a call but its arrays.
-Call read_call(const Napi::Object& o) {
-  Call call{};
-  call.batch = o.Get("batch").As<Napi::Number>().Int64Value();
-  call.x_shared = boolean(o, "xShared"), call.y_shared = boolean(o, "yShared");
-  return call;
-}
-
-// (plan, pass, { x, y, z, xOut, yOut, zOut, batch, xShared, yShared }) with device arrays
+// (plan, call of arguments.hpp with device arrays)
 Napi::Value run(const Napi::CallbackInfo& info) {
   const Box<Plan> plan = live<Plan>(info[0]);
-  const auto o = info[2].As<Napi::Object>();
+  const auto o = info[1].As<Napi::Object>();
   const Target target(info.Env(), plan->operation->device);
   Call call = read_call(o);
-  call.x = target.reads(o.Get("x")), call.y = target.reads(o.Get("y")), call.z = target.reads(o.Get("z"));
-  call.x_out = target.writes(o.Get("xOut")), call.y_out = target.writes(o.Get("yOut")), call.z_out = target.writes(o.Get("zOut"));
+  for (int i = 0; i < operand_count; ++i) call.in[i] = target.reads(o.Get(operand_names[i]));
+  for (int s = 0; s < slot_count; ++s) call.out[s] = target.writes(o.Get(result_names[s]));
   target.runs(plan);
-  enqueue(*plan->operation, pass_of(info[1]), call, *target.stream);
+  enqueue(*plan->operation, call, *target.stream);
   return info.Env().Undefined();
 }
 
 // A call on host arrays: to the device, there, and back.
 struct HostCall {
-  struct In {
-    const void* data;
-    size_t bytes;
-  };
-  struct Out {
-    void* data;
-    size_t bytes;
-  };
   Box<Plan> plan;
-  Pass pass;
   Call call;
-  In in[3];
-  Out out[3];
+  HostSpans spans;
   SharedStream stream;
 
   void execute() const {
-    std::optional<Memory> in_memory[3], out_memory[3];
+    std::optional<Memory> in_memory[operand_count], out_memory[slot_count];
     Call c = call;
-    const void** sources[3] = {&c.x, &c.y, &c.z};
-    void** results[3] = {&c.x_out, &c.y_out, &c.z_out};
     finish(*stream, [&] {
-      for (int s = 0; s < 3; ++s) {
-        if (!in[s].data) continue;
-        in_memory[s].emplace(stream, in[s].bytes);
-        *sources[s] = in_memory[s]->data();
-        upload(in_memory[s]->data(), in[s].data, in[s].bytes, *stream);
+      for (int i = 0; i < operand_count; ++i) {
+        const HostSpan& in = spans.in[i];
+        if (!in.data) continue;
+        in_memory[i].emplace(stream, in.bytes);
+        c.in[i] = in_memory[i]->data();
+        upload(in_memory[i]->data(), in.data, in.bytes, *stream);
       }
-      for (int s = 0; s < 3; ++s) {
-        if (!out[s].data) continue;
-        out_memory[s].emplace(stream, out[s].bytes);
-        *results[s] = out_memory[s]->data();
+      for (int s = 0; s < slot_count; ++s) {
+        const HostSpan& out = spans.out[s];
+        if (!out.data) continue;
+        out_memory[s].emplace(stream, out.bytes);
+        c.out[s] = out_memory[s]->data();
+        if (call.accumulate) upload(out_memory[s]->data(), out.data, out.bytes, *stream);
       }
-      enqueue(*plan->operation, pass, c, *stream);
-      for (int s = 0; s < 3; ++s)
-        if (out[s].data) download(out[s].data, out_memory[s]->data(), out[s].bytes, *stream);
+      enqueue(*plan->operation, c, *stream);
+      for (int s = 0; s < slot_count; ++s)
+        if (spans.out[s].data) download(spans.out[s].data, out_memory[s]->data(), spans.out[s].bytes, *stream);
     });
   }
 };
 
-constexpr const char* in_names[3] = {"x", "y", "z"};
-constexpr const char* out_names[3] = {"xOut", "yOut", "zOut"};
-
 HostCall read_host_call(const Napi::CallbackInfo& info) {
   refuse_capture(info.Env(), "one on host arrays");
-  const auto o = info[2].As<Napi::Object>();
-  HostCall h{live<Plan>(info[0]), pass_of(info[1]), read_call(o), {}, {}, nullptr};
-  h.stream = stream_of(info.Env(), h.plan->operation->device);
-  for (int s = 0; s < 3; ++s) {
-    const Napi::Value in = o.Get(in_names[s]), out = o.Get(out_names[s]);
-    if (in.IsTypedArray()) h.in[s] = {data_of(in), bytes_of(in)};
-    if (out.IsTypedArray()) h.out[s] = {data_of(out), bytes_of(out)};
-  }
-  return h;
+  const auto o = info[1].As<Napi::Object>();
+  const Box<Plan> plan = live<Plan>(info[0]);
+  return {plan, read_call(o), HostSpans(o), stream_of(info.Env(), plan->operation->device)};
 }
 
 Napi::Value run_host(const Napi::CallbackInfo& info) {
@@ -418,55 +372,27 @@ Napi::Value run_host(const Napi::CallbackInfo& info) {
 
 // ---- asynchronous calls
 
-// A promise of what execute() does on a thread of libuv's pool. That thread sleeps while the device works: the callbacks that CUDA
-// offers instead are not called after an error, and a promise would stay pending.
-class Worker : public Napi::AsyncWorker {
+// Its thread sleeps while the device works: the callbacks that CUDA offers instead are not called after an error, and a promise would
+// stay pending.
+class CudaWorker : public Worker {
  public:
-  explicit Worker(Napi::Env env) : Napi::AsyncWorker(env, "equitensor"), deferred(env) {}
-
-  Napi::Promise start() {
-    const Napi::Promise promise = deferred.Promise();
-    Queue();
-    return promise;
-  }
+  using Worker::Worker;
 
  protected:
-  virtual void work() = 0;
-  virtual void deliver(Napi::Env) {}
-
-  void Execute() final {
+  Napi::Error error_of(const std::exception_ptr& thrown) final {
     try {
-      work();
+      std::rethrow_exception(thrown);
     } catch (const Error& e) {
-      error = e;
-    } catch (const std::bad_alloc&) {
-      error = Error("out_of_memory", "no memory on the host");
+      return js_error(Env(), e);
+    } catch (...) {
+      return Worker::error_of(thrown);
     }
   }
-  void OnOK() final {
-    try {
-      if (!error) deliver(Env());
-      if (error) deferred.Reject(js_error(Env(), *error).Value());
-      else deferred.Resolve(Env().Undefined());
-    } catch (const Napi::Error&) {  // the environment is being torn down
-    }
-  }
-  // Of libuv: the work was cancelled.
-  void OnError(const Napi::Error& e) final {
-    try {
-      deferred.Reject(e.Value());
-    } catch (const Napi::Error&) {
-    }
-  }
-
- private:
-  Napi::Promise::Deferred deferred;
-  std::optional<Error> error;
 };
 
-class StreamWorker final : public Worker {
+class StreamWorker final : public CudaWorker {
  public:
-  StreamWorker(Napi::Env env, SharedStream stream) : Worker(env), stream(std::move(stream)), event(this->stream->device) {
+  StreamWorker(Napi::Env env, SharedStream stream) : CudaWorker(env), stream(std::move(stream)), event(this->stream->device) {
     event.record(*this->stream);
   }
 
@@ -477,42 +403,24 @@ class StreamWorker final : public Worker {
   Event event;
 };
 
-// Copies of the inputs, and the results delivered at the end: the arrays' memory may be transferred away in the meantime.
-class HostWorker final : public Worker {
+class HostWorker final : public CudaWorker {
  public:
-  HostWorker(Napi::Env env, HostCall c, const Napi::Object& o) : Worker(env), call(std::move(c)) {
-    for (int s = 0; s < 3; ++s) {
-      if (call.in[s].data) {
-        const auto* data = static_cast<const char*>(call.in[s].data);
-        inputs[s].assign(data, data + call.in[s].bytes);
-        call.in[s].data = inputs[s].data();
-      }
-      if (call.out[s].data) {
-        arrays[s] = Napi::Persistent(o.Get(out_names[s]).As<Napi::Object>());
-        results[s].resize(call.out[s].bytes);
-        call.out[s].data = results[s].data();
-      }
-    }
-  }
+  HostWorker(Napi::Env env, HostCall c, const Napi::Object& o)
+      : CudaWorker(env), call(std::move(c)), arrays(o, call.call.accumulate, call.spans) {}
 
  private:
   void work() override { call.execute(); }
-  void deliver(Napi::Env) override {
-    for (int s = 0; s < 3; ++s) {
-      if (arrays[s].IsEmpty()) continue;
-      const Napi::Object array = arrays[s].Value();
-      if (bytes_of(array) == results[s].size() && !results[s].empty()) std::memcpy(data_of(array), results[s].data(), results[s].size());
-    }
+  void deliver() override {
+    if (!arrays.is_cancelled()) arrays.deliver();
   }
 
   HostCall call;
-  std::vector<char> inputs[3], results[3];
-  Napi::ObjectReference arrays[3];
+  PendingArrays arrays;
 };
 
 Napi::Value run_host_async(const Napi::CallbackInfo& info) {
   HostCall call = read_host_call(info);
-  return (new HostWorker(info.Env(), std::move(call), info[2].As<Napi::Object>()))->start();
+  return (new HostWorker(info.Env(), std::move(call), info[1].As<Napi::Object>()))->start();
 }
 
 // (device): a promise that the stream has finished what it was given so far
@@ -564,6 +472,55 @@ Napi::Value replay(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+// ---- measuring, for bench/
+
+// (device): bytes
+Napi::Value l2_cache(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), double(properties(device_argument(info)).l2_cache));
+}
+// (to, from): as copyFromDevice, by a kernel
+Napi::Value copy_by_kernel(const Napi::CallbackInfo& info) {
+  const Array& to = *live<Array>(info[0]);
+  const Target target(info.Env(), to.memory->device);
+  const void* from = target.reads(info[1]);
+  void* out = target.writes(info[0]);
+  const OnDevice on(to.memory->device);
+  check(enqueue_copy(from, out, (long long)to.bytes, target.stream->get()), "cudaLaunchKernel");
+  return info.Env().Undefined();
+}
+// (isDouble, iterations, out): multiply-adds
+Napi::Value fma_chain(const Napi::CallbackInfo& info) {
+  const Array& array = *live<Array>(info[2]);
+  const long long iterations = info[1].As<Napi::Number>().Int64Value();
+  const Target target(info.Env(), array.memory->device);
+  void* out = target.writes(info[2]);
+  const int multiprocessors = properties(array.memory->device).multiprocessors;
+  const OnDevice on(array.memory->device);
+  check(enqueue_fma_chain(info[0].As<Napi::Boolean>().Value(), multiprocessors, iterations, out, target.stream->get()), "cudaLaunchKernel");
+  return Napi::Number::New(info.Env(), double(fma_chain_operations(multiprocessors, iterations)));
+}
+// (device, repeats, before, work): milliseconds of each. Nothing waits until all is enqueued: while the device is at `before` the host
+// gets ahead, and the time that it takes to enqueue a call does not show between the events.
+Napi::Value time(const Napi::CallbackInfo& info) {
+  refuse_capture(info.Env(), "a measurement");
+  const int device = device_argument(info);
+  const auto repeats = size_t(info[1].As<Napi::Number>().Int64Value());
+  const auto before = info[2].As<Napi::Function>(), work = info[3].As<Napi::Function>();
+  const SharedStream stream = stream_of(info.Env(), device);
+  std::deque<Event> begins, ends;
+  for (size_t n = 0; n < repeats; ++n) begins.emplace_back(device, true), ends.emplace_back(device, true);
+  for (size_t n = 0; n < repeats; ++n) {
+    before.Call({});
+    begins[n].record(*stream);
+    work.Call({});
+    ends[n].record(*stream);
+  }
+  stream->synchronize();
+  auto times = Napi::Float64Array::New(info.Env(), repeats);
+  for (size_t n = 0; n < repeats; ++n) times[n] = ends[n].milliseconds_since(begins[n]);
+  return times;
+}
+
 template <class T>
 Napi::Value dispose(const Napi::CallbackInfo& info) {
   box_of<T>(info[0]).reset();
@@ -589,12 +546,42 @@ Napi::Value counting(const Napi::CallbackInfo& info) {
     bytes.Set("lines", double(t.lines));
     result.Set(name, bytes);
   };
+  const auto by_name = [&](const auto& counted) {
+    auto object = Napi::Object::New(info.Env());
+    for (const auto& [name, count] : counted) object.Set(name, double(count));
+    return object;
+  };
+  auto instructions = Napi::Object::New(info.Env());
+  instructions.Set("thread", double(counts.instructions.thread));
+  instructions.Set("warp", double(counts.instructions.warp));
+  instructions.Set("kinds", by_name(counts.instructions.kinds));
+  instructions.Set("lines", by_name(counts.instructions.lines));
+  result.Set("instructions", instructions);
+  auto accesses = Napi::Object::New(info.Env());
+  accesses.Set("load", by_name(counts.accesses.load));
+  accesses.Set("store", by_name(counts.accesses.store));
+  result.Set("accesses", accesses);
   result.Set("launches", double(counts.launches));
   result.Set("barriers", double(counts.barriers));
   traffic("loaded", counts.loaded);
   traffic("stored", counts.stored);
   traffic("table", counts.table);
   return result;
+}
+// (text | undefined): launches of its kernels run this PTX; undefined: the C++ again.
+Napi::Value interpret(const Napi::CallbackInfo& info) {
+  try {
+    if (info[0].IsUndefined()) emulated::forget_ptx();
+    else emulated::interpret(info[0].As<Napi::String>().Utf8Value());
+  } catch (const std::runtime_error& e) {
+    throw Napi::Error::New(info.Env(), e.what());
+  }
+  return info.Env().Undefined();
+}
+// (count): only the last blocks of a launch run; 0: all.
+Napi::Value run_last_blocks(const Napi::CallbackInfo& info) {
+  emulated::device.last_blocks = uint64_t(info[0].As<Napi::Number>().Int64Value());
+  return info.Env().Undefined();
 }
 Napi::Value calls(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), double(emulated::calls(info[0].As<Napi::String>().Utf8Value().c_str())));
@@ -620,7 +607,6 @@ void register_cuda(Napi::Env env, Napi::Object exports) {
   set<copy_from_device>(o, "copyFromDevice");
   set<download_array>(o, "download");
   set<arrays_overlap>(o, "overlap");
-  set<add>(o, "add");
   set<fill_zero>(o, "fillZero");
   set<dispose<Array>>(o, "disposeArray");
   set<create_clebsch_gordan>(o, "createClebschGordan");
@@ -643,10 +629,16 @@ void register_cuda(Napi::Env env, Napi::Object exports) {
   set<abandon_capture>(o, "abandonCapture");
   set<replay>(o, "replay");
   set<dispose<Graph>>(o, "disposeGraph");
+  set<l2_cache>(o, "l2Cache");
+  set<copy_by_kernel>(o, "copyByKernel");
+  set<fma_chain>(o, "fmaChain");
+  set<time>(o, "time");
 #ifdef EQUITENSOR_EMULATED
   set<fail_next>(o, "failNext");
   set<calls>(o, "calls");
   set<counting>(o, "counting");
+  set<interpret>(o, "interpret");
+  set<run_last_blocks>(o, "runLastBlocks");
 #endif
   exports.Set("cuda", o);
 }

@@ -15,15 +15,17 @@ export const help = `Compares tensor product operations head to head on this mac
   --operation NAMES   ${namesOf(operations).join(', ')}; default all
   --pass NAMES        ${namesOf(passes).join(', ')}; default all
   --L DEGREES         4 or 2,4 or 1..10; at most ${highestDegree}; default 1..6
-  --batch N           items a call; default 10000
+  --backend BACKEND   cpu (default) or cuda: times on an NVIDIA GPU, or, with EQUITENSOR_BINARY=emulated, counts and a model of an H100
+  --device N          of the backend cuda; default 0
+  --batch N           items a call; default 10000, on cuda 100000
   --dtype TYPE        float32 (default) or float64
   --layout LAYOUT     mul_ir (default) or ir_mul
-  --threads N         default 1
+  --threads N         of the backend cpu; default 1
   --parity PARITY     even (default: 0e + 1e + ..., no path is dropped) or natural (0e + 1o + 2e + ..., the paper's)
   --json FILE         where the results go; default bench/results/<date>.json
   --help
 
-Exit code 0; 1 when an output is wrong or an operation fails; 2 for a bad flag.`
+Exit code 0; 1 when an output is wrong or an operation fails; 2 for a bad flag or a backend that is not there.`
 
 export class BadFlag extends Error {}
 
@@ -38,7 +40,7 @@ export function parseFlags(args: string[]): Flags {
   const list = { type: 'string', multiple: true } as const
   const options = {
     problem: list, operation: list, pass: list, L: list, batch: text, dtype: text, layout: text, threads: text, parity: text,
-    json: text, help: { type: 'boolean', short: 'h' },
+    backend: text, device: text, json: text, help: { type: 'boolean', short: 'h' },
   } as const
   let values
   try {
@@ -46,6 +48,9 @@ export function parseFlags(args: string[]): Flags {
   } catch (error) {
     throw new BadFlag((error as Error).message)
   }
+  const backend = chooseOne('backend', values.backend, ['cpu', 'cuda'])
+  const foreign = backend === 'cpu' ? 'device' : 'threads'
+  if (values[foreign] !== undefined) throw new BadFlag(`--${foreign} ${values[foreign]}: the backend ${backend} takes none`)
   return {
     help: values.help ?? false,
     json: values.json,
@@ -54,10 +59,12 @@ export function parseFlags(args: string[]): Flags {
       operations: chooseSome('operation', values.operation, namesOf(operations)),
       passes: chooseSome('pass', values.pass, namesOf(passes)),
       L: values.L ? degrees(values.L) : [...defaultDegrees],
-      batch: positive('batch', values.batch ?? '10000'),
+      backend,
+      device: integer('device', values.device ?? '0', 0),
+      batch: integer('batch', values.batch ?? (backend === 'cpu' ? '10000' : '100000'), 1),
       dtype: chooseOne('dtype', values.dtype, ['float32', 'float64']),
       layout: chooseOne('layout', values.layout, ['mul_ir', 'ir_mul']),
-      threads: positive('threads', values.threads ?? '1'),
+      threads: integer('threads', values.threads ?? '1', 1),
       parity: chooseOne('parity', values.parity, ['even', 'natural']),
     },
   }
@@ -81,9 +88,10 @@ function chooseOne<T extends string>(flag: string, value: string | undefined, al
   return known
 }
 
-function positive(flag: string, value: string): number {
+function integer(flag: string, value: string, least: 0 | 1): number {
   const number = Number(value.replace(/_/g, ''))
-  if (!/^[\d_]+$/.test(value) || !Number.isSafeInteger(number) || number < 1) throw new BadFlag(`--${flag} ${value}: expected a positive integer`)
+  const expected = least ? 'a positive integer' : 'an integer from 0'
+  if (!/^[\d_]+$/.test(value) || !Number.isSafeInteger(number) || number < least) throw new BadFlag(`--${flag} ${value}: expected ${expected}`)
   return number
 }
 

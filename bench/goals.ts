@@ -1,25 +1,35 @@
-// What the kernels are meant to reach: MIMO, one thread, float32, batch 10,000.
-import type { Speed } from './machine'
+// What the kernels are meant to reach: on the CPU in time, on an H100 in counted traffic and in modelled time.
+import { modelled, modelledBatch, type Modelled } from './h100'
 import type { PassName } from './passes'
-import { correct, isMeasured, rates, type Outcome, type Rates, type Settings } from './report'
+import { correct, isCounted, isMeasured, medianSpeed, rates, type Counted, type Outcome, type Rates, type Run } from './report'
 
-interface Goal {
+/** On the problem MIMO. */
+interface Goal<R> {
   operation: string
   pass: PassName
   L: readonly number[]
   text: string
-  reached(r: Rates): boolean
-  value(r: Rates): string
+  /** Undefined where the run does not tell. */
+  reached(r: R): boolean | undefined
+  value(r: R): string
 }
 
 const times = (value: number) => `${value.toFixed(2)}x`
-const atMost = (limit: number, value: (r: Rates) => number) => ({
-  reached: (r: Rates) => value(r) <= limit,
-  value: (r: Rates) => times(value(r)),
+const atMost = <R>(limit: number, value: (r: R) => number | undefined) => ({
+  reached: (r: R) => {
+    const actual = value(r)
+    return actual === undefined ? undefined : actual <= limit
+  },
+  value: (r: R) => {
+    const actual = value(r)
+    return actual === undefined ? '-' : times(actual)
+  },
 })
-export const goals: readonly Goal[] = [
-  { operation: 'cgtp', pass: 'forward', L: [2, 3, 4, 5], text: 'at most 3x its floor', ...atMost(3, (r) => r.ratio) },
-  { operation: 'cgtp', pass: 'backward', L: [2, 3, 4, 5], text: 'at most 3.5x its floor', ...atMost(3.5, (r) => r.ratio) },
+const ofFloor = (limit: number) => atMost<Rates>(limit, (r) => r.ratio)
+
+const onCpu: readonly Goal<Rates>[] = [
+  { operation: 'cgtp', pass: 'forward', L: [2, 3, 4, 5], text: 'at most 3x its floor', ...ofFloor(3) },
+  { operation: 'cgtp', pass: 'backward', L: [2, 3, 4, 5], text: 'at most 3.5x its floor', ...ofFloor(3.5) },
   {
     operation: 'cgtp-dense',
     pass: 'forward',
@@ -33,42 +43,113 @@ export const goals: readonly Goal[] = [
     pass: 'forward',
     L: [2, 3, 4, 5, 6],
     text: 'at most 2.5x the plain transform at FMA peak',
-    ...atMost(2.5, (r) => 1 / r.ofFmaPeak),
+    ...atMost<Rates>(2.5, (r) => 1 / r.ofFmaPeak),
   },
-  { operation: 'mtp', pass: 'forward', L: [2, 3, 4, 5, 6], text: 'at most 3x its floor', ...atMost(3, (r) => r.ratio) },
+  { operation: 'mtp', pass: 'forward', L: [2, 3, 4, 5, 6], text: 'at most 3x its floor', ...ofFloor(3) },
 ]
 
-const defined = (s: Settings) => s.threads === 1 && s.dtype === 'float32' && s.batch === 10_000
+const nearBytes = (operation: string, L: readonly number[]): Goal<Modelled> => ({
+  operation,
+  pass: 'forward',
+  L,
+  text: 'modelled, at most 1.25x its byte floor',
+  ...atMost<Modelled>(1.25, (m) => m.ns && m.ns / m.bytesFloor),
+})
+const nearFloor = (operation: string, L: readonly number[]): Goal<Modelled> => ({
+  operation,
+  pass: 'forward',
+  L,
+  text: 'modelled, at most 1.5x the larger of its floors',
+  ...atMost<Modelled>(1.5, (m) => m.ratio),
+})
+const onH100: readonly Goal<Modelled>[] = [
+  nearBytes('cgtp', [1, 2, 3, 4]),
+  nearFloor('cgtp', [5, 6]),
+  nearFloor('cgtp-dense', [1, 2, 3, 4, 5, 6]),
+  nearBytes('gtp-grid', [1, 2, 3]),
+  nearFloor('gtp-grid', [4, 5, 6]),
+  nearBytes('mtp', [1, 2, 3, 4]),
+  nearFloor('mtp', [5, 6]),
+]
 
 export interface GoalResult {
   operation: string
-  pass: PassName
+  pass: string
   text: string
-  values: { L: number; value: string; reached: boolean }[]
+  values: { L: number; value: string; reached: boolean | undefined }[]
+}
+export interface Goals {
+  /** For which settings and problems they are. */
+  title: string
+  /** What a run says about each: nothing where its settings are others. */
+  results(run: Run): GoalResult[]
 }
 
-/** What this run says about each goal: nothing where its settings are others. */
-export function goalResults(outcomes: readonly Outcome[], speed: Speed, settings: Settings): GoalResult[] {
-  if (!defined(settings)) return []
-  return goals
-    .map(({ operation, pass, L, text, value, reached }) => ({
-      operation,
-      pass,
-      text,
-      values: outcomes
-        .filter(isMeasured)
-        .filter((m) => m.problem === 'MIMO' && m.operation === operation && m.pass === pass && L.includes(m.L))
-        .map((m) => ({ L: m.L, value: value(rates(m, speed)), reached: correct(m) && reached(rates(m, speed)) })),
-    }))
-    .filter(({ values }) => values.length)
+function judge<O extends Outcome, R>(goals: readonly Goal<R>[], outcomes: readonly O[], derive: (outcome: O) => R): GoalResult[] {
+  return goals.map(({ operation, pass, L, text, value, reached }) => ({
+    operation,
+    pass,
+    text,
+    values: outcomes
+      .filter((o) => o.problem === 'MIMO' && o.operation === operation && o.pass === pass && L.includes(o.L))
+      .map((o) => ({ L: o.L, value: value(derive(o)), reached: correct(o) && reached(derive(o)) })),
+  }))
 }
 
-export function bars(results: readonly GoalResult[]): string {
+export const cpuGoals: Goals = {
+  title: 'MIMO, one thread, float32, batch 10,000',
+  results({ outcomes, speeds, settings: s }) {
+    if (s.threads !== 1 || s.dtype !== 'float32' || s.batch !== 10_000) return []
+    const speed = medianSpeed(speeds)
+    return judge(onCpu, outcomes.filter(isMeasured), (m) => rates(m, speed)).filter(({ values }) => values.length)
+  },
+}
+
+const highestDegree = 6
+const mostTraffic = 1.05
+
+/** Of every operation and pass of a problem: the worst stands for a degree. */
+function traffic(problem: string, counted: readonly Counted[]): GoalResult {
+  const here = counted.filter((o) => o.problem === problem && o.L <= highestDegree)
+  return {
+    operation: problem,
+    pass: 'both',
+    text: 'every operation: unique bytes within 5% of inputs + outputs, one launch a pass',
+    values: [...new Set(here.map(({ L }) => L))].map((L) => {
+      const all = here.filter((o) => o.L === L)
+      const most = Math.max(...all.map((o) => modelled(o).traffic)), launches = Math.max(...all.map(({ counts }) => counts.launches))
+      return {
+        L,
+        value: times(most) + (launches > 1 ? ` in ${launches} launches` : ''),
+        reached: all.every(correct) && most <= mostTraffic && launches === 1,
+      }
+    }),
+  }
+}
+
+export const modelledGoals: Goals = {
+  title: 'MODELLED for an H100, not measured: MIMO, float32, batch 100,000; traffic of every problem, counted',
+  results({ outcomes, settings: s }) {
+    if (s.dtype !== 'float32' || s.batch !== modelledBatch) return []
+    const counted = outcomes.filter(isCounted)
+    const problems = [...new Set(counted.map(({ problem }) => problem))]
+    return [...judge(onH100, counted, modelled), ...problems.map((problem) => traffic(problem, counted))].filter(({ values }) => values.length)
+  },
+}
+
+/** A card has been given none yet. */
+export const noGoals: Goals = { title: '', results: () => [] }
+
+function verdict(values: GoalResult['values']): string {
+  if (values.some(({ reached }) => reached === false)) return 'MISSED '
+  return values.some(({ reached }) => reached === undefined) ? 'unknown' : 'reached'
+}
+
+export function bars(title: string, results: readonly GoalResult[]): string {
   if (!results.length) return ''
   const lines = results.map(({ operation, pass, text, values }) => {
-    const verdict = values.every(({ reached }) => reached) ? 'reached' : 'MISSED '
-    const list = values.map(({ L, value, reached }) => `L=${L} ${value}${reached ? '' : ' MISSED'}`).join(', ')
-    return `  ${verdict}  ${operation.padEnd(10)}  ${pass.padEnd(8)}  ${text}: ${list}`
+    const list = values.map(({ L, value, reached }) => `L=${L} ${value}${reached === false ? ' MISSED' : ''}`).join(', ')
+    return `  ${verdict(values)}  ${operation.padEnd(10)}  ${pass.padEnd(8)}  ${text}: ${list}`
   })
-  return ['Goals (MIMO, one thread, float32, batch 10,000)', ...lines].join('\n')
+  return [`Goals (${title})`, ...lines].join('\n')
 }

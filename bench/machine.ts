@@ -1,45 +1,49 @@
-// What this machine can do, measured in the same run as the operations: the floors rest on it.
+// Where a comparison runs. What differs between the CPU, a GPU and the emulation of one is a Machine: cpu.ts, gpu.ts, emulated.ts.
 import { execFileSync } from 'node:child_process'
-import { readFileSync, readdirSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { native } from '../lib/native'
-import type { Dtype } from './problems'
+import type { Goals } from './goals'
+import type { Memory, Pool } from './measure'
+import type { Pass } from './passes'
+import type { MakeOptions, Operand, TensorProduct } from './problems'
+import type { Counted, Measured, Outcome, Run, Table } from './report'
 
-const MiB = 2 ** 20
-
-/** Size of the last-level cache in bytes, as the system reports it. */
-export function lastLevelCache(): number {
-  try {
-    if (process.platform === 'darwin') {
-      const size = Number(execFileSync('sysctl', ['-n', 'hw.l3cachesize'], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }))
-      if (size > 0) return size
-    }
-    const folder = '/sys/devices/system/cpu/cpu0/cache'
-    const sizes = readdirSync(folder)
-      .filter((name) => name.startsWith('index'))
-      .map((name) => readFileSync(path.join(folder, name, 'size'), 'utf8').trim())
-      .map((text) => parseInt(text, 10) * (text.endsWith('M') ? MiB : text.endsWith('K') ? 1024 : 1))
-    if (sizes.length) return Math.max(...sizes)
-  } catch {
-    // Neither source exists here.
-  }
-  return 64 * MiB
+export interface Speed {
+  /** Bytes a second, read plus written, of a copy. */
+  copyBandwidth: number
+  /** Fused multiply-adds a second, counted over all lanes. */
+  fmaPeak: number
 }
 
-export interface Footprint {
-  lastLevelCache: number
-  /** Bytes to run through so that nothing is found in a cache: four times the last-level cache. */
-  wanted: number
-  /** The same, limited to a third of the free memory. */
-  bytes: number
-}
+export interface Machine<A extends Operand> {
+  /** What operations are made with. */
+  readonly options: Pick<MakeOptions, 'backend' | 'device' | 'threads'>
+  /** Items a call. */
+  readonly batch: number
+  /** Of how many sets of arrays a pass is given at most. */
+  readonly mostSets: number
+  readonly memory: Memory<A>
 
-export function footprint(): Footprint {
-  const cache = lastLevelCache()
-  const wanted = 4 * cache
-  const bytes = Math.min(wanted, Math.floor(os.freemem() / 3))
-  return { lastLevelCache: cache, wanted, bytes }
+  /** Memory for passes that read and write at most so many bytes. @throws BadFlag where there is too little. */
+  allocate(toRead: number, toWrite: number): Pool<A>
+  /** What it can do at best: the floors rest on it. */
+  measureSpeed(): Speed
+  measure(op: TensorProduct, pass: Pass, sets: readonly Record<string, A>[]): Pick<Measured, 'status' | 'timing'> | Pick<Counted, 'status' | 'counts'>
+
+  /** What the results file says of it. */
+  details(): object
+  /** What a reader needs to judge the table, above it. */
+  heading(run: Run): string[]
+  table(speed: Speed): Table
+  /** What the table's columns mean. */
+  readonly meanings: Record<string, string>
+  /** What follows from an outcome, for the results file. */
+  derived(outcome: Outcome, speed: Speed): object
+  goals: Goals
+  /** What makes the numbers doubtful. */
+  remarks(run: Run): string[]
 }
 
 export const median = (values: readonly number[]) => quantile(values, 0.5)
@@ -49,21 +53,6 @@ export function quantile(values: readonly number[], q: number): number {
   const at = q * (sorted.length - 1)
   const low = Math.floor(at)
   return sorted[low]! + (at - low) * ((sorted[low + 1] ?? sorted[low]!) - sorted[low]!)
-}
-
-export interface Speed {
-  /** Bytes a second, read plus written, of a copy with streaming stores. */
-  copyBandwidth: number
-  /** Fused multiply-adds a second, counted over all lanes. */
-  fmaPeak: number
-}
-
-/** The best of some passes, as the addon measures both. */
-export function measureSpeed(dtype: Dtype, threads: number, bytes: number): Speed {
-  return {
-    copyBandwidth: native.measureCopyBandwidth({ bytes, threads }),
-    fmaPeak: native.measureFmaPeak({ dtype, threads }),
-  }
 }
 
 export interface MachineDescription {

@@ -1,18 +1,37 @@
-// Timing of one pass of one operation: over many sets of arrays in turn, so that no call finds its data in a cache.
-import { median, quantile } from './machine'
+// The arrays of a run, on the host or on a device, and the check of what a call has left in them.
 import type { Pass, Slot } from './passes'
-import type { Dtype, Numbers, TensorProduct } from './problems'
+import type { Dtype, Numbers, Operand, TensorProduct } from './problems'
 
-const bytesOf = { float32: 4, float64: 8 } as const
+export const bytesOf = { float32: 4, float64: 8 } as const
 const cacheLine = 64
 
-/** More sets than this would spend the memory on array objects; only batches of a few items would need them. */
-const mostSets = 16384
+/** How a machine's arrays are made, and how the host gets at them. */
+export interface Memory<A extends Operand> {
+  make(dtype: Dtype, length: number): A
+  /** Elements begin to end, in the same memory. */
+  part(array: A, begin: number, end: number): A
+  write(to: A, from: Numbers): void
+  /** The numbers themselves, or a copy of them. */
+  read(array: A): Numbers
+}
 
-/** A xorshift generator: the same inputs in every run. */
-function fillRandom(array: Numbers): void {
+/** Numbers that the host holds at once while it fills or checks an array elsewhere. */
+const blockLength = 1_000_003
+
+function* blocks<A extends Operand>(memory: Memory<A>, array: A): Generator<A> {
+  for (let begin = 0; begin < array.length; begin += blockLength) yield memory.part(array, begin, Math.min(begin + blockLength, array.length))
+}
+
+function fill<A extends Operand>(memory: Memory<A>, array: A, block: Numbers): void {
+  for (const part of blocks(memory, array)) memory.write(part, block.subarray(0, part.length))
+}
+
+const blockOf = (dtype: Dtype, length: number) => new (dtype === 'float32' ? Float32Array : Float64Array)(Math.min(length, blockLength))
+
+/** Of a xorshift generator: the same inputs in every run. */
+function randomBlock(dtype: Dtype, length: number): Numbers {
   // One block is drawn and then repeated: its odd length puts other values into every set.
-  const block = array.subarray(0, 1_000_003)
+  const block = blockOf(dtype, length)
   let state = 0x9e3779b9
   for (let n = 0; n < block.length; n++) {
     state ^= state << 13
@@ -20,31 +39,30 @@ function fillRandom(array: Numbers): void {
     state ^= state << 5
     block[n] = state / 2 ** 31
   }
-  for (let filled = block.length; filled < array.length; filled *= 2) array.copyWithin(filled, 0, Math.min(filled, array.length - filled))
+  return block
 }
 
 /**
  * All memory of a run, allocated and touched once: numbers to read, which stay as they are, and numbers to overwrite,
  * apart from each other so that one operation's results never become another's inputs.
  */
-export class Pool {
-  private readonly readable: Numbers
-  private readonly writable: Numbers
+export class Pool<A extends Operand> {
+  private readonly readable: A
+  private readonly writable: A
 
-  constructor(readonly dtype: Dtype, bytesToRead: number, bytesToWrite: number) {
-    const ArrayType = dtype === 'float32' ? Float32Array : Float64Array
-    this.readable = new ArrayType(Math.ceil(bytesToRead / bytesOf[dtype]))
-    this.writable = new ArrayType(Math.ceil(bytesToWrite / bytesOf[dtype]))
-    fillRandom(this.readable)
-    this.writable.fill(1)
+  constructor(private readonly memory: Memory<A>, readonly dtype: Dtype, bytesToRead: number, bytesToWrite: number) {
+    this.readable = memory.make(dtype, Math.ceil(bytesToRead / bytesOf[dtype]))
+    this.writable = memory.make(dtype, Math.ceil(bytesToWrite / bytesOf[dtype]))
+    fill(memory, this.readable, randomBlock(dtype, this.readable.length))
+    fill(memory, this.writable, blockOf(dtype, this.writable.length).fill(1))
   }
 
-  /** As many sets of a pass's arrays as fit. */
-  sets(pass: Pass, dims: Record<Slot, number>, batch: number): Record<string, Numbers>[] {
+  /** As many sets of a pass's arrays as fit, at most `most`. */
+  sets(pass: Pass, dims: Record<Slot, number>, batch: number, most: number): Record<string, A>[] {
     const lengths = (slots: Record<string, Slot>) => Object.entries(slots).map(([name, slot]) => [name, dims[slot] * batch] as const)
     const [reads, writes] = [lengths(pass.reads), lengths(pass.writes)]
     const fits = Math.min(this.readable.length / this.span(reads), this.writable.length / this.span(writes))
-    return Array.from({ length: Math.min(Math.floor(fits), mostSets) }, (_, n) => ({
+    return Array.from({ length: Math.min(Math.floor(fits), most) }, (_, n) => ({
       ...this.slice(this.readable, reads, n),
       ...this.slice(this.writable, writes, n),
     }))
@@ -64,73 +82,26 @@ export class Pool {
     return lengths.reduce((sum, [, length]) => sum + this.stride(length), 0)
   }
 
-  private slice(pool: Numbers, lengths: (readonly [string, number])[], n: number): Record<string, Numbers> {
+  private slice(pool: A, lengths: (readonly [string, number])[], n: number): Record<string, A> {
     let start = n * this.span(lengths)
-    const arrays: Record<string, Numbers> = {}
+    const arrays: Record<string, A> = {}
     for (const [name, length] of lengths) {
-      arrays[name] = pool.subarray(start, start + length)
+      arrays[name] = this.memory.part(pool, start, start + length)
       start += this.stride(length)
     }
     return arrays
   }
 }
 
-export interface Timing {
-  /** Nanoseconds an item. */
-  median: number
-  quartiles: [number, number]
-  fastest: number
-  samples: number
-  callsPerSample: number
-  sets: number
-  /** Bytes that pass by before a set is used again. */
-  rotatedBytes: number
-}
-
-const shortestSample = 0.2e6 // ns: the clock's resolution and cost are then below 0.1 %
-const fewestSamples = 9
-const warmUp = 20e6 // ns
-
-const now = () => Number(process.hrtime.bigint())
-
-export function time(op: TensorProduct, pass: Pass, sets: readonly Record<string, Numbers>[], batch: number, budget: number): Timing {
-  const calls = sets.map((arrays) => pass.bind(op, arrays))
-  let next = 0
-  const run = (count: number) => {
-    const start = now()
-    for (let n = 0; n < count; n++) {
-      calls[next]!()
-      if (++next === calls.length) next = 0
-    }
-    return now() - start
-  }
-
-  const warmUpEnd = now() + warmUp
-  let perCall = run(1)
-  do perCall = Math.min(perCall, run(1))
-  while (now() < warmUpEnd)
-  const callsPerSample = Math.max(1, Math.ceil(shortestSample / perCall))
-
-  const samples: number[] = []
-  const end = now() + budget
-  while (samples.length < fewestSamples || now() < end) samples.push(run(callsPerSample) / callsPerSample / batch)
-  return {
-    median: median(samples),
-    quartiles: [quantile(samples, 0.25), quantile(samples, 0.75)],
-    fastest: Math.min(...samples),
-    samples: samples.length,
-    callsPerSample,
-    sets: sets.length,
-    rotatedBytes: sets.length * Object.values(sets[0]!).reduce((sum, array) => sum + array.byteLength, 0),
-  }
-}
+/** A call on arrays of whatever memory; the types of TensorProduct name the host's. */
+export const bind = (op: TensorProduct, pass: Pass, arrays: Record<string, Operand>) => pass.bind(op, arrays as Record<string, Numbers>)
 
 /** One call into outputs full of NaN; says whether every number was written. */
-export function callChecked(op: TensorProduct, pass: Pass, arrays: Record<string, Numbers>): boolean {
+export function callChecked<A extends Operand>(memory: Memory<A>, op: TensorProduct, pass: Pass, arrays: Record<string, A>, dtype: Dtype): boolean {
   const outputs = Object.keys(pass.writes).map((name) => arrays[name]!)
-  for (const output of outputs) output.fill(NaN)
-  pass.bind(op, arrays)()
-  return outputs.every((output) => Number.isFinite(sumOf(output)))
+  for (const output of outputs) fill(memory, output, blockOf(dtype, output.length).fill(NaN))
+  bind(op, pass, arrays)()
+  return outputs.every((output) => [...blocks(memory, output)].every((part) => Number.isFinite(sumOf(memory.read(part)))))
 }
 
 function sumOf(array: Numbers): number {
@@ -143,4 +114,11 @@ function sumOf(array: Numbers): number {
 export function someItems(batch: number, count: number): number[] {
   const last = Math.min(count, batch) - 1
   return Array.from({ length: last + 1 }, (_, n) => (last ? Math.floor((n * (batch - 1)) / last) : 0))
+}
+
+/** The rows of these items, one after the other, on the host. */
+export function rowsOf<A extends Operand>(memory: Memory<A>, array: A, dim: number, items: readonly number[], dtype: Dtype): Numbers {
+  const rows = new (dtype === 'float32' ? Float32Array : Float64Array)(items.length * dim)
+  items.forEach((item, n) => rows.set(memory.read(memory.part(array, item * dim, (item + 1) * dim)), n * dim))
+  return rows
 }

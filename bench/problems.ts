@@ -1,6 +1,6 @@
 // Every problem and every operation once, by name. Tests and the benchmark share these: one case object serves
 // correctness, gradients and timing. A new problem, operation or suite is one entry here; a new pass one in passes.ts.
-import { ClebschGordanTensorProduct, GauntTensorProduct, Irreps, MatrixTensorProduct, type Backend } from '../lib/index'
+import { ClebschGordanTensorProduct, GauntTensorProduct, Irreps, MatrixTensorProduct, type Backend, type DeviceArray } from '../lib/index'
 import { clebschGordanForm, gauntForm, matrixBlockForm, matrixForm, type Form } from './reference'
 import { denseCount, gridCount, matrixCount, sparseCount } from './models'
 import type { PassName } from './passes'
@@ -9,8 +9,10 @@ export type Dtype = 'float32' | 'float64'
 export type Layout = 'mul_ir' | 'ir_mul'
 export type Parity = 'even' | 'natural'
 export type Numbers = Float32Array | Float64Array
+/** An array of a call: on the host or on a device. */
+export type Operand = Numbers | DeviceArray
 
-/** What the benchmark uses of an operation (API.md has the whole of it). */
+/** What the benchmark uses of an operation (API.md has the whole of it), by its types on the host: see `bind` in measure.ts. */
 export interface TensorProduct {
   readonly irrepsOut: Irreps
   readonly interactability: readonly unknown[]
@@ -26,6 +28,7 @@ export interface MakeOptions {
   layout: Layout
   threads?: number
   backend?: Backend
+  device?: number
 }
 
 export interface ProblemIrreps {
@@ -87,6 +90,8 @@ export interface Operation {
   countIsReference?: boolean
   /** Why an operation can be without a path. */
   selectionRule: string
+  /** Its CUDA kernels are those of cuda/<word>.cu. */
+  word: string
 }
 
 // filterIrrepsOut keeps of the full product what the problem asks for, so that all operations fill the same irreps.
@@ -104,6 +109,7 @@ export const operations: readonly Operation[] = [
     count: sparseCount,
     countMeaning: 'nonzero coefficients + outer product x_i y_j',
     selectionRule: triangleRule,
+    word: 'clebsch_gordan',
   },
   {
     name: 'cgtp-dense',
@@ -113,6 +119,7 @@ export const operations: readonly Operation[] = [
     count: denseCount,
     countMeaning: 'd1 d2 d3 a path',
     selectionRule: triangleRule,
+    word: 'clebsch_gordan',
   },
   {
     name: 'gtp-grid',
@@ -123,6 +130,7 @@ export const operations: readonly Operation[] = [
     countMeaning: 'the plain separable transform',
     countIsReference: true,
     selectionRule: '3j(l1 l2 l3; 0 0 0) = 0 for odd l1 + l2 + l3',
+    word: 'gaunt',
   },
   {
     name: 'mtp',
@@ -132,6 +140,7 @@ export const operations: readonly Operation[] = [
     count: matrixCount,
     countMeaning: 'nonzeros of the transforms + N^3, N = 2k + 1',
     selectionRule: triangleRule,
+    word: 'matrix',
   },
   {
     name: 'mtp-block',
@@ -141,6 +150,7 @@ export const operations: readonly Operation[] = [
     count: sparseCount,
     countMeaning: 'nonzero coefficients + outer product x_i y_j',
     selectionRule: triangleRule,
+    word: 'matrix_block',
   },
 ]
 

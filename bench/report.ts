@@ -1,10 +1,7 @@
-// From measurements to a table, the bars and JSON.
-import type { MachineDescription, Footprint, Speed } from './machine'
-import { median } from './machine'
-import type { Timing } from './measure'
+// From measurements and counts to a table.
+import { median, quantile, type MachineDescription, type Speed } from './machine'
 import type { PassName } from './passes'
-import type { Dtype, Layout, Operation, Parity } from './problems'
-import { operations, problems } from './problems'
+import { operations, problems, type Dtype, type Layout, type Operation, type Parity } from './problems'
 
 export interface Settings {
   L: number[]
@@ -12,6 +9,8 @@ export interface Settings {
   operations: string[]
   passes: string[]
   parity: Parity
+  backend: 'cpu' | 'cuda'
+  device: number
   batch: number
   dtype: Dtype
   layout: Layout
@@ -25,9 +24,8 @@ interface Named {
   pass: PassName
 }
 
-export interface Measured extends Named {
-  status: 'measured'
-  timing: Timing
+/** What a call that has been checked is. */
+interface Checked extends Named {
   paths: number
   expressivity: number
   /** What the kernel does an item, by its own account. */
@@ -42,18 +40,60 @@ export interface Measured extends Named {
   complaints: string[]
 }
 
+export interface Timing {
+  /** Nanoseconds an item. */
+  median: number
+  quartiles: [number, number]
+  fastest: number
+  samples: number
+  callsPerSample: number
+  sets: number
+  /** Bytes that pass by before a set is used again. */
+  rotatedBytes: number
+}
+
+/** The quantiles of so many nanoseconds an item. */
+export const summary = (samples: readonly number[]) => ({
+  median: median(samples),
+  quartiles: [quantile(samples, 0.25), quantile(samples, 0.75)] as [number, number],
+  fastest: Math.min(...samples),
+  samples: samples.length,
+})
+
+export interface Measured extends Checked {
+  status: 'measured'
+  timing: Timing
+}
+
+/** Of one call of so many items. */
+export interface Counts {
+  items: number
+  launches: number
+  /** Bytes of operands in global memory, each once a launch. */
+  loadedBytes: number
+  storedBytes: number
+  /** Of coefficients and indices, which all items share. */
+  tableBytes: number
+  /** Issued thread-instructions, undefined where they are not counted. */
+  instructions?: number
+}
+
+export interface Counted extends Checked {
+  status: 'counted'
+  counts: Counts
+}
+
 /** Nothing to time: no path by a selection rule, or a failure. */
 export interface NotMeasured extends Named {
   status: 'no path' | 'failed'
   reason: string
 }
 
-export type Outcome = Measured | NotMeasured
+export type Outcome = Measured | Counted | NotMeasured
 
 export interface Run {
   date: string
   machine: MachineDescription
-  footprint: Footprint
   speeds: Speed[]
   load: number
   settings: Settings
@@ -62,24 +102,29 @@ export interface Run {
 }
 
 export const isMeasured = (outcome: Outcome): outcome is Measured => outcome.status === 'measured'
+export const isCounted = (outcome: Outcome): outcome is Counted => outcome.status === 'counted'
 
 /** What is wrong with an outcome: nothing where there rightly was no path. */
 export function faults(outcome: Outcome): string[] {
-  if (outcome.status !== 'measured') return outcome.status === 'failed' ? [outcome.reason] : []
+  if (!isMeasured(outcome) && !isCounted(outcome)) return outcome.status === 'failed' ? [outcome.reason] : []
   const { error, tolerance, complaints } = outcome
   return error <= tolerance ? complaints : [...complaints, `error ${error.toExponential(1)} over ${tolerance.toExponential(0)}`]
 }
 
 export const correct = (outcome: Outcome): boolean => faults(outcome).length === 0
 
-export interface Rates {
-  spread: number
-  gigabytesPerSecond: number
-  gigaflopsPerSecond: number
+/** The times, in nanoseconds, that an item takes at least. */
+export interface Floors {
   bytesFloor: number
   multiplyAddsFloor: number
   floor: number
   boundBy: 'bytes' | 'ops'
+}
+
+export interface Rates extends Floors {
+  spread: number
+  gigabytesPerSecond: number
+  gigaflopsPerSecond: number
   ratio: number
   ofCopyBandwidth: number
   ofFmaPeak: number
@@ -91,34 +136,47 @@ export const medianSpeed = (speeds: readonly Speed[]): Speed => ({
   fmaPeak: median(speeds.map((speed) => speed.fmaPeak)),
 })
 
+export function floors(o: Checked, speed: Speed): Floors {
+  const bytesFloor = (o.leastBytes / speed.copyBandwidth) * 1e9
+  const multiplyAddsFloor = (o.multiplyAdds / speed.fmaPeak) * 1e9
+  return {
+    bytesFloor,
+    multiplyAddsFloor,
+    floor: Math.max(bytesFloor, multiplyAddsFloor),
+    boundBy: bytesFloor >= multiplyAddsFloor ? 'bytes' : 'ops',
+  }
+}
+
 /** Everything that follows from a measurement and the machine; times in nanoseconds an item. */
 export function rates(m: Measured, speed: Speed): Rates {
   const ns = m.timing.median
-  const bytesFloor = (m.leastBytes / speed.copyBandwidth) * 1e9
-  const multiplyAddsFloor = (m.multiplyAdds / speed.fmaPeak) * 1e9
-  const floor = Math.max(bytesFloor, multiplyAddsFloor)
+  const least = floors(m, speed)
   return {
+    ...least,
     spread: (m.timing.quartiles[1] - m.timing.quartiles[0]) / 2 / ns,
     gigabytesPerSecond: m.leastBytes / ns,
     gigaflopsPerSecond: m.flops / ns,
-    bytesFloor,
-    multiplyAddsFloor,
-    floor,
-    boundBy: bytesFloor >= multiplyAddsFloor ? 'bytes' : 'ops',
-    ratio: ns / floor,
-    ofCopyBandwidth: bytesFloor / ns,
-    ofFmaPeak: multiplyAddsFloor / ns,
+    ratio: ns / least.floor,
+    ofCopyBandwidth: least.bytesFloor / ns,
+    ofFmaPeak: least.multiplyAddsFloor / ns,
     nsPerDegree: ns / m.expressivity,
   }
 }
 
 // ---- the table ----
 
-type Column = [title: string, cell: (m: Measured, r: Rates) => string]
+export interface Table {
+  titles: string[]
+  /** None where there is nothing to tell but a reason. */
+  cells(outcome: Outcome): string[]
+}
 
-const number = (value: number) => (value >= 1000 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2))
-const percent = (part: number) => `${(100 * part).toFixed(0)}%`
-const operationNamed = (name: string): Operation => operations.find((operation) => operation.name === name)!
+export const number = (value: number) => (value >= 1000 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2))
+export const percent = (part: number) => `${(100 * part).toFixed(0)}%`
+export const giga = (value: number) => (value / 1e9).toFixed(1)
+export const MiB = (bytes: number) => `${Math.round(bytes / 2 ** 20)} MiB`
+
+export const operationNamed = (name: string): Operation => operations.find((operation) => operation.name === name)!
 
 const names: [string, (o: Outcome) => string][] = [
   ['problem', (o) => o.problem],
@@ -127,31 +185,50 @@ const names: [string, (o: Outcome) => string][] = [
   ['pass', (o) => o.pass],
 ]
 
-const columns: Column[] = [
-  ['paths', (m) => String(m.paths)],
-  ['ns/item', (m) => number(m.timing.median)],
-  ['+-', (_, r) => percent(r.spread)],
-  ['flops', (m) => m.flops.toFixed(0)],
-  ['bytes', (m) => String(m.leastBytes)],
-  ['GB/s', (_, r) => number(r.gigabytesPerSecond)],
-  ['Gflop/s', (_, r) => number(r.gigaflopsPerSecond)],
-  ['floor ns', (_, r) => number(r.floor)],
-  ['by', (m, r) => r.boundBy + (r.boundBy === 'ops' && operationNamed(m.operation).countIsReference ? '*' : '')],
-  ['x floor', (_, r) => number(r.ratio)],
-  ['%copy', (_, r) => percent(r.ofCopyBandwidth)],
-  ['%FMA', (_, r) => percent(r.ofFmaPeak)],
-  ['ns/degree', (_, r) => number(r.nsPerDegree)],
-  ['correct', (m) => `${correct(m) ? 'ok' : 'WRONG'} ${m.error.toExponential(0)}`],
-]
+/** Which floor is the larger; with a star where that is no bound. */
+export const bound = (o: Checked, { boundBy }: Floors) => boundBy + (boundBy === 'ops' && operationNamed(o.operation).countIsReference ? '*' : '')
+export const correctness = (o: Measured | Counted) => `${correct(o) ? 'ok' : 'WRONG'} ${o.error.toExponential(0)}`
+
+/** The columns of times; `time` formats nanoseconds. */
+export function timingTable(speed: Speed, time: (ns: number) => string): Table {
+  const columns: [title: string, cell: (m: Measured, r: Rates) => string][] = [
+    ['paths', (m) => String(m.paths)],
+    ['ns/item', (m) => time(m.timing.median)],
+    ['+-', (_, r) => percent(r.spread)],
+    ['flops', (m) => m.flops.toFixed(0)],
+    ['bytes', (m) => String(m.leastBytes)],
+    ['GB/s', (_, r) => number(r.gigabytesPerSecond)],
+    ['Gflop/s', (_, r) => number(r.gigaflopsPerSecond)],
+    ['floor ns', (_, r) => time(r.floor)],
+    ['by', bound],
+    ['x floor', (_, r) => number(r.ratio)],
+    ['%copy', (_, r) => percent(r.ofCopyBandwidth)],
+    ['%FMA', (_, r) => percent(r.ofFmaPeak)],
+    ['ns/degree', (_, r) => time(r.nsPerDegree)],
+    ['correct', correctness],
+  ]
+  return {
+    titles: columns.map(([title]) => title),
+    cells: (o) => (isMeasured(o) ? columns.map(([, cell]) => cell(o, rates(o, speed))) : []),
+  }
+}
+
+export const timingMeanings = {
+  paths: 'triples (l1, l2, l3) with a nonzero coefficient',
+  'ns/item': 'median time; +- is half the distance between the quartiles',
+  flops: "of an item, by the kernel's own count (a multiply-add is two)",
+  bytes: 'of an item: each input read once, each output written once',
+  'floor ns': 'the larger of those bytes at copy bandwidth and those multiply-adds at FMA peak; by: which of the two',
+  '%copy, %FMA': 'of copy bandwidth and of FMA peak that the same bytes and multiply-adds reach',
+  'ns/degree': 'ns/item over the expressivity, the dimension of the bilinear maps reachable with linear layers around it',
+  correct: 'largest error against float64 from Wigner 3j, relative to the largest value of the output block',
+}
 
 const leftAligned = new Set(['problem', 'operation', 'pass', 'by', 'correct'])
 
-export function table(outcomes: readonly Outcome[], speed: Speed): string {
-  const titles = [...names, ...columns].map(([title]) => title)
-  const rows = outcomes.map((o) => [
-    ...names.map(([, cell]) => cell(o)),
-    ...(o.status === 'measured' ? columns.map(([, cell]) => cell(o, rates(o, speed))) : []),
-  ])
+export function format(outcomes: readonly Outcome[], table: Table): string {
+  const titles = [...names.map(([title]) => title), ...table.titles]
+  const rows = outcomes.map((o) => [...names.map(([, cell]) => cell(o)), ...table.cells(o)])
   const widths = titles.map((title, n) => Math.max(title.length, ...rows.map((row) => row[n]?.length ?? 0)))
   const line = (cells: string[]) =>
     cells.map((cell, n) => (leftAligned.has(titles[n]!) ? cell.padEnd(widths[n]!) : cell.padStart(widths[n]!))).join('  ')
@@ -160,49 +237,37 @@ export function table(outcomes: readonly Outcome[], speed: Speed): string {
     const previous = outcomes[n - 1]
     if (previous?.problem !== o.problem) lines.push(...(n ? ['', ''] : []), line(titles).trimEnd())
     if (previous?.problem !== o.problem || previous.L !== o.L) lines.push('')
-    const reason = o.status === 'measured' ? '' : `  ${o.status === 'failed' ? 'FAILED: ' : ''}${o.reason}`
+    const reason = 'reason' in o ? `  ${o.status === 'failed' ? 'FAILED: ' : ''}${o.reason}` : ''
     lines.push((line(rows[n]!) + reason).trimEnd())
   })
   return lines.join('\n')
 }
 
-/** What a reader needs to judge the table, above it. */
-export function heading({ machine, settings, footprint, speeds, load, date }: Run): string {
-  const speed = medianSpeed(speeds)
-  const giga = (value: number) => (value / 1e9).toFixed(1)
-  const MiB = (bytes: number) => `${Math.round(bytes / 2 ** 20)} MiB`
-  const { threads, dtype, layout, batch, parity } = settings
-  return [
-    `equitensor ${machine.package}${machine.commit ? ` (${machine.commit})` : ''}, ${machine.variant} kernels`,
-    `${machine.cpu}, ${machine.cores} CPUs, ${machine.memoryGiB} GiB; Node ${machine.node}, ${machine.platform};` +
-      ` load ${load.toFixed(1)} at the start`,
-    `${threads} thread${threads > 1 ? 's' : ''}, ${dtype}, ${layout}, batch ${batch}, ${parity === 'even' ? 'all-even' : 'natural'} parity; ${date}`,
-    `copy bandwidth ${giga(speed.copyBandwidth)} GB/s: read plus written, streaming stores, over ${MiB(footprint.bytes)}` +
-      ` (last-level cache ${MiB(footprint.lastLevelCache)}); median of ${speeds.map((s) => giga(s.copyBandwidth)).join(', ')}`,
-    `FMA peak ${giga(speed.fmaPeak)} G multiply-adds/s (two flops each); median of ${speeds.map((s) => giga(s.fmaPeak)).join(', ')}`,
-  ].join('\n')
-}
+export const packageLine = ({ machine }: Run, kernels: string) =>
+  `equitensor ${machine.package}${machine.commit ? ` (${machine.commit})` : ''}, ${kernels}`
+export const hostLine = ({ machine, load }: Run) =>
+  `${machine.cpu}, ${machine.cores} CPUs, ${machine.memoryGiB} GiB; Node ${machine.node}, ${machine.platform}; load ${load.toFixed(1)} at the start`
+export const callLine = ({ settings: { dtype, layout, batch, parity }, date }: Run) =>
+  `${dtype}, ${layout}, batch ${batch}, ${parity === 'even' ? 'all-even' : 'natural'} parity; ${date}`
 
 const largestDrift = 0.1
 
-/** What makes the numbers doubtful, and what is wrong. */
-export function remarks({ speeds, footprint: { bytes, wanted }, outcomes, load, machine, settings }: Run): string {
-  const lines: string[] = []
-  const warnOfDrift = (name: string, values: number[]) => {
+/** Of what the floors rest on, during a run. */
+export function driftRemarks({ speeds }: Run): string[] {
+  const remark = (name: string, values: number[]) => {
     const drift = Math.max(...values) / Math.min(...values) - 1
-    if (drift > largestDrift) lines.push(`Warning: the ${name} drifted by ${percent(drift)} during the run; the ratios are as uncertain.`)
+    return drift > largestDrift ? [`Warning: the ${name} drifted by ${percent(drift)} during the run; the ratios are as uncertain.`] : []
   }
-  warnOfDrift('copy bandwidth', speeds.map((speed) => speed.copyBandwidth))
-  warnOfDrift('FMA peak', speeds.map((speed) => speed.fmaPeak))
-  if (load > machine.cores - settings.threads + 0.5) lines.push(`Warning: other programs were running (load ${load.toFixed(1)} at the start).`)
-  if (bytes < wanted) lines.push('Warning: too little free memory to exceed the last-level cache four times.')
-  const cached = outcomes.filter(isMeasured).filter(({ timing }) => timing.rotatedBytes < 0.9 * wanted)
-  if (cached.length) lines.push(`Note: ${cached.length} measurements ran over less than four times the last-level cache (rotatedBytes in the JSON).`)
-  for (const o of outcomes.filter((o) => !correct(o))) lines.push(`WRONG: ${o.problem} L=${o.L} ${o.operation} ${o.pass}: ${faults(o).join('; ')}`)
-  return lines.join('\n')
+  return [
+    ...remark('copy bandwidth', speeds.map((speed) => speed.copyBandwidth)),
+    ...remark('FMA peak', speeds.map((speed) => speed.fmaPeak)),
+  ]
 }
 
-export function legend(): string {
+export const wrong = (outcomes: readonly Outcome[]): string[] =>
+  outcomes.filter((o) => !correct(o)).map((o) => `WRONG: ${o.problem} L=${o.L} ${o.operation} ${o.pass}: ${faults(o).join('; ')}`)
+
+export function legend(meanings: Record<string, string>): string {
   const list = (entries: Record<string, string>) => Object.entries(entries).map(([name, text]) => `  ${name.padEnd(11)}  ${text}`)
   const sources = [...new Set(problems.map(({ source }) => source))]
   return [
@@ -213,16 +278,7 @@ export function legend(): string {
     'Operations, and the multiply-adds that each needs',
     ...list(Object.fromEntries(operations.map((o) => [o.name, `${o.meaning}; ${o.countMeaning}${o.countIsReference ? ' (*)' : ''}`]))),
     'Columns',
-    ...list({
-      paths: 'triples (l1, l2, l3) with a nonzero coefficient',
-      'ns/item': 'median time; +- is half the distance between the quartiles',
-      flops: "of an item, by the kernel's own count (a multiply-add is two)",
-      bytes: 'of an item: each input read once, each output written once',
-      'floor ns': 'the larger of those bytes at copy bandwidth and those multiply-adds at FMA peak; by: which of the two',
-      '%copy, %FMA': 'of copy bandwidth and of FMA peak that the same bytes and multiply-adds reach',
-      'ns/degree': 'ns/item over the expressivity, the dimension of the bilinear maps reachable with linear layers around it',
-      correct: 'largest error against float64 from Wigner 3j, relative to the largest value of the output block',
-    }),
+    ...list(meanings),
     '(*) is a reference and no bound, since a folded transform needs fewer. The operations do not compute the same: see ns/degree.',
   ].join('\n')
 }

@@ -2,6 +2,7 @@
 // the process's memory, for CUDA a device's. It has
 //   const int* ints(std::vector<int>)   const T* values<T>(std::vector<double>)   const Item* items(std::vector<Item>)
 //   static constexpr int row_bytes      rows of coefficients are padded to a multiple of it
+//   static constexpr bool on_device
 #pragma once
 #include "channels.hpp"
 #include "clebsch_gordan.hpp"
@@ -16,20 +17,34 @@ namespace equitensor {
 
 // Operations an item; a multiply-add counts two.
 struct PassFlops {
-  long forward = 0, backward = 0;
+  long forward = 0, backward = 0, double_backward = 0;
+
+  void add(long times, const PassFlops& each) {
+    forward += times * each.forward, backward += times * each.backward, double_backward += times * each.double_backward;
+  }
 };
+
+inline Divisor divisor(int d) { return {~0u / unsigned(d)}; }
 
 template <class T, class Store>
 PlanMap<T> build_map(Store& store, const BlockMap& map) {
   std::map<std::pair<size_t, size_t>, std::vector<const MapBlock*>> shapes;
   for (const MapBlock& b : map.blocks) shapes[{b.outputs.size(), b.sources.size()}].push_back(&b);
   constexpr size_t multiple = std::max<size_t>(1, Store::row_bytes / sizeof(T));
+  PlanMap<T> result{};
   std::vector<PlanRun<T>> runs;
+  std::vector<PlanBlock> list;
+  std::vector<double> all_coefficients;
+  std::vector<int> indices;
   for (const auto& [shape, blocks] : shapes) {
     const size_t pitch = (shape.first + multiple - 1) / multiple * multiple;
     std::vector<double> coefficients;
     std::vector<int> sources, outputs;
     for (const MapBlock* b : blocks) {
+      const int at = int(indices.size());
+      list.push_back({int(all_coefficients.size() + coefficients.size()), at, at + int(shape.second), short(shape.second), short(shape.first)});
+      indices.insert(indices.end(), b->sources.begin(), b->sources.end());
+      indices.insert(indices.end(), b->outputs.begin(), b->outputs.end());
       for (size_t s = 0; s < shape.second; ++s) {
         const auto row = b->coefficients.begin() + long(s * shape.first);
         coefficients.insert(coefficients.end(), row, row + long(shape.first));
@@ -38,11 +53,22 @@ PlanMap<T> build_map(Store& store, const BlockMap& map) {
       sources.insert(sources.end(), b->sources.begin(), b->sources.end());
       outputs.insert(outputs.end(), b->outputs.begin(), b->outputs.end());
     }
-    runs.push_back({int(blocks.size()), int(shape.second), int(shape.first), store.template values<T>(coefficients),
-                    store.ints(sources), store.ints(outputs)});
+    if constexpr (Store::on_device)
+      all_coefficients.insert(all_coefficients.end(), coefficients.begin(), coefficients.end());
+    else
+      runs.push_back({int(blocks.size()), int(shape.second), int(shape.first), store.template values<T>(coefficients),
+                      store.ints(sources), store.ints(outputs)});
   }
-  const int count = int(runs.size());
-  return {store.items(std::move(runs)), count};
+  if constexpr (Store::on_device) {
+    result.block_count = int(list.size());
+    result.blocks = store.items(std::move(list));
+    result.coefficients = store.template values<T>(all_coefficients);
+    result.indices = store.ints(indices);
+  } else {
+    result.count = int(runs.size());
+    result.runs = store.items(std::move(runs));
+  }
+  return result;
 }
 
 // products: components of x and y, sorted. flops: of one pair of channels.
@@ -67,6 +93,7 @@ PlanProducts<T> build_products(Store& store, const std::vector<std::pair<int, in
   columns.push_back(plan.products);
   flops.forward += plan.products + 2 * forward.multiply_adds;
   flops.backward += 4 * plan.products + 2 * backward.multiply_adds;
+  flops.double_backward += 7 * plan.products + 2 * (forward.multiply_adds + backward.multiply_adds);
   plan.forward = build_map<T>(store, forward), plan.backward = build_map<T>(store, backward);
   plan.x_component = store.ints(x), plan.y_component = store.ints(y), plan.row_begin = store.ints(rows);
   plan.column_begin = store.ints(columns), plan.column_product = store.ints(column_products);
@@ -83,7 +110,7 @@ ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], con
   for (const ClebschGordanPair& form : clebsch_gordan_pairs(in1, in2, paths, dense, square)) {
     const IrrepsBlock &b1 = in1[form.in1], &b2 = in2[form.in2];
     PlanPair<T> pair{};
-    pair.mul1 = b1.mul, pair.mul2 = b2.mul, pair.connection = form.connection;
+    pair.mul1 = b1.mul, pair.mul2 = b2.mul, pair.connection = form.connection, pair.triangular = form.triangular;
     pair.x_offset = b1.offset, pair.x_channel = b1.channel;
     pair.y_offset = b2.offset, pair.y_channel = b2.channel;
     std::vector<std::pair<int, int>> products;
@@ -96,11 +123,11 @@ ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], con
     std::vector<int> row_component;
     std::vector<PlanPlace> places;
     for (const ClebschGordanPath& path : form.paths) {
-      segments.push_back({pair.compact_outputs, 2 * path.l3 + 1, {path.offset, path.component}, path.u_step, path.u_shrink, path.v_step});
+      segments.push_back({pair.compact_outputs, 2 * path.l3 + 1, {path.offset, path.component}, path.u_step, path.v_step});
       pair.compact_outputs += 2 * path.l3 + 1;
       for (int k = 0; k <= 2 * path.l3; ++k) {
         row_component.push_back(path.offset + k * path.component);
-        places.push_back({row_component.back(), path.u_step, path.u_shrink, path.v_step});
+        places.push_back({row_component.back(), path.u_step, path.v_step});
       }
     }
     BlockMap forward = make_block_map(pair.compact_outputs, form.entries);
@@ -113,15 +140,18 @@ ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], con
     }
     PassFlops each;
     static_cast<PlanProducts<T>&>(pair) = build_products<T>(store, products, forward, backward, each);
-    flops.forward += channels * each.forward, flops.backward += channels * each.backward;
+    flops.add(channels, each);
     pair.places = store.items(std::move(places));
+    pair.out_component = store.ints(row_component);
+    pair.by_outputs = divisor(pair.compact_outputs);
     pair.segment_count = int(segments.size());
     pair.segments = store.items(std::move(segments));
     plan.max_products = std::max(plan.max_products, pair.products);
     plan.max_compact = std::max(plan.max_compact, pair.compact_outputs);
     pairs.push_back(pair);
   }
-  plan.dim1 = dims[0], plan.dim2 = dims[1], plan.dim_out = dims[2], plan.square = square;
+  std::copy(dims, dims + 3, plan.dim);
+  plan.square = square;
   plan.pair_count = int(pairs.size());
   plan.pairs = store.items(std::move(pairs));
   return plan;
@@ -160,7 +190,8 @@ GauntPlan<T> gaunt_plan(Store& store, int mul, const ChannelSlot (&slots)[3], co
     const auto components = slot_components<GridComponent>(slot, slots[s], store);
     const GauntSlotForm form = gaunt_slot_form(components, grid.rings, grid.angles);
     slot.degree = form.degree, slot.parts = form.parts;
-    const BlockMap in = make_block_map(form.rings_size, form.synthesis, Missing::untouched);
+    // On the CPU ring coefficients that no component reaches are cleared once, and not for every tile.
+    const BlockMap in = make_block_map(form.rings_size, form.synthesis, Store::on_device ? Missing::zero : Missing::untouched);
     const BlockMap out = make_block_map(slot.components, form.analysis);
     const BlockMap to = make_block_map(grid.angles, form.to_angles);
     const BlockMap from = make_block_map(2 * form.degree + 1, form.from_angles);
@@ -183,16 +214,20 @@ GauntPlan<T> gaunt_plan(Store& store, int mul, const ChannelSlot (&slots)[3], co
     const long angular = grid.pointwise ? long(grid.rings) * slot[s].parts * (to_angles[s] + angle_fold) : 0;
     return synthesis[s] + folds(s) + angular;
   };
-  const auto contraction = [&](int a, int b, int out) {
-    const long added = n - slot[out].parts;  // the first product of a part is not added to anything
+  // `terms` products of the same two slots; the first product of a part is not added to anything.
+  const auto contraction = [&](int a, int b, int out, int terms = 1) {
+    const long added = terms * n - slot[out].parts;
     const long ring = grid.pointwise
-                          ? n * grid.angles + added * grid.angles + slot[out].parts * (angle_fold + from_angles[out])
-                          : n * series_product_operations(slot[a].degree, slot[b].degree, slot[out].degree) + added * orders(out);
-    return grid.rings * ring + folds(out) + analysis[out];
+                          ? (terms * n + added) * grid.angles + slot[out].parts * (angle_fold + from_angles[out])
+                          : terms * n * series_product_operations(slot[a].degree, slot[b].degree, slot[out].degree) + added * orders(out);
+    // Unrolled ones fold each term, and add it folded.
+    return grid.rings * ring + (unrolled ? terms : 1) * folds(out) + analysis[out];
   };
   flops.forward = mul * (input(0) + input(1) + contraction(0, 1, 2));
   flops.backward = mul * (input(0) + input(1) + input(2) + contraction(1, 2, 0) + contraction(0, 2, 1) +
                          (unrolled ? folds(2) : 0));
+  flops.double_backward = mul * (2 * (input(0) + input(1)) + input(2) + contraction(1, 2, 0) + contraction(0, 2, 1) + contraction(0, 1, 2, 2) +
+                                 (unrolled ? folds(0) + folds(1) + folds(2) : 0));
   return plan;
 }
 
@@ -258,7 +293,35 @@ MatrixPlan<T> matrix_plan(Store& store, int mul, const ChannelSlot (&slots)[3], 
   const long multiply = 2 * long(products.size()) * size * size * size;
   flops.forward = mul * (to[0] + to[1] + multiply + from[2] + direct_flops);
   flops.backward = mul * (to[0] + to[1] + to[2] + 2 * multiply + from[0] + from[1]);
+  flops.double_backward = mul * (2 * (to[0] + to[1]) + to[2] + 4 * multiply + from[0] + from[1] + from[2] + 2 * direct_flops + long(direct_outputs.size()));
   return plan;
+}
+
+// Operations of core/spherical_harmonics.hpp on numbers, or on dual numbers along a direction.
+inline long harmonics_flops(const std::vector<int>& copies, bool normalize, bool along_direction, bool with_values, bool with_gradient) {
+  const int lmax = int(copies.size()) - 1;
+  const long add = along_direction ? 2 : 1, scale = add, multiply = along_direction ? 4 : 1, result = along_direction ? 3 : 1;
+  const long recurrence = 2 * multiply + 2 * scale + add;
+  long flops = (normalize ? 9 + (along_direction ? 17 : 0) : 0) + 3 * multiply + 2 * add;
+  for (int m = 0; m <= lmax; ++m) {
+    flops += 4 * multiply + 2 * add;
+    const int orders = m > 0 ? 2 : 1, sums = m > 1 ? 6 : m > 0 ? 5 : 3;
+    if (with_values) {
+      flops += (lmax - m) * recurrence;
+      for (int l = m; l <= lmax; ++l)
+        if (copies[l] > 0) flops += scale + orders * result;
+    }
+    if (with_gradient && m < lmax) {
+      flops += (lmax - 1 - m) * recurrence + (m > 0 ? 6 * multiply + (m > 1 ? 10 : 8) * add : 3 * add);
+      for (int l = m + 1; l <= lmax; ++l)
+        if (copies[l] > 0) flops += (m > 0 ? 3 : 2) * scale + sums * (scale + add);
+    }
+  }
+  if (with_gradient) {
+    if (normalize) flops += 6 * multiply + 5 * add + 3 * result;
+    for (int l = 0; l <= lmax; ++l) flops += std::max(0, copies[l] - 1) * (2 * l + 1);
+  }
+  return flops;
 }
 
 template <class T, class Store>
@@ -275,17 +338,18 @@ MatrixBlockPlan<T> matrix_block_plan(Store& store, int mul, const ChannelSlot (&
     chunks.push_back(build_products<T>(store, chunk.products, forward, backward, each));
     plan.max_products = std::max(plan.max_products, chunks.back().products);
   }
-  flops.forward = mul * each.forward, flops.backward = mul * each.backward;
+  flops.add(mul, each);
   plan.chunk_count = int(chunks.size());
   plan.chunks = store.items(std::move(chunks));
   return plan;
 }
 
 template <class T, class Store>
-HarmonicsPlan<T> harmonics_plan(Store& store, const std::vector<int>& degrees, const std::vector<double>& scale, bool normalize) {
+HarmonicsPlan<T> harmonics_plan(Store& store, const std::vector<int>& degrees, const std::vector<double>& scale, bool normalize,
+                                PassFlops& flops) {
   const int lmax = int(scale.size()) - 1, orders = lmax + 1;
   int dim_out = 0;
-  std::vector<int> begin, copies;
+  std::vector<int> begin, copies, centre, counts;
   for (int l = 0; l <= lmax; ++l) {
     begin.push_back(int(copies.size()));
     int at = 0;
@@ -294,22 +358,31 @@ HarmonicsPlan<T> harmonics_plan(Store& store, const std::vector<int>& degrees, c
       at += 2 * d + 1;
     }
     dim_out = at;
+    counts.push_back(int(copies.size()) - begin[l]);
+    centre.push_back(counts[l] > 0 ? copies[begin[l]] + l : -1);
   }
   begin.push_back(int(copies.size()));
   // core/legendre.hpp's recurrence, next = a (y value - b r^2 previous), with a and -a b stored.
-  std::vector<double> recurrence(2 * orders * orders + orders);
+  std::vector<double> recurrence(2 * orders * orders + orders), ladder(3 * orders * orders);
   for (int m = 0; m <= lmax; ++m) {
     for (int l = m + 1; l <= lmax; ++l) {
       const double a = square_root((4.0 * l * l - 1) / (double(l) * l - double(m) * m));
       const double b = square_root(((l - 1.0) * (l - 1.0) - double(m) * m) / (4.0 * (l - 1.0) * (l - 1.0) - 1));
       recurrence[2 * (m * orders + l)] = a;
       recurrence[2 * (m * orders + l) + 1] = -a * b;
+      const HarmonicLadder step = harmonic_ladder(l, m);
+      double* to = &ladder[3 * (m * orders + l)];
+      to[0] = scale[l] * step.up, to[1] = scale[l] * step.same, to[2] = scale[l] * step.down;
     }
     double diagonal = m > 0 ? square_root(2.0) : 1;
     for (int k = 1; k <= m; ++k) diagonal *= square_root((2 * k + 1.0) / (2 * k));
     recurrence[2 * orders * orders + m] = diagonal;
   }
-  return {lmax, dim_out, normalize, store.ints(begin), store.ints(copies), store.template values<T>(recurrence), store.template values<T>(scale)};
+  flops.forward = harmonics_flops(counts, normalize, false, true, false);
+  flops.backward = harmonics_flops(counts, normalize, false, false, true);
+  flops.double_backward = harmonics_flops(counts, normalize, true, true, true);
+  return {lmax, dim_out, normalize, store.ints(begin), store.ints(copies), store.ints(centre), store.template values<T>(recurrence),
+          store.template values<T>(ladder), store.template values<T>(scale)};
 }
 
 }  // namespace equitensor

@@ -10,9 +10,9 @@ struct ClebschGordanPath {
   int in1, in2;  // blocks
   Connection connection;
   int l3;
-  // Component k of channels u, v: offset + u * u_step - u (u - 1) / 2 * u_shrink + v * v_step + k * component. The pairs u < v are
-  // numbered row by row, and each row is one shorter than the one before; u_shrink is 0 for the other connections.
-  int offset, u_step, u_shrink, v_step, component;
+  int offset, u_step, v_step, component;  // component k of channels u, v: offset + u * u_step + v * v_step + k * component
+  // Channels u < v of one block, numbered row by row: each row is one shorter than the one before, and v counts less u (u - 1) / 2.
+  bool triangular;
   double coefficient;
 };
 
@@ -20,6 +20,7 @@ struct ClebschGordanPath {
 struct ClebschGordanPair {
   int in1, in2;
   Connection connection;
+  bool triangular;
   std::vector<std::pair<int, int>> products;  // (i, j), sorted
   std::vector<ClebschGordanPath> paths;
   std::vector<MapEntry> entries;              // product -> component, the paths' components one behind the other
@@ -35,7 +36,7 @@ inline std::vector<ClebschGordanPair> clebsch_gordan_pairs(const std::vector<Irr
     size_t p = 0;
     while (p < pairs.size() && !(pairs[p].in1 == path.in1 && pairs[p].in2 == path.in2 && pairs[p].connection == path.connection)) ++p;
     if (p == pairs.size()) {
-      pairs.push_back({path.in1, path.in2, path.connection, {}, {}, {}});
+      pairs.push_back({path.in1, path.in2, path.connection, path.triangular, {}, {}, {}});
     }
     pairs[p].paths.push_back(path);
   }

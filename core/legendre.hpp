@@ -23,6 +23,18 @@ constexpr double legendre(int l, int m, double x) {
   return value;
 }
 
+// Derivatives of sqrt(4 pi) r^l Y_lm without Re or Im, F_lm = Q_lm(y, r^2) w^m with w = z + i x and conjugate w', from order k of degree l - 1:
+//   dF_l(k+1)/dw = up F_(l-1)k    dF_lk/dy = same F_(l-1)k    dF_l(k-1)/dw' = -down F_(l-1)k
+// From dP_l^m/dt and the recurrences in m (DLMF 14.10), with the factors of legendre(). Of order 0, whose F is real, down is that of d/dw + d/dw'.
+struct HarmonicLadder {
+  double up, same, down;
+};
+constexpr HarmonicLadder harmonic_ladder(int l, int k) {
+  const double ratio = (2 * l + 1.0) / (2 * l - 1.0);
+  return {square_root(ratio * (l + k) * (l + k + 1) * (k == 0 ? 2 : 1)) / 2, square_root(ratio * (l - k) * (l + k)),
+          square_root(ratio * (l - k) * (l - k + 1) * (k == 1 ? 2 : 1)) / 2};
+}
+
 struct QuadratureNode {
   double x, weight;
 };

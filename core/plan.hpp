@@ -5,8 +5,13 @@
 
 namespace equitensor {
 
-// See core/block_map.hpp. Blocks of one shape lie one behind the other: that, and not a list of blocks, keeps the branch predictor
-// right and saves a third of the time of small maps.
+// Division of numbers n below 2^16 by d below 2^16: the high half of (n + 1) * magic, where magic is 2^32 / d rounded up, less one.
+struct Divisor {
+  unsigned magic;
+};
+
+// See core/block_map.hpp. On the CPU blocks of one shape lie one behind the other: that, and not a list of blocks, keeps the branch predictor
+// right and saves a third of the time of small maps. On a device a list is shared out to the warps.
 template <class T>
 struct PlanRun {
   int blocks, source_count, output_count;
@@ -14,10 +19,18 @@ struct PlanRun {
   const int* sources;     // [block][source]
   const int* outputs;     // [block][output]
 };
+struct alignas(16) PlanBlock {
+  int coefficients, sources, outputs;  // first of them
+  short source_count, output_count;
+};
 template <class T>
 struct PlanMap {
   const PlanRun<T>* runs;
   int count;
+  const PlanBlock* blocks;
+  int block_count;
+  const T* coefficients;
+  const int* indices;
 };
 
 // Components first, first + step, ... of a row.
@@ -44,24 +57,27 @@ template <class T>
 struct PlanPair : PlanProducts<T> {
   int mul1, mul2;
   Connection connection;
+  bool triangular;             // in the row v counts less u (u - 1) / 2
   int x_offset, x_channel;     // component of channel 0 and the distance to the next channel's
   int y_offset, y_channel;
   bool direct;                 // one channel: the maps name components of the output row itself
   const struct PlanPlace* places;      // of every compact output
+  const int* out_component;            // of every compact output of channels u = v = 0, in the row
   const struct PlanSegment* segments;  // otherwise of the compact outputs of one channel, which these put in place
   int segment_count, compact_outputs;
+  Divisor by_outputs;
 };
 struct PlanPlace {
-  int first, u_step, u_shrink, v_step;  // component of channels u, v in the row: core/clebsch_gordan.hpp
+  int first, u_step, v_step;  // component of channels u, v in the row: first + u * u_step + v * v_step
 };
 struct PlanSegment {
-  int compact, count;            // components [compact, compact + count)
-  Strided output;                // of channels u = v = 0
-  int u_step, u_shrink, v_step;  // to those of other channels, as in PlanPlace
+  int compact, count;  // components [compact, compact + count)
+  Strided output;      // of channels u = v = 0
+  int u_step, v_step;  // distance to the output of the next u, of the next v
 };
 template <class T>
 struct ClebschGordanPlan {
-  int dim1, dim2, dim_out, max_products, max_compact;
+  int dim[3], max_products, max_compact;
   bool square;  // the second input is the first one
   const PlanPair<T>* pairs;
   int pair_count;
@@ -131,7 +147,9 @@ struct HarmonicsPlan {
   bool normalize;
   const int* degree_begin;  // outputs of degree l: first component of each copy, [copies_begin[l], copies_begin[l + 1])
   const int* copies;
+  const int* centre;        // component of order 0 of degree l's first copy, or -1
   const T* recurrence;      // a, b of legendre.hpp's recurrence for every (order, degree), then the diagonal
+  const T* ladder;          // up, same, down of legendre.hpp's harmonic_ladder for every (order, degree), times scale[degree]
   const T* scale;           // normalisation of degree l
 };
 

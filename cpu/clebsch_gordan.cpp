@@ -11,16 +11,14 @@ inline namespace EQUITENSOR_VARIANT {
 // Of every buffer one a tile, one behind the other.
 template <class T>
 struct ClebschGordanBuffers {
-  Vector<T> *x, *y, *z, *dx, *dy, *dz, *products, *compact;
-  ClebschGordanBuffers(const ClebschGordanPlan<T>& plan, Scratch<T>& scratch)
-      : x(scratch.take(tiles_at_once * plan.dim1)),
-        y(plan.square ? x : scratch.take(tiles_at_once * plan.dim2)),
-        z(scratch.take(RowWriter<T>::buffer_vectors(plan.dim_out, tiles_at_once))),
-        dx(scratch.take(RowWriter<T>::buffer_vectors(plan.dim1, tiles_at_once))),
-        dy(scratch.take(RowWriter<T>::buffer_vectors(plan.dim2, tiles_at_once))),
-        dz(scratch.take(tiles_at_once * plan.dim_out)),
-        products(scratch.take(tiles_at_once * plan.max_products)),
-        compact(scratch.take(tiles_at_once * plan.max_compact)) {}
+  Vector<T> *in[operand_count], *out[slot_count], *products, *compact;
+  ClebschGordanBuffers(const ClebschGordanPlan<T>& plan, Scratch<T>& scratch) {
+    const auto is_needed = [&](int slot) { return slot != 1 || !plan.square; };
+    for (int o = 0; o < operand_count; ++o) in[o] = scratch.take(is_needed(slot_of(o)) ? tiles_at_once * plan.dim[slot_of(o)] : 0);
+    for (int s = 0; s < slot_count; ++s) out[s] = scratch.take(is_needed(s) ? RowWriter<T>::buffer_vectors(plan.dim[s], tiles_at_once) : 0);
+    products = scratch.take(tiles_at_once * plan.max_products);
+    compact = scratch.take(tiles_at_once * plan.max_compact);
+  }
 };
 
 // Calls body(u, v) for the channels of both inputs that the pair connects.
@@ -37,22 +35,34 @@ EQUITENSOR_INLINE void for_each_channel(const PlanPair<T>& pair, Body&& body) {
 // Calls copy(compact, output) for the compact outputs of one channel and their components in the row.
 template <class T, class Copy>
 EQUITENSOR_INLINE void for_each_output(const PlanPair<T>& pair, int u, int v, Copy&& copy) {
-  const int shrunk = u * (u - 1) / 2;
+  if (pair.triangular) v -= u * (u - 1) / 2;
   for (int s = 0; s < pair.segment_count; ++s) {
     const PlanSegment& segment = pair.segments[s];
-    const int first = segment.output.first + u * segment.u_step - shrunk * segment.u_shrink + v * segment.v_step;
+    const int first = segment.output.first + u * segment.u_step + v * segment.v_step;
     for (int k = 0; k < segment.count; ++k) copy(segment.compact + k, first + k * segment.output.step);
   }
 }
 
+// products = x_i y_j, or products += x_i y_j; x and y are tiles of channel (u, v), apart by the rows of the plan.
+template <int tiles, bool add, class T>
+EQUITENSOR_INLINE void outer_product(const ClebschGordanPlan<T>& plan, const PlanPair<T>& pair, const Vector<T>* x, const Vector<T>* y,
+                                     Vector<T>* products) {
+  for (int t = 0; t < tiles; ++t, x += plan.dim[0], y += plan.dim[1], products += plan.max_products) multiply_components<add>(pair, x, y, products);
+}
+
 template <int tiles, class T>
-inline void multiply_pair(const ClebschGordanPlan<T>& plan, const PlanPair<T>& pair, ClebschGordanBuffers<T>& buffer,
+inline void multiply_pair(const ClebschGordanPlan<T>& plan, const PlanPair<T>& pair, const Terms& terms, ClebschGordanBuffers<T>& buffer,
                           RowWriter<T>& z) {
   for_each_channel(pair, [&](int u, int v) {
-    for (int t = 0; t < tiles; ++t) {
-      const Vector<T>* x = buffer.x + t * plan.dim1 + pair.x_offset + u * pair.x_channel;
-      const Vector<T>* y = buffer.y + t * plan.dim2 + pair.y_offset + v * pair.y_channel;
-      multiply_components(pair, x, y, buffer.products + t * plan.max_products);
+    for (int i = 0; i < terms.count; ++i) {
+      const Term& term = terms.term[i];
+      if (term.out != 2) continue;
+      const Vector<T>* x = buffer.in[term.a] + pair.x_offset + u * pair.x_channel;
+      const Vector<T>* y = buffer.in[term.b] + pair.y_offset + v * pair.y_channel;
+      if (term.first)
+        outer_product<tiles, false>(plan, pair, x, y, buffer.products);
+      else
+        outer_product<tiles, true>(plan, pair, x, y, buffer.products);
     }
     if (pair.direct) return apply<tiles>(pair.forward, buffer.products, z.tile(), plan.max_products, z.slot_vectors());
     apply<tiles>(pair.forward, buffer.products, buffer.compact, plan.max_products, plan.max_compact);
@@ -61,76 +71,64 @@ inline void multiply_pair(const ClebschGordanPlan<T>& plan, const PlanPair<T>& p
   });
 }
 
+// x and y: the operands whose product with dz goes into the gradient of the other one.
 template <int tiles, class T>
-inline void multiply_pair_backward(const ClebschGordanPlan<T>& plan, const PlanPair<T>& pair, ClebschGordanBuffers<T>& buffer,
-                                   RowWriter<T>& x_out, RowWriter<T>& y_out) {
+inline void multiply_pair_backward(const ClebschGordanPlan<T>& plan, const PlanPair<T>& pair, const Vector<T>* x, const Vector<T>* y,
+                                   ClebschGordanBuffers<T>& buffer, RowWriter<T>& x_out, RowWriter<T>& y_out) {
+  const Vector<T>* dz = buffer.in[z_operand];
   for_each_channel(pair, [&](int u, int v) {
     if (pair.direct) {
-      apply<tiles>(pair.backward, buffer.dz, buffer.products, plan.dim_out, plan.max_products);
+      apply<tiles>(pair.backward, dz, buffer.products, plan.dim[2], plan.max_products);
     } else {
       for (int t = 0; t < tiles; ++t)
         for_each_output(pair, u, v, [&](int compact, int output) {
-          buffer.compact[t * plan.max_compact + compact] = buffer.dz[t * plan.dim_out + output];
+          buffer.compact[t * plan.max_compact + compact] = dz[t * plan.dim[2] + output];
         });
       apply<tiles>(pair.backward, buffer.compact, buffer.products, plan.max_compact, plan.max_products);
     }
     const int x_first = pair.x_offset + u * pair.x_channel, y_first = pair.y_offset + v * pair.y_channel;
     for (int t = 0; t < tiles; ++t) {
-      const Vector<T>*x = buffer.x + t * plan.dim1 + x_first, *y = buffer.y + t * plan.dim2 + y_first;
-      add_gradients(pair, buffer.products + t * plan.max_products, x, y, x_out.tile(t) + x_first, y_out.tile(t) + y_first);
+      const Vector<T>*xt = x + t * plan.dim[0] + x_first, *yt = y + t * plan.dim[1] + y_first;
+      add_gradients(pair, y != nullptr, x != nullptr, buffer.products + t * plan.max_products, xt, yt, x_out.tile(t) + x_first, y_out.tile(t) + y_first);
     }
   });
 }
 
 template <class T>
-void clebsch_gordan_forward(const ClebschGordanPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
+void clebsch_gordan(const ClebschGordanPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
   Scratch<T> scratch(memory);
   ClebschGordanBuffers<T> buffer(plan, scratch);
-  RowWriter<T> z(a.z_out, plan.dim_out, buffer.z, false, tiles_at_once);
+  RowWriter<T> writers[] = {{a, 0, plan.dim[0], buffer.out[0], tiles_at_once},
+                            {a, 1, plan.dim[1], buffer.out[1], tiles_at_once},
+                            {a, 2, plan.dim[2], buffer.out[2], tiles_at_once}};
+  // What is contracted with dz into the gradients of the other slot; in a square one operand, into one gradient.
+  const Vector<T> *x = nullptr, *y = nullptr;
+  for (int i = 0; i < a.terms.count; ++i) {
+    const Term& term = a.terms.term[i];
+    if (term.out == 0) y = buffer.in[term.a];
+    if (term.out == (plan.square ? 0 : 1)) x = buffer.in[term.a];
+  }
+  const auto all_pairs = [&]<int tiles>(Int<tiles>) EQUITENSOR_LAMBDA {
+    for (int i = 0; i < plan.pair_count; ++i) {
+      if (a.terms.writes[2]) multiply_pair<tiles>(plan, plan.pairs[i], a.terms, buffer, writers[2]);
+      if (x || y) multiply_pair_backward<tiles>(plan, plan.pairs[i], x, y, buffer, writers[0], writers[plan.square ? 0 : 1]);
+    }
+  };
   for_each_tiles<T, tiles_at_once>(begin, end, a.stream, [&](const Tile* tiles, int count, bool first, bool last) {
     for (int t = 0; t < count; ++t) {
-      load_rows(a.x, a.x_stride, plan.dim1, tiles[t], buffer.x + t * plan.dim1);
-      if (!plan.square) load_rows(a.y, a.y_stride, plan.dim2, tiles[t], buffer.y + t * plan.dim2);
+      for (int o = 0; o < operand_count; ++o)
+        if (a.terms.reads[o]) load_rows(a.in[o], a.stride[slot_of(o)], plan.dim[slot_of(o)], tiles[t], buffer.in[o] + t * plan.dim[slot_of(o)]);
+      for (int s = 0; s < 2; ++s)
+        for (int c = 0; a.terms.writes[s] && c < plan.dim[s]; ++c) writers[s].tile(t)[c] = Vector<T>{};
     }
-    for (int i = 0; i < plan.pair_count; ++i) {
-      if (count == tiles_at_once)
-        multiply_pair<tiles_at_once>(plan, plan.pairs[i], buffer, z);
-      else
-        multiply_pair<1>(plan, plan.pairs[i], buffer, z);
-    }
-    for (int t = 0; t < count; ++t) z.write(tiles[t], first && t == 0, last && t + 1 == count, t);
+    if (count == tiles_at_once)
+      all_pairs(Int<tiles_at_once>{});
+    else
+      all_pairs(Int<1>{});
+    for (int t = 0; t < count; ++t)
+      for (RowWriter<T>& writer : writers) writer.write(tiles[t], first && t == 0, last && t + 1 == count, t);
   });
-  stream_fence();
-}
-
-template <class T>
-void clebsch_gordan_backward(const ClebschGordanPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
-  Scratch<T> scratch(memory);
-  ClebschGordanBuffers<T> buffer(plan, scratch);
-  RowWriter<T> x_out(a.x_out, plan.dim1, buffer.dx, a.sum_x, tiles_at_once);
-  RowWriter<T> own_y_out(a.y_out, plan.dim2, buffer.dy, a.sum_y, tiles_at_once);
-  RowWriter<T>& y_out = plan.square ? x_out : own_y_out;
-  for_each_tiles<T, tiles_at_once>(begin, end, a.stream, [&](const Tile* tiles, int count, bool first, bool last) {
-    for (int t = 0; t < count; ++t) {
-      load_rows(a.x, a.x_stride, plan.dim1, tiles[t], buffer.x + t * plan.dim1);
-      if (!plan.square) load_rows(a.y, a.y_stride, plan.dim2, tiles[t], buffer.y + t * plan.dim2);
-      load_rows(a.z, a.z_stride, plan.dim_out, tiles[t], buffer.dz + t * plan.dim_out);
-      for (int c = 0; c < plan.dim1; ++c) x_out.tile(t)[c] = Vector<T>{};
-      for (int c = 0; c < plan.dim2; ++c) y_out.tile(t)[c] = Vector<T>{};
-    }
-    for (int i = 0; i < plan.pair_count; ++i) {
-      if (count == tiles_at_once)
-        multiply_pair_backward<tiles_at_once>(plan, plan.pairs[i], buffer, x_out, y_out);
-      else
-        multiply_pair_backward<1>(plan, plan.pairs[i], buffer, x_out, y_out);
-    }
-    for (int t = 0; t < count; ++t) {
-      x_out.write(tiles[t], first && t == 0, last && t + 1 == count, t);
-      own_y_out.write(tiles[t], first && t == 0, last && t + 1 == count, t);
-    }
-  });
-  x_out.finish();
-  own_y_out.finish();
+  for (RowWriter<T>& writer : writers) writer.finish();
   stream_fence();
 }
 
@@ -143,9 +141,7 @@ long clebsch_gordan_scratch(const ClebschGordanPlan<T>& plan) {
 
 template <class T>
 void add_clebsch_gordan(TypedKernels<T>& k) {
-  k.clebsch_gordan_forward = clebsch_gordan_forward<T>;
-  k.clebsch_gordan_backward = clebsch_gordan_backward<T>;
-  k.clebsch_gordan_scratch = clebsch_gordan_scratch<T>;
+  k.clebsch_gordan = {clebsch_gordan<T>, clebsch_gordan_scratch<T>};
 }
 template void add_clebsch_gordan(TypedKernels<float>&);
 template void add_clebsch_gordan(TypedKernels<double>&);

@@ -80,125 +80,126 @@ inline void multiply_matrices(const Vector<T>* a, MatrixView va, const Vector<T>
 
 template <class T>
 struct MatrixBuffers {
-  Vector<T>*tile[3], *out[3], *in_channel[3], *out_channel[3], *matrix[3], *gradient[3], *series;
+  Vector<T>*tile[operand_count], *in_channel[operand_count], *matrix[operand_count];
+  Vector<T>*out[slot_count], *out_channel[slot_count], *gradient[slot_count], *series;
   MatrixBuffers(const MatrixPlan<T>& plan, Scratch<T>& scratch) {
-    for (int s = 0; s < 3; ++s) {
-      const MatrixSlot<T>& slot = plan.slots[s];
-      const long entries = long(slot.parts) * plan.size * plan.size;
-      tile[s] = scratch.take(slot.dim);
-      out[s] = scratch.take(RowWriter<T>::buffer_vectors(slot.dim));
-      in_channel[s] = scratch.take(slot.components);
-      out_channel[s] = scratch.take(slot.components);
-      matrix[s] = scratch.take(entries);
-      gradient[s] = scratch.take(entries);
+    const auto entries = [&](int s) { return long(plan.slots[s].parts) * plan.size * plan.size; };
+    // The operands' order in memory: directions last, so that a forward pass is as compact as it can be.
+    for (int s = 0; s < slot_count; ++s) {
+      take_operand(plan, scratch, s);
+      out[s] = scratch.take(RowWriter<T>::buffer_vectors(plan.slots[s].dim));
+      out_channel[s] = scratch.take(plan.slots[s].components);
+      gradient[s] = scratch.take(entries(s));
     }
+    take_operand(plan, scratch, x_direction);
+    take_operand(plan, scratch, y_direction);
     // X and Y are not needed any more when the output is read off: their places save 6 % at L = 5, where all of it nearly fills L1.
-    if (plan.mul == 1 && plan.slots[2].dim >= plan.slots[0].parts * plan.size * plan.size) matrix[0] = out[2] + line<T>;
+    if (plan.mul == 1 && plan.slots[2].dim >= entries(0)) matrix[x_operand] = out[2] + line<T>;
     // Both factors, their mirrors and the product, of degrees l1 + l2 < size together: fewer than Y has.
-    series = matrix[1];
+    series = matrix[y_operand];
+  }
+
+ private:
+  void take_operand(const MatrixPlan<T>& plan, Scratch<T>& scratch, int o) {
+    const MatrixSlot<T>& slot = plan.slots[slot_of(o)];
+    tile[o] = scratch.take(slot.dim);
+    in_channel[o] = scratch.take(slot.components);
+    matrix[o] = scratch.take(long(slot.parts) * plan.size * plan.size);
   }
 };
 
 template <class T>
-inline void to_matrix(const MatrixPlan<T>& plan, MatrixBuffers<T>& buffer, int s, int u) {
-  const MatrixSlot<T>& slot = plan.slots[s];
-  apply(slot.to_matrix, gather_channel<T>(slot, buffer.tile[s], u, buffer.in_channel[s]), buffer.matrix[s]);
-  for (int part = 0; part < slot.parts; ++part) unfold<false>(buffer.matrix[s] + part * plan.size * plan.size, plan.size / 2);
+inline void to_matrix(const MatrixPlan<T>& plan, MatrixBuffers<T>& buffer, int o, int u) {
+  const MatrixSlot<T>& slot = plan.slots[slot_of(o)];
+  apply(slot.to_matrix, gather_channel<T>(slot, buffer.tile[o], u, buffer.in_channel[o]), buffer.matrix[o]);
+  for (int part = 0; part < slot.parts; ++part) unfold<false>(buffer.matrix[o] + part * plan.size * plan.size, plan.size / 2);
 }
 template <class T>
-inline const Vector<T>* channel_of(const MatrixPlan<T>& plan, const MatrixBuffers<T>& buffer, int s) {
-  return plan.slots[s].direct ? buffer.tile[s] : buffer.in_channel[s];
+inline const Vector<T>* channel_of(const MatrixPlan<T>& plan, const MatrixBuffers<T>& buffer, int o) {
+  return plan.slots[slot_of(o)].direct ? buffer.tile[o] : buffer.in_channel[o];
 }
 template <class T, class D1, class D2, class D3>
 EQUITENSOR_INLINE void multiply_top(const PlanTop<T>& top, D1 l1, D2 l2, D3 l3, const Vector<T>* x, const Vector<T>* y,
-                                    Vector<T>* z, Vector<T>* f) {
+                                    Vector<T>* z, Vector<T>* f, bool first) {
   const int n1 = 2 * l1 + 1, n2 = 2 * l2 + 1, n3 = 2 * l3 + 1;
   Vector<T>*f_mirror = f + n1, *g = f_mirror + n1, *g_mirror = g + n2, *h = g_mirror + n2;
   for (int m = 0; m < n1; ++m) f[m] = top.scale1[m] * x[m], f_mirror[m] = top.mirror1[m] * x[m];
   for (int m = 0; m < n2; ++m) g[m] = top.scale2[m] * y[m], g_mirror[m] = top.mirror2[m] * y[m];
   multiply_series<Vector<T>>(f + l1, f_mirror + l1, l1, g + l2, g_mirror + l2, l2, h + l3, l3, true);
-  for (int m = 0; m < n3; ++m) z[m] = top.first ? top.scale_out[m] * h[m] : z[m] + top.scale_out[m] * h[m];
+  for (int m = 0; m < n3; ++m) z[m] = first ? top.scale_out[m] * h[m] : z[m] + top.scale_out[m] * h[m];
 }
 // Unrolled where the full product of one L needs it: core/matrix.hpp.
 template <class T>
-inline void multiply_tops(const PlanTop<T>& top, const Vector<T>* x, const Vector<T>* y, Vector<T>* z, Vector<T>* series) {
+inline void multiply_tops(const PlanTop<T>& top, const Vector<T>* x, const Vector<T>* y, Vector<T>* z, Vector<T>* series, bool first) {
   x += top.x_first, y += top.y_first, z += top.out_first;
-  if (top.l1 == 6 && top.l2 == 6) return multiply_top<T>(top, Int<6>{}, Int<6>{}, Int<12>{}, x, y, z, series);
-  multiply_top<T>(top, top.l1, top.l2, top.l1 + top.l2, x, y, z, series);
+  if (top.l1 == 6 && top.l2 == 6) return multiply_top<T>(top, Int<6>{}, Int<6>{}, Int<12>{}, x, y, z, series, first);
+  multiply_top<T>(top, top.l1, top.l2, top.l1 + top.l2, x, y, z, series, first);
 }
 template <class T>
-inline void from_matrix(const MatrixPlan<T>& plan, MatrixBuffers<T>& buffer, int s, int u, Vector<T>* out) {
+inline void from_matrix(const MatrixPlan<T>& plan, MatrixBuffers<T>& buffer, int s, int u, const Terms& terms, Vector<T>* out) {
   const MatrixSlot<T>& slot = plan.slots[s];
   for (int part = 0; part < slot.parts; ++part) unfold<true>(buffer.gradient[s] + part * plan.size * plan.size, plan.size / 2);
   Vector<T>* channel = slot.direct ? out : buffer.out_channel[s];
   apply(slot.from_matrix, buffer.gradient[s], channel);
-  for (int t = 0; s == 2 && t < plan.top_count; ++t)
-    multiply_tops(plan.tops[t], channel_of(plan, buffer, 0), channel_of(plan, buffer, 1), channel, buffer.series);
+  for (int i = 0; s == 2 && plan.top_count && i < terms.count; ++i) {
+    const Term& term = terms.term[i];
+    if (term.out != 2) continue;
+    const Vector<T>*x = channel_of(plan, buffer, term.a), *y = channel_of(plan, buffer, term.b);
+    for (int t = 0; t < plan.top_count; ++t) multiply_tops(plan.tops[t], x, y, channel, buffer.series, term.first && plan.tops[t].first);
+  }
   scatter_channel<T>(slot, out, u, buffer.out_channel[s]);
 }
 
-template <class T>
-void matrix_forward(const MatrixPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
-  Scratch<T> scratch(memory);
-  MatrixBuffers<T> buffer(plan, scratch);
+// One term's matrix products.
+template <class T, class Between>
+inline void multiply_term(const MatrixPlan<T>& plan, MatrixBuffers<T>& buffer, const Term& term, Between&& between) {
   const int n = plan.size, entries = n * n;
-  RowWriter<T> z(a.z_out, plan.slots[2].dim, buffer.out[2]);
-  for_each_tile<T>(begin, end, a.stream, [&](const Tile& tile, bool first, bool last) {
-    load_rows<T, false>(a.x, a.x_stride, plan.slots[0].dim, tile, buffer.tile[0]);
-    load_rows<T, false>(a.y, a.y_stride, plan.slots[1].dim, tile, buffer.tile[1]);
-    SpreadPrefetch<T> next_x(a.x + tile.ahead * a.x_stride, a.x_stride), next_y(a.y + tile.ahead * a.y_stride, a.y_stride);
-    const auto prefetch = [&] { next_x.some(6), next_y.some(6); };
-    for (int u = 0; u < plan.mul; ++u) {
-      to_matrix(plan, buffer, 0, u);
-      to_matrix(plan, buffer, 1, u);
-      unsigned written = 0;
-      for (int p = 0; p < plan.product_count; ++p) {
-        const PlanProduct& product = plan.products[p];
-        multiply_matrices<T>(buffer.matrix[0] + product.part1 * entries, {n, 1}, buffer.matrix[1] + product.part2 * entries,
-                             {n, 1}, buffer.gradient[2] + product.part_out * entries, n, !(written >> product.part_out & 1), prefetch);
-        written |= 1u << product.part_out;
-      }
-      from_matrix(plan, buffer, 2, u, z.tile());
-    }
-    z.write(tile, first, last);
-  });
-  stream_fence();
+  const MatrixView plain{n, 1}, transposed{1, n};
+  unsigned written = term.first ? 0 : ~0u;
+  for (int p = 0; p < plan.product_count; ++p) {
+    const PlanProduct& product = plan.products[p];
+    const auto operand = [&](int o, int part) { return buffer.matrix[o] + part * entries; };
+    const int part = term.out == 0 ? product.part1 : term.out == 1 ? product.part2 : product.part_out;
+    Vector<T>* out = buffer.gradient[term.out] + part * entries;
+    const bool first = !(written >> part & 1);
+    if (term.out == 0)  // Z Y^T
+      multiply_matrices<T>(operand(term.b, product.part_out), plain, operand(term.a, product.part2), transposed, out, n, first, between);
+    else if (term.out == 1)  // X^T Z
+      multiply_matrices<T>(operand(term.a, product.part1), transposed, operand(term.b, product.part_out), plain, out, n, first, between);
+    else
+      multiply_matrices<T>(operand(term.a, product.part1), plain, operand(term.b, product.part2), plain, out, n, first, between);
+    written |= 1u << part;
+  }
 }
 
 template <class T>
-void matrix_backward(const MatrixPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
+void matrix(const MatrixPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
   Scratch<T> scratch(memory);
   MatrixBuffers<T> buffer(plan, scratch);
-  const int n = plan.size, entries = n * n;
-  RowWriter<T> x_out(a.x_out, plan.slots[0].dim, buffer.out[0], a.sum_x);
-  RowWriter<T> y_out(a.y_out, plan.slots[1].dim, buffer.out[1], a.sum_y);
+  const Terms& terms = a.terms;
+  RowWriter<T> writers[] = {
+      {a, 0, plan.slots[0].dim, buffer.out[0]}, {a, 1, plan.slots[1].dim, buffer.out[1]}, {a, 2, plan.slots[2].dim, buffer.out[2]}};
   for_each_tile<T>(begin, end, a.stream, [&](const Tile& tile, bool first, bool last) {
-    load_rows(a.x, a.x_stride, plan.slots[0].dim, tile, buffer.tile[0]);
-    load_rows(a.y, a.y_stride, plan.slots[1].dim, tile, buffer.tile[1]);
-    load_rows(a.z, a.z_stride, plan.slots[2].dim, tile, buffer.tile[2]);
+    for (int o = 0; o < operand_count; ++o)
+      if (terms.reads[o]) load_rows<T, false>(a.in[o], a.stride[slot_of(o)], plan.slots[slot_of(o)].dim, tile, buffer.tile[o]);
+    const auto next = [&](int o) {
+      const long stride = terms.reads[o] ? a.stride[slot_of(o)] : 0;
+      return SpreadPrefetch<T>(a.in[o] + tile.ahead * stride, stride);
+    };
+    SpreadPrefetch<T> rows[operand_count] = {next(0), next(1), next(2), next(3), next(4)};
+    const auto prefetch = [&] {
+      for (SpreadPrefetch<T>& operand : rows) operand.some(6);
+    };
     for (int u = 0; u < plan.mul; ++u) {
-      for (int s = 0; s < 3; ++s) to_matrix(plan, buffer, s, u);
-      unsigned written[2] = {};
-      for (int p = 0; p < plan.product_count; ++p) {
-        const PlanProduct& product = plan.products[p];
-        const Vector<T>* x = buffer.matrix[0] + product.part1 * entries;
-        const Vector<T>* y = buffer.matrix[1] + product.part2 * entries;
-        const Vector<T>* dz = buffer.matrix[2] + product.part_out * entries;
-        multiply_matrices<T>(dz, {n, 1}, y, {1, n}, buffer.gradient[0] + product.part1 * entries, n,
-                             !(written[0] >> product.part1 & 1), [] {});
-        multiply_matrices<T>(x, {1, n}, dz, {n, 1}, buffer.gradient[1] + product.part2 * entries, n,
-                             !(written[1] >> product.part2 & 1), [] {});
-        written[0] |= 1u << product.part1;
-        written[1] |= 1u << product.part2;
-      }
-      from_matrix(plan, buffer, 0, u, x_out.tile());
-      from_matrix(plan, buffer, 1, u, y_out.tile());
+      for (int o = 0; o < operand_count; ++o)
+        if (terms.reads[o]) to_matrix(plan, buffer, o, u);
+      for (int i = 0; i < terms.count; ++i) multiply_term(plan, buffer, terms.term[i], prefetch);
+      for (int s = 0; s < slot_count; ++s)
+        if (terms.writes[s]) from_matrix(plan, buffer, s, u, terms, writers[s].tile());
     }
-    x_out.write(tile, first, last);
-    y_out.write(tile, first, last);
+    for (RowWriter<T>& writer : writers) writer.write(tile, first, last);
   });
-  x_out.finish();
-  y_out.finish();
+  for (RowWriter<T>& writer : writers) writer.finish();
   stream_fence();
 }
 
@@ -211,9 +212,7 @@ long matrix_scratch(const MatrixPlan<T>& plan) {
 
 template <class T>
 void add_matrix(TypedKernels<T>& k) {
-  k.matrix_forward = matrix_forward<T>;
-  k.matrix_backward = matrix_backward<T>;
-  k.matrix_scratch = matrix_scratch<T>;
+  k.matrix = {matrix<T>, matrix_scratch<T>};
 }
 template void add_matrix(TypedKernels<float>&);
 template void add_matrix(TypedKernels<double>&);

@@ -1,6 +1,5 @@
 #include "cpu/operation.hpp"
 #include "cpu/pool.hpp"
-#include <stdexcept>
 
 namespace equitensor {
 namespace {
@@ -12,6 +11,7 @@ constexpr long stream_from_bytes = 512 << 10;
 class PlanStore {
  public:
   static constexpr int row_bytes = 1;
+  static constexpr bool on_device = false;
   const int* ints(std::vector<int> v) { return items(std::move(v)); }
   template <class T>
   const T* values(const std::vector<double>& v) { return items(std::vector<T>(v.begin(), v.end())); }
@@ -34,220 +34,175 @@ const TypedKernels<T>& typed(const Kernels& k) {
     return k.f64;
 }
 
-// A task's share of the rows, or of an output that is summed over the batch: those are written a row a task and added up in
-// order, so that the result depends neither on the number of threads nor on their timing.
-constexpr long tasks_when_summing = 64;
-
-enum class Pass { forward, backward };
+// When outputs are summed over the batch: they are written a row a task and added up in order, so that the result depends neither on the
+// number of threads nor on their timing. When a call can be cancelled: it stops between tasks.
+constexpr long many_tasks = 64;
 
 template <class T>
-void run(const Operation& operation, const Call& call, const TypedKernels<T>& kernels, Pass pass, long scratch_bytes,
+void run(const Operation& operation, const Call& call, const Terms& terms, const TypedKernels<T>& kernels, long scratch_bytes,
          const std::function<void(const Operands<T>&, long begin, long end, void* scratch)>& kernel) {
-  const long out_dim = pass == Pass::forward ? operation.dim_out : operation.dim1 + operation.dim2;
   Operands<T> all{};
-  all.x = static_cast<const T*>(call.x), all.y = static_cast<const T*>(call.y), all.z = static_cast<const T*>(call.z);
-  all.x_stride = call.x_stride, all.y_stride = call.y_stride, all.z_stride = call.z_stride;
-  all.x_out = static_cast<T*>(call.x_out), all.y_out = static_cast<T*>(call.y_out), all.z_out = static_cast<T*>(call.z_out);
-  all.stream = call.batch * out_dim * long(sizeof(T)) >= stream_from_bytes;
-  all.sum_x = pass == Pass::backward && call.x_stride == 0 && all.x_out;
-  all.sum_y = pass == Pass::backward && call.y_stride == 0 && all.y_out;
+  all.terms = terms;
+  all.accumulate = call.accumulate;
+  for (int o = 0; o < operand_count; ++o) all.in[o] = static_cast<const T*>(call.in[o]);
+  long out_dim = 0;
+  for (int s = 0; s < slot_count; ++s) {
+    all.stride[s] = call.shared[s] ? 0 : operation.dim[s];
+    all.out[s] = static_cast<T*>(call.out[s]);
+    all.sum[s] = call.shared[s] && all.terms.writes[s];
+    out_dim += all.terms.writes[s] && !call.shared[s] ? operation.dim[s] : 0;
+  }
+  all.stream = !call.accumulate && call.batch * out_dim * long(sizeof(T)) >= stream_from_bytes;
 
   // Enough tasks for an even load; whole passes when streaming, whole tiles of any variant otherwise.
-  const long unit = all.stream ? kernels.rows_per_task : 16;
-  const long wanted = all.sum_x || all.sum_y ? tasks_when_summing : 4 * call.threads;
-  const long rows = std::max<long>(unit, (call.batch + wanted * unit - 1) / (wanted * unit) * unit);
-  const long tasks = (call.batch + rows - 1) / rows;
-  std::vector<T> x_rows(all.sum_x ? tasks * operation.dim1 : 0), y_rows(all.sum_y ? tasks * operation.dim2 : 0);
+  const long batch = long(call.batch), unit = all.stream ? kernels.rows_per_task : 16;
+  const long wanted = all.sum[0] || all.sum[1] || call.cancel ? many_tasks : 4 * call.threads;
+  const long rows = std::max<long>(unit, (batch + wanted * unit - 1) / (wanted * unit) * unit);
+  const long tasks = (batch + rows - 1) / rows;
+  std::vector<T> sums[slot_count];
+  for (int s = 0; s < slot_count; ++s) sums[s].resize(all.sum[s] ? size_t(tasks * operation.dim[s]) : 0);
   parallel_for(call.threads, tasks, scratch_bytes, [&](long task, void* scratch) {
+    if (call.cancel && *call.cancel) return;
     Operands<T> mine = all;
-    if (all.sum_x) mine.x_out = x_rows.data() + task * operation.dim1;
-    if (all.sum_y) mine.y_out = y_rows.data() + task * operation.dim2;
-    kernel(mine, task * rows, std::min(call.batch, (task + 1) * rows), scratch);
+    for (int s = 0; s < slot_count; ++s)
+      if (all.sum[s]) mine.out[s] = sums[s].data() + task * operation.dim[s];
+    kernel(mine, task * rows, std::min(batch, (task + 1) * rows), scratch);
   });
-  const auto add_rows = [&](const std::vector<T>& from, int dim, T* to) {
-    for (int c = 0; c < dim; ++c) {
-      double sum = 0;
-      for (long task = 0; task < tasks; ++task) sum += double(from[task * dim + c]);
-      to[c] = T(sum);
+  for (int s = 0; s < slot_count; ++s)
+    for (int c = 0; all.sum[s] && c < operation.dim[s]; ++c) {
+      double sum = call.accumulate ? double(all.out[s][c]) : 0;
+      for (long task = 0; task < tasks; ++task) sum += double(sums[s][size_t(task * operation.dim[s] + c)]);
+      all.out[s][c] = T(sum);
     }
-  };
-  if (all.sum_x) add_rows(x_rows, operation.dim1, all.x_out);
-  if (all.sum_y) add_rows(y_rows, operation.dim2, all.y_out);
 }
 
+// A plan and the kernel for it.
+template <class T, class Plan>
+class Planned : public Operation {
+ public:
+  explicit Planned(Kernel<Plan, T> TypedKernels<T>::*kernel) : kernel_(kernel) {}
+
+  void contract(const Call& call, const Kernels& kernels) const override {
+    const TypedKernels<T>& typed_kernels = typed<T>(kernels);
+    const Kernel<Plan, T>& kernel = typed_kernels.*kernel_;
+    run<T>(*this, call, terms(call), typed_kernels, kernel.scratch(plan_), [&](const Operands<T>& a, long begin, long end, void* scratch) {
+      kernel.contract(plan_, a, begin, end, scratch);
+    });
+  }
+
+ protected:
+  virtual Terms terms(const Call& call) const { return terms_of(call); }
+  void set_dims(int dim1, int dim2, int dim_out) { dim[0] = dim1, dim[1] = dim2, dim[2] = dim_out; }
+
+  PlanStore store_;
+  Plan plan_{};
+
+ private:
+  Kernel<Plan, T> TypedKernels<T>::*kernel_;
+};
+
 template <class T>
-class ClebschGordan final : public Operation {
+class ClebschGordan final : public Planned<T, ClebschGordanPlan<T>> {
  public:
   ClebschGordan(const int (&dims)[3], const std::vector<IrrepsBlock>& in1, const std::vector<IrrepsBlock>& in2,
-                const std::vector<ClebschGordanPath>& paths, bool dense, bool square) {
-    is_double = sizeof(T) == 8;
-    dim1 = dims[0], dim2 = dims[1], dim_out = dims[2];
-    plan_ = clebsch_gordan_plan<T>(store_, dims, in1, in2, paths, dense, square, true, flops);
+                const std::vector<ClebschGordanPath>& paths, bool dense, bool square)
+      : Planned<T, ClebschGordanPlan<T>>(&TypedKernels<T>::clebsch_gordan) {
+    this->plan_ = clebsch_gordan_plan<T>(this->store_, dims, in1, in2, paths, dense, square, true, this->flops);
+    this->set_dims(dims[0], dims[1], dims[2]);
   }
 
-  void forward(const Call& call, const Kernels& kernels) const override {
-    const TypedKernels<T>& k = typed<T>(kernels);
-    run<T>(*this, call, k, Pass::forward, k.clebsch_gordan_scratch(plan_), [&](const Operands<T>& a, long begin, long end, void* scratch) {
-      k.clebsch_gordan_forward(plan_, a, begin, end, scratch);
-    });
-  }
-  void backward(const Call& call, const Kernels& kernels) const override {
-    const TypedKernels<T>& k = typed<T>(kernels);
-    run<T>(*this, call, k, Pass::backward, k.clebsch_gordan_scratch(plan_), [&](const Operands<T>& a, long begin, long end, void* scratch) {
-      k.clebsch_gordan_backward(plan_, a, begin, end, scratch);
-    });
-  }
-
- private:
-  ClebschGordanPlan<T> plan_{};
-  PlanStore store_;
+ protected:
+  Terms terms(const Call& call) const override { return terms_of(call, this->plan_.square); }
 };
 
 template <class T>
-class Gaunt final : public Operation {
+class Gaunt final : public Planned<T, GauntPlan<T>> {
  public:
-  Gaunt(int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products, const Grid& grid) {
-    is_double = sizeof(T) == 8;
-    plan_ = gaunt_plan<T>(store_, mul, slots, products, grid, flops);
-    dim1 = slots[0].dim, dim2 = slots[1].dim, dim_out = slots[2].dim;
+  Gaunt(int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products, const Grid& grid)
+      : Planned<T, GauntPlan<T>>(&TypedKernels<T>::gaunt) {
+    this->plan_ = gaunt_plan<T>(this->store_, mul, slots, products, grid, this->flops);
+    this->set_dims(slots[0].dim, slots[1].dim, slots[2].dim);
   }
-
-  void forward(const Call& call, const Kernels& kernels) const override {
-    const TypedKernels<T>& k = typed<T>(kernels);
-    run<T>(*this, call, k, Pass::forward, k.gaunt_scratch(plan_), [&](const Operands<T>& a, long begin, long end, void* scratch) {
-      k.gaunt_forward(plan_, a, begin, end, scratch);
-    });
-  }
-  void backward(const Call& call, const Kernels& kernels) const override {
-    const TypedKernels<T>& k = typed<T>(kernels);
-    run<T>(*this, call, k, Pass::backward, k.gaunt_scratch(plan_), [&](const Operands<T>& a, long begin, long end, void* scratch) {
-      k.gaunt_backward(plan_, a, begin, end, scratch);
-    });
-  }
-
- private:
-  GauntPlan<T> plan_{};
-  PlanStore store_;
 };
 
 template <class T>
-class Matrix final : public Operation {
+class Matrix final : public Planned<T, MatrixPlan<T>> {
  public:
-  Matrix(int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products, int k) {
-    is_double = sizeof(T) == 8;
-    plan_ = matrix_plan<T>(store_, mul, slots, products, k, flops);
-    dim1 = slots[0].dim, dim2 = slots[1].dim, dim_out = slots[2].dim;
+  Matrix(int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products, int k)
+      : Planned<T, MatrixPlan<T>>(&TypedKernels<T>::matrix) {
+    this->plan_ = matrix_plan<T>(this->store_, mul, slots, products, k, this->flops);
+    this->set_dims(slots[0].dim, slots[1].dim, slots[2].dim);
     if (sizeof(T) == 4 && k > matrix_largest_float_k) in_double_ = std::make_unique<Matrix<double>>(mul, slots, products, k);
   }
 
-  void forward(const Call& call, const Kernels& kernels) const override {
-    const TypedKernels<T>& k = typed<T>(kernels);
-    if (in_double_) return run_in_double(call, kernels, Pass::forward);
-    run<T>(*this, call, k, Pass::forward, k.matrix_scratch(plan_), [&](const Operands<T>& a, long begin, long end, void* scratch) {
-      k.matrix_forward(plan_, a, begin, end, scratch);
-    });
-  }
-  void backward(const Call& call, const Kernels& kernels) const override {
-    const TypedKernels<T>& k = typed<T>(kernels);
-    if (in_double_) return run_in_double(call, kernels, Pass::backward);
-    run<T>(*this, call, k, Pass::backward, k.matrix_scratch(plan_), [&](const Operands<T>& a, long begin, long end, void* scratch) {
-      k.matrix_backward(plan_, a, begin, end, scratch);
-    });
+  void contract(const Call& call, const Kernels& kernels) const override {
+    if (in_double_)
+      contract_in_double(call, kernels);
+    else
+      Planned<T, MatrixPlan<T>>::contract(call, kernels);
   }
 
  private:
   static constexpr long converted_items = 64;
 
-  void run_in_double(const Call& call, const Kernels& kernels, Pass pass) const {
-    const TypedKernels<double>& k = kernels.f64;
+  void contract_in_double(const Call& call, const Kernels& kernels) const {
+    const Kernel<MatrixPlan<double>, double>& kernel = kernels.f64.matrix;
     const MatrixPlan<double>& plan = in_double_->plan_;
-    const long dims[3] = {dim1, dim2, dim_out};
-    const long rows = converted_items * (dim1 + dim2 + dim_out), kernel_bytes = k.matrix_scratch(plan);
-    run<T>(*this, call, typed<T>(kernels), pass, kernel_bytes + 2 * rows * long(sizeof(double)),
+    const auto& dim = this->dim;
+    const long rows = converted_items * (3 * (dim[0] + dim[1]) + 2 * dim[2]), kernel_bytes = kernel.scratch(plan);
+    run<T>(*this, call, terms_of(call), typed<T>(kernels), kernel_bytes + rows * long(sizeof(double)),
            [&](const Operands<T>& a, long begin, long end, void* scratch) {
              double* memory = reinterpret_cast<double*>(static_cast<char*>(scratch) + kernel_bytes);
-             const T* in[3] = {a.x, a.y, pass == Pass::backward ? a.z : nullptr};
-             T* out[3] = {a.x_out, a.y_out, a.z_out};
-             const long strides[3] = {a.x_stride, a.y_stride, a.z_stride};
-             const bool summed[3] = {a.sum_x, a.sum_y, false};
              for (long first = begin; first < end; first += converted_items) {
                const long items = std::min(converted_items, end - first);
-               double *ins[3], *outs[3], *at = memory;
-               for (int s = 0; s < 3; at += converted_items * dims[s], ++s) {
-                 ins[s] = at;
-                 for (long i = 0; in[s] && i < (strides[s] ? items : 1) * dims[s]; ++i) at[i] = double(in[s][first * strides[s] + i]);
+               Operands<double> part{};
+               part.terms = a.terms;
+               double* at = memory;
+               for (int o = 0; o < operand_count; at += converted_items * dim[slot_of(o)], ++o) {
+                 const long stride = a.stride[slot_of(o)];
+                 if (!a.terms.reads[o]) continue;
+                 for (long i = 0; i < (stride ? items : 1) * dim[slot_of(o)]; ++i) at[i] = double(a.in[o][first * stride + i]);
+                 part.in[o] = at;
                }
-               for (int s = 0; s < 3; at += converted_items * dims[s], ++s) outs[s] = out[s] ? at : nullptr;
-               const Operands<double> part{ins[0],  ins[1],  ins[2],  strides[0], strides[1], strides[2],
-                                           outs[0], outs[1], outs[2], a.sum_x,    a.sum_y,    false};
-               (pass == Pass::forward ? k.matrix_forward : k.matrix_backward)(plan, part, 0, items, scratch);
-               for (int s = 0; s < 3; ++s) {
-                 if (!out[s]) continue;
-                 if (summed[s])
-                   for (long i = 0; i < dims[s]; ++i) out[s][i] = T(outs[s][i]) + (first == begin ? T(0) : out[s][i]);
-                 else
-                   for (long i = 0; i < items * dims[s]; ++i) out[s][first * dims[s] + i] = T(outs[s][i]);
+               for (int s = 0; s < slot_count; at += converted_items * dim[s], ++s)
+                 part.out[s] = at, part.stride[s] = a.stride[s], part.sum[s] = a.sum[s];
+               kernel.contract(plan, part, 0, items, scratch);
+               for (int s = 0; s < slot_count; ++s) {
+                 if (!a.terms.writes[s]) continue;
+                 const bool add = a.sum[s] ? first != begin : a.accumulate;
+                 T* to = a.out[s] + (a.sum[s] ? 0 : first * dim[s]);
+                 for (long i = 0; i < (a.sum[s] ? 1 : items) * dim[s]; ++i) to[i] = T(part.out[s][i]) + (add ? to[i] : T(0));
                }
              }
            });
   }
 
-  MatrixPlan<T> plan_{};
-  PlanStore store_;
   std::unique_ptr<Matrix<double>> in_double_;
   template <class>
   friend class Matrix;
 };
 
 template <class T>
-class MatrixBlock final : public Operation {
+class MatrixBlock final : public Planned<T, MatrixBlockPlan<T>> {
  public:
-  MatrixBlock(int mul, const ChannelSlot (&slots)[3], const std::vector<MatrixBlockPath>& paths) {
-    is_double = sizeof(T) == 8;
-    plan_ = matrix_block_plan<T>(store_, mul, slots, paths, flops);
-    dim1 = slots[0].dim, dim2 = slots[1].dim, dim_out = slots[2].dim;
+  MatrixBlock(int mul, const ChannelSlot (&slots)[3], const std::vector<MatrixBlockPath>& paths)
+      : Planned<T, MatrixBlockPlan<T>>(&TypedKernels<T>::matrix_block) {
+    this->plan_ = matrix_block_plan<T>(this->store_, mul, slots, paths, this->flops);
+    this->set_dims(slots[0].dim, slots[1].dim, slots[2].dim);
   }
-
-  void forward(const Call& call, const Kernels& kernels) const override {
-    const TypedKernels<T>& k = typed<T>(kernels);
-    run<T>(*this, call, k, Pass::forward, k.matrix_block_scratch(plan_), [&](const Operands<T>& a, long begin, long end, void* scratch) {
-      k.matrix_block_forward(plan_, a, begin, end, scratch);
-    });
-  }
-  void backward(const Call& call, const Kernels& kernels) const override {
-    const TypedKernels<T>& k = typed<T>(kernels);
-    run<T>(*this, call, k, Pass::backward, k.matrix_block_scratch(plan_), [&](const Operands<T>& a, long begin, long end, void* scratch) {
-      k.matrix_block_backward(plan_, a, begin, end, scratch);
-    });
-  }
-
- private:
-  MatrixBlockPlan<T> plan_{};
-  PlanStore store_;
 };
 
 template <class T>
-class SphericalHarmonics final : public Operation {
+class SphericalHarmonics final : public Planned<T, HarmonicsPlan<T>> {
  public:
-  SphericalHarmonics(const std::vector<int>& degrees, const std::vector<double>& scale, bool normalize) {
-    is_double = sizeof(T) == 8;
-    plan_ = harmonics_plan<T>(store_, degrees, scale, normalize);
-    dim1 = 3, dim_out = plan_.dim;
+  SphericalHarmonics(const std::vector<int>& degrees, const std::vector<double>& scale, bool normalize)
+      : Planned<T, HarmonicsPlan<T>>(&TypedKernels<T>::harmonics) {
+    this->plan_ = harmonics_plan<T>(this->store_, degrees, scale, normalize, this->flops);
+    this->set_dims(3, 0, this->plan_.dim);
   }
 
-  void forward(const Call& call, const Kernels& kernels) const override {
-    const TypedKernels<T>& k = typed<T>(kernels);
-    run<T>(*this, call, k, Pass::forward, k.harmonics_scratch(plan_), [&](const Operands<T>& a, long begin, long end, void* scratch) {
-      k.harmonics_forward(plan_, a, begin, end, scratch);
-    });
-  }
-  void backward(const Call&, const Kernels&) const override {
-    throw std::logic_error("spherical harmonics have no backward kernel");
-  }
-
- private:
-  HarmonicsPlan<T> plan_{};
-  PlanStore store_;
+ protected:
+  Terms terms(const Call& call) const override { return operands_of(call); }
 };
 
 template <template <class> class Kind, class... Arguments>

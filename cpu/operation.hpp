@@ -6,23 +6,12 @@
 
 namespace equitensor {
 
-// Arrays of one call, of the operation's dtype. Strides are in elements; 0 shares one row between all items.
-struct Call {
-  const void *x, *y, *z;
-  long x_stride, y_stride, z_stride;
-  void *x_out, *y_out, *z_out;
-  long batch;
-  int threads;
-};
-
 class Operation {
  public:
   virtual ~Operation() = default;
-  virtual void forward(const Call&, const Kernels&) const = 0;
-  virtual void backward(const Call&, const Kernels&) const = 0;
+  virtual void contract(const Call&, const Kernels&) const = 0;
 
-  bool is_double = false;
-  int dim1 = 0, dim2 = 0, dim_out = 0;
+  int dim[slot_count] = {};
   PassFlops flops;
 };
 

@@ -1,5 +1,6 @@
 // Rows of the caller's arrays in and out of the lanes: a tile is `width` items, one a lane, held as [component][lane].
 #pragma once
+#include "cpu/plan.hpp"
 #include "cpu/simd.hpp"
 
 namespace equitensor {
@@ -82,9 +83,9 @@ inline void load_rows(const T* base, long stride, int n, const Tile& tile, Vecto
   if (c < n) load_block<T, w>(first + n - w, pitch, w, out + n - w);
 }
 
-// Components [begin, end) of the tile to the rows, with ordinary stores.
+// Components [begin, end) of the tile to the rows, or added to them, with ordinary stores.
 template <class T>
-inline void store_rows(T* base, long stride, long begin, long end, const Tile& tile, const Vector<T>* in) {
+inline void store_rows(T* base, long stride, long begin, long end, const Tile& tile, const Vector<T>* in, bool accumulate = false) {
   constexpr int w = width<T>;
   for (long c = begin; c < end; c += w) {
     const int n = minimum(w, int(end - c));
@@ -94,25 +95,27 @@ inline void store_rows(T* base, long stride, long begin, long end, const Tile& t
     for (int lane = 0; lane < w; ++lane) {
       if (lane >= tile.count) break;
       T* to = base + (tile.first + lane * tile.step) * stride + c;
+      const Vector<T> value = accumulate ? load_partial(to, n) + block[lane] : block[lane];
       if (n == w)
-        store(to, block[lane]);
+        store(to, value);
       else
-        store_partial(to, block[lane], n);
+        store_partial(to, value, n);
     }
   }
 }
 
-// Writes the rows of an output array. In a streaming pass (tile.step > 1) the lanes of a tile are items `line` apart, whose rows all start at the same
+// Writes the rows of a result. In a streaming pass (tile.step > 1) the lanes of a tile are items `line` apart, whose rows all start at the same
 // place within a cache line; consecutive tiles are consecutive items, and the components that do not fill a line wait for
 // the next tile. So every line is written once, whole, without a staging copy (which cost a third of a CGTP at L = 4).
 template <class T>
 class RowWriter {
  public:
-  // buffer: buffer_vectors(n, slots) vectors. slots: tiles that are computed before they are written.
-  // summed: base is a single row, which gets the sum over all items (finish() writes it).
-  RowWriter(T* base, int n, Vector<T>* buffer, bool summed = false, int slots = 1)
-      : base_(base), n_(n), slots_(slots), buffer_(buffer), total_(summed ? buffer + slots * slot_vectors() : nullptr) {
-    for (int c = 0; summed && c < n; ++c) total_[c] = Vector<T>{};
+  // result: of the call, which need not want it. buffer: buffer_vectors(n, slots) vectors. slots: tiles that are computed before they
+  // are written. The single row of a result that is summed over the items is written by finish().
+  RowWriter(const Operands<T>& call, int result, int n, Vector<T>* buffer, int slots = 1)
+      : base_(call.terms.writes[result] ? call.out[result] : nullptr), n_(n), slots_(slots), accumulate_(call.accumulate), buffer_(buffer),
+        total_(call.sum[result] ? buffer + slots * slot_vectors() : nullptr) {
+    for (int c = 0; total_ && c < n; ++c) total_[c] = Vector<T>{};
   }
 
   static long buffer_vectors(int n, int slots = 1) { return slots * (line<T> + long(n)) + n; }
@@ -125,7 +128,7 @@ class RowWriter {
     if (!base_) return;
     components_ = this->tile(slot);
     if (total_) return add(tile);
-    if (tile.step == 1) return store_rows(base_, n_, 0, n_, tile, components_);
+    if (tile.step == 1) return store_rows(base_, n_, 0, n_, tile, components_, accumulate_);
     T* row = base_ + tile.first * n_;
     const int phase = int(reinterpret_cast<uintptr_t>(row) / sizeof(T) % line<T>);
     if (first_of_pass) owns_line_ = phase == 0;
@@ -192,7 +195,7 @@ class RowWriter {
   T* base_;
   long n_;
   int slots_;
-  bool owns_line_ = false;
+  bool accumulate_, owns_line_ = false;
   Vector<T>*buffer_, *total_;
   Vector<T>* components_ = nullptr;  // of the tile at hand
 };

@@ -54,6 +54,8 @@ template <class T>
 EQUITENSOR_INLINE Vector<T> vector_sqrt(Vector<T> v) { return {T(__builtin_sqrt(v.value))}; }
 template <class T>
 EQUITENSOR_INLINE Vector<T> vector_max(Vector<T> a, T b) { return {a.value > b ? a.value : b}; }
+template <class T>
+EQUITENSOR_INLINE Vector<T> vector_where_above(Vector<T> a, T b, Vector<T> v) { return {a.value > b ? v.value : 0}; }
 
 #else
 
@@ -163,6 +165,9 @@ EQUITENSOR_INLINE Vector<T> vector_sqrt(Vector<T> v) {
 }
 template <class T>
 EQUITENSOR_INLINE Vector<T> vector_max(Vector<T> a, T b) { return a > b ? a : splat<T>(b); }
+// v where a > b, else 0.
+template <class T>
+EQUITENSOR_INLINE Vector<T> vector_where_above(Vector<T> a, T b, Vector<T> v) { return a > b ? v : Vector<T>{}; }
 
 #endif
 

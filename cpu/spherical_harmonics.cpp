@@ -1,61 +1,98 @@
-// Real spherical harmonics of vectors: Legendre recurrences in Cartesian form, one vector a lane.
+// Real spherical harmonics of vectors, their gradient, and the derivatives of both along a direction: core/spherical_harmonics.hpp, one
+// vector a lane.
+#include "core/spherical_harmonics.hpp"
 #include "cpu/block_map.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/rows.hpp"
+#include <type_traits>
 
 namespace equitensor {
 inline namespace EQUITENSOR_VARIANT {
 
 template <class T>
 struct HarmonicsBuffers {
-  Vector<T>*vectors, *out;
+  Vector<T>*vectors, *direction, *cotangent, *gradient, *out;
   HarmonicsBuffers(const HarmonicsPlan<T>& plan, Scratch<T>& scratch)
-      : vectors(scratch.take(3)), out(scratch.take(RowWriter<T>::buffer_vectors(plan.dim))) {}
+      : vectors(scratch.take(3)), direction(scratch.take(3)), cotangent(scratch.take(plan.dim)),
+        gradient(scratch.take(RowWriter<T>::buffer_vectors(3))), out(scratch.take(RowWriter<T>::buffer_vectors(plan.dim))) {}
 };
 
-// r^l Y_lm = scale_l Q_lm(y, r^2) Re or Im (z + i x)^m (polar axis y), with Q by the recurrence of core/legendre.hpp.
-template <class T>
-void harmonics_forward(const HarmonicsPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
+// A number, which does not change along a direction.
+template <class N, class T>
+EQUITENSOR_INLINE N constant(T value) {
+  if constexpr (std::is_same_v<N, Vector<T>>)
+    return splat(value);
+  else
+    return {splat(value), splat(T(0))};
+}
+
+// With a direction the results are derivatives along it.
+template <class T, bool has_direction>
+void evaluate_harmonics(const HarmonicsPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
+  using V = Vector<T>;
+  using N = std::conditional_t<has_direction, Dual<V>, V>;
   Scratch<T> scratch(memory);
   HarmonicsBuffers<T> buffer(plan, scratch);
   const int orders = plan.lmax + 1;
-  RowWriter<T> writer(a.z_out, plan.dim, buffer.out);
-  const T* diagonal = plan.recurrence + 2 * orders * orders;
+  const bool values = a.terms.writes[2], gradient = a.terms.writes[0];
+  RowWriter<T> x_out(a, 0, 3, buffer.gradient), z_out(a, 2, plan.dim, buffer.out);
+  const auto read = [](const auto* p) EQUITENSOR_LAMBDA { return *p; };
   for_each_tile<T>(begin, end, a.stream, [&](const Tile& tile, bool first, bool last) {
-    load_rows(a.x, a.x_stride, 3, tile, buffer.vectors);
-    Vector<T> x = buffer.vectors[0], y = buffer.vectors[1], z = buffer.vectors[2];
+    const auto load_point = [&](int operand, V* to) -> Point<V> {
+      load_rows(a.in[operand], a.stride[0], 3, tile, to);
+      return {to[0], to[1], to[2]};
+    };
+    const Point<V> v = load_point(x_operand, buffer.vectors);
+    V inverse = splat(T(1)), slope = inverse;
     if (plan.normalize) {
       // e3nn's torch.nn.functional.normalize: the length is at least 1e-12, so that the zero vector stays zero.
-      const Vector<T> length = vector_max<T>(vector_sqrt<T>(x * x + y * y + z * z), T(1e-12));
-      x = x / length;
-      y = y / length;
-      z = z / length;
+      const V length = vector_sqrt<T>(dot(v, v));
+      inverse = splat(T(1)) / vector_max<T>(length, T(1e-12));
+      slope = vector_where_above<T>(length, T(1e-12), inverse);
     }
-    const Vector<T> squared = x * x + y * y + z * z;
-    Vector<T> cosine = splat(T(1)), sine = splat(T(0));  // Re, Im (z + i x)^m
+    Normalised<N> at;
+    if constexpr (has_direction) {
+      const Point<V> direction = load_point(x_direction, buffer.direction);
+      at = plan.normalize ? normalised(v, direction, inverse, slope) : Normalised<N>{along<V>(v, direction), {}};
+    } else {
+      at = plan.normalize ? normalised(v, inverse, slope) : Normalised<N>{v, {}};
+    }
+    V* const cotangent = buffer.cotangent;
+    if (gradient) {
+      load_rows(a.in[z_operand], a.stride[2], plan.dim, tile, cotangent);
+      for (int l = 0; l < orders; ++l)
+        for (int copy = plan.degree_begin[l] + 1; copy < plan.degree_begin[l + 1]; ++copy)
+          for (int m = -l; m <= l; ++m) cotangent[plan.centre[l] + m] += cotangent[plan.copies[copy] + l + m];
+    }
+    const N squared = dot(at.point, at.point);
+    Point<N> sum{};
+    N cosine = constant<N>(T(1)), sine{};  // Re, Im w^m
     for (int m = 0; m < orders; ++m) {
-      Vector<T> value = splat(diagonal[m]), previous = splat(T(0));
-      for (int l = m; l < orders; ++l) {
-        if (l > m) {
-          const T* ab = plan.recurrence + 2 * (m * orders + l);
-          const Vector<T> next = ab[0] * (y * value) + ab[1] * (squared * previous);
-          previous = value;
-          value = next;
-        }
-        for (int copy = plan.degree_begin[l]; copy < plan.degree_begin[l + 1]; ++copy) {
-          Vector<T>* to = writer.tile() + plan.copies[copy] + l;
-          const Vector<T> scaled = plan.scale[l] * value;
-          to[m] = scaled * cosine;
-          if (m > 0) to[-m] = scaled * sine;
-        }
+      const N start = constant<N>(plan.recurrence[2 * orders * orders + m]);
+      if (values) {
+        V* const to = z_out.tile();
+        write_order(plan, m, start, at.point.y, squared, cosine, sine, read, [&](int component, V value) EQUITENSOR_LAMBDA { to[component] = value; });
       }
-      const Vector<T> next = cosine * z - sine * x;
-      sine = cosine * x + sine * z;
-      cosine = next;
+      if (gradient && m < plan.lmax) add_gradient(plan, m, start, at.point.y, squared, cosine, sine, cotangent, read, sum);
+      next_power(at.point, cosine, sine);
     }
-    writer.write(tile, first, last);
+    if (values) z_out.write(tile, first, last);
+    if (gradient) {
+      const Point<V> result = plan.normalize ? normalised_gradient<V>(at, sum) : result_of<V>(sum);
+      V* const to = x_out.tile();
+      to[0] = result.x, to[1] = result.y, to[2] = result.z;
+      x_out.write(tile, first, last);
+    }
   });
   stream_fence();
+}
+
+template <class T>
+void harmonics(const HarmonicsPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
+  if (a.terms.reads[x_direction])
+    evaluate_harmonics<T, true>(plan, a, begin, end, memory);
+  else
+    evaluate_harmonics<T, false>(plan, a, begin, end, memory);
 }
 
 template <class T>
@@ -67,8 +104,7 @@ long harmonics_scratch(const HarmonicsPlan<T>& plan) {
 
 template <class T>
 void add_spherical_harmonics(TypedKernels<T>& k) {
-  k.harmonics_forward = harmonics_forward<T>;
-  k.harmonics_scratch = harmonics_scratch<T>;
+  k.harmonics = {harmonics<T>, harmonics_scratch<T>};
 }
 template void add_spherical_harmonics(TypedKernels<float>&);
 template void add_spherical_harmonics(TypedKernels<double>&);

@@ -2,43 +2,45 @@
 // its l3; backwards the transposed map once, then a matrix-vector product with either operand. A block owns the whole of its items, so that
 // each operand is read once and a gradient is summed without atomics.
 #include "cuda/host.hpp"
-#include "cuda/products.cuh"
 
 namespace equitensor::cuda {
 namespace {
 
-template <class T>
-struct ClebschGordanTiles {
-  T *x, *y, *dx, *dy, *products, *compact;
-  __device__ ClebschGordanTiles(const ClebschGordanPlan<T>& plan, int pitch, bool backward) {
-    T* at = dynamic_shared<T>();
-    const auto take = [&](int components) {
-      T* piece = at;
-      at += components * pitch;
-      return piece;
-    };
-    x = take(plan.dim1), y = plan.square ? x : take(plan.dim2);
-    dx = take(backward ? plan.dim1 : 0), dy = take(backward ? plan.dim2 : 0);
-    products = take(plan.max_products), compact = take(plan.max_compact);
+// First components in a tile. The output and its cotangent are in `compact`, pair by pair.
+struct ClebschGordanLayout {
+  int in[operand_count], out[2], products, compact;
+  long components;
+  int teams;
+  template <class T>
+  ClebschGordanLayout(const ClebschGordanPlan<T>& plan, const Terms& terms) {
+    Components tile;
+    for (int o = 0; o < operand_count; ++o) in[o] = tile.take(terms.reads[o] && o != z_operand ? plan.dim[slot_of(o)] : 0);
+    // Of a square both gradients go to x, which two threads would add to at once: they meet at the end.
+    for (int s = 0; s < 2; ++s) out[s] = tile.take(terms.writes[plan.square ? 0 : s] ? plan.dim[s] : 0);
+    products = tile.take(plan.max_products), compact = tile.take(plan.max_compact);
+    components = tile.count, teams = tile.teams();
   }
 };
-template <class T>
-size_t tile_bytes(const ClebschGordanPlan<T>& plan, int items, bool backward) {
-  const int rows = plan.dim1 + (plan.square ? 0 : plan.dim2) + (backward ? plan.dim1 + plan.dim2 : 0);
-  return sizeof(T) * pitch_of(items) * size_t(rows + plan.max_products + plan.max_compact);
-}
 
-// visit(address, place in the compact tile) for the outputs of one channel; a warp goes along a row.
-template <class T, class Visit>
-__device__ __forceinline__ void for_each_output(const PlanPair<T>& pair, int dim, long long first, int live, int u, int v, int pitch,
-                                                Visit&& visit) {
-  for (int item = threadIdx.x / 32; item < live; item += blockDim.x / 32)
-    for (int c = threadIdx.x % 32; c < pair.compact_outputs; c += 32) {
-      const PlanPlace place = load_table(pair.places + c).value[0];
-      const int component = place.first + u * place.u_step - u * (u - 1) / 2 * place.u_shrink + v * place.v_step;
-      visit((first + item) * dim + component, c * pitch + item);
+// visit(address, place in the compact tile) for the outputs of one channel, along the rows that begin at `rows`; number_pitch: of the tile.
+// Offsets within a tile's rows have 32 bits: clebsch_gordan_dim_limit.
+template <class T, class N, class Visit>
+__device__ __forceinline__ void for_each_output(const PlanPair<T>& pair, int dim, int live, int u, int v, int number_pitch, N* rows, Visit&& visit) {
+  const int outputs = pair.compact_outputs, end = live * outputs;
+  if (pair.mul1 * pair.mul2 == 1) {
+    for (int i = threadIdx.x; i < end; i += blockDim.x) {
+      const int item = divide(i, pair.by_outputs), c = i - item * outputs;
+      visit(rows + (item * dim + load_table(pair.out_component + c).value[0]), c * number_pitch + item);
     }
+    return;
+  }
+  for (int i = threadIdx.x; i < end; i += blockDim.x) {
+    const int item = divide(i, pair.by_outputs), c = i - item * outputs;
+    const PlanPlace place = load_table(pair.places + c).value[0];
+    visit(rows + (item * dim + place.first + u * place.u_step + v * place.v_step), c * number_pitch + item);
+  }
 }
+constexpr int clebsch_gordan_dim_limit = (1 << 30) / 128;
 
 // body(u, v) for the channels that the pair connects.
 template <class T, class Body>
@@ -51,62 +53,94 @@ __device__ __forceinline__ void for_each_channel(const PlanPair<T>& pair, Body&&
 }
 
 template <class T>
-__global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void clebsch_gordan_forward(ClebschGordanPlan<T> plan, Rows x_rows, Rows y_rows, int items,
-                                                                  long long batch, const T* x, const T* y, T* z) {
-  const Team team = team_of(items);
+__global__ __launch_bounds__(threads) void clebsch_gordan(const __grid_constant__ ClebschGordanPlan<T> plan,
+                                                                                        const __grid_constant__ Contraction<T> a,
+                                                                                        const __grid_constant__ ClebschGordanLayout layout,
+                                                                                        int items, long long batch) {
+  using V = Items<T>;
+  const Team team = team_of(items / V::count);
   const long long first = (long long)blockIdx.x * items;
-  const int live = int(batch - first < items ? batch - first : items), pitch = team.pitch;
-  const ClebschGordanTiles<T> tile(plan, pitch, false);
-  load_tile(x_rows, x, first, live, tile.x, pitch);
-  if (!plan.square) load_tile(y_rows, y, first, live, tile.y, pitch);
+  const int live = int(batch - first < items ? batch - first : items), pitch = team.pitch, number_pitch = pitch * V::count;
+  V* const tile = dynamic_shared<V>();
+  V *const products = tile + layout.products * pitch, *const compact = tile + layout.compact * pitch;
+  T* const z = a.to[2] + first * plan.dim[2];
+  const T* const dz = a.from[z_operand] + first * plan.dim[2];
+  // The term of dx and of dy has the other input, or its direction; in a square one term stands for both.
+  int x = -1, y = -1;
+  for (int t = 0; t < a.terms.count; ++t) {
+    if (a.terms.term[t].out == 0) y = a.terms.term[t].a;
+    if (a.terms.term[t].out == (plan.square ? 0 : 1)) x = a.terms.term[t].a;
+  }
+  // At run time, so that the code for an operand is there once.
+#pragma unroll 1
+  for (int o = 0; o < operand_count; ++o)
+    if (a.terms.reads[o] && o != z_operand) load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers_of(tile + layout.in[o] * pitch), number_pitch);
+#pragma unroll 1
+  for (int s = 0; s < 2; ++s)
+    for (int c = team.index; (s == 0 ? y : x) >= 0 && c < plan.dim[s]; c += team.count) tile[(layout.out[s] + c) * pitch + team.item] = V{};
   __syncthreads();
   for (int i = 0; i < plan.pair_count; ++i) {
     const PlanPair<T> pair = plan.pairs[i];
     for_each_channel(pair, [&](int u, int v) {
-      const T* xu = tile.x + (pair.x_offset + u * pair.x_channel) * pitch + team.item;
-      const T* yv = tile.y + (pair.y_offset + v * pair.y_channel) * pitch + team.item;
-      multiply_components(pair, xu, yv, tile.products + team.item, team);
-      __syncthreads();
-      apply(pair.forward, tile.products + team.item, tile.compact + team.item, team);
-      __syncthreads();
-      for_each_output(pair, plan.dim_out, first, live, u, v, pitch,
-                      [&](long long at, int place) { store(z + at, Pack<T, 1>{tile.compact[place]}); });
-    });
-  }
-}
-
-template <class T>
-__global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void clebsch_gordan_backward(ClebschGordanPlan<T> plan, Rows x_rows, Rows y_rows, Rows dx_rows,
-                                                                   Rows dy_rows, int items, long long batch, const T* x, const T* y,
-                                                                   const T* dz, T* dx, T* dy) {
-  const Team team = team_of(items);
-  const long long first = (long long)blockIdx.x * items;
-  const int live = int(batch - first < items ? batch - first : items), pitch = team.pitch;
-  const ClebschGordanTiles<T> tile(plan, pitch, true);
-  load_tile(x_rows, x, first, live, tile.x, pitch);
-  if (!plan.square) load_tile(y_rows, y, first, live, tile.y, pitch);
-  for (int c = team.index; c < plan.dim1; c += team.count) tile.dx[c * pitch + team.item] = 0;
-  for (int c = team.index; c < plan.dim2; c += team.count) tile.dy[c * pitch + team.item] = 0;
-  for (int i = 0; i < plan.pair_count; ++i) {
-    const PlanPair<T> pair = plan.pairs[i];
-    for_each_channel(pair, [&](int u, int v) {
-      for_each_output(pair, plan.dim_out, first, live, u, v, pitch,
-                      [&](long long at, int place) { tile.compact[place] = load(dz + at).value[0]; });
-      __syncthreads();
-      apply(pair.backward, tile.compact + team.item, tile.products + team.item, team);
-      __syncthreads();
       const int x_first = (pair.x_offset + u * pair.x_channel) * pitch + team.item;
       const int y_first = (pair.y_offset + v * pair.y_channel) * pitch + team.item;
-      add_gradients(pair, tile.products + team.item, tile.x + x_first, tile.y + y_first, tile.dx + x_first, tile.dy + y_first, team);
+      if (pair.triangular) v -= u * (u - 1) / 2;  // in the output's rows
+      const auto x_place = [&](int p) { return x_first + load_table(pair.x_component + p).value[0] * pitch; };
+      const auto y_place = [&](int p) { return y_first + load_table(pair.y_component + p).value[0] * pitch; };
+      if (a.terms.writes[2]) {
+        if (x >= 0 || y >= 0) __syncthreads();  // the previous pair's products have been read
+#pragma unroll 1
+        for (int t = 0; t < a.terms.count; ++t) {
+          const Term term = a.terms.term[t];
+          if (term.out != 2) continue;
+          const V *xs = tile + layout.in[term.a] * pitch, *ys = tile + layout.in[term.b] * pitch;
+          for (int p = team.index; p < pair.products; p += team.count) {
+            V& product = products[p * pitch + team.item];
+            const V value = xs[x_place(p)] * ys[y_place(p)];
+            product = term.first ? value : product + value;
+          }
+        }
+        __syncthreads();
+        apply(pair.forward, products + team.item, compact + team.item, team);
+        __syncthreads();
+        const T* const numbers = numbers_of(compact);
+        if (a.accumulate[2])
+          for_each_output(pair, plan.dim[2], live, u, v, number_pitch, z, [&](T* to, int place) { store(to, Pack<T, 1>{load(to).value[0] + numbers[place]}); });
+        else
+          for_each_output(pair, plan.dim[2], live, u, v, number_pitch, z, [&](T* to, int place) { store(to, Pack<T, 1>{numbers[place]}); });
+      }
+      if (x < 0 && y < 0) return;
+      if (a.terms.writes[2]) __syncthreads();  // `compact` has been read
+      T* const numbers = numbers_of(compact);
+      for_each_output(pair, plan.dim[2], live, u, v, number_pitch, dz, [&](const T* from, int place) { numbers[place] = load(from).value[0]; });
+      __syncthreads();
+      apply(pair.backward, compact + team.item, products + team.item, team);
+      __syncthreads();
+      // Rows of the products first, then columns: each is one component of dx or dy, summed by one thread.
+      for (int r = team.index; r < pair.rows + pair.columns; r += team.count) {
+        const bool is_row = r < pair.rows;
+        if (is_row ? y < 0 : x < 0) continue;
+        const V* other = tile + layout.in[is_row ? y : x] * pitch;
+        const int* begin = is_row ? pair.row_begin + r : pair.column_begin + (r - pair.rows);
+        const int from = load_table(begin).value[0], to = load_table(begin + 1).value[0];
+        V sum{};
+        int p = 0;
+        for (int n = from; n < to; ++n) {
+          p = is_row ? n : load_table(pair.column_product + n).value[0];
+          sum += products[p * pitch + team.item] * other[is_row ? y_place(p) : x_place(p)];
+        }
+        tile[layout.out[is_row ? 0 : 1] * pitch + (is_row ? x_place(p) : y_place(p))] += sum;
+      }
     });
   }
   __syncthreads();
-  if (plan.square) {
-    for (int c = team.index; c < plan.dim1; c += team.count) tile.dx[c * pitch + team.item] += tile.dy[c * pitch + team.item];
+  if (plan.square && a.terms.writes[0]) {
+    for (int c = team.index; c < plan.dim[0]; c += team.count) tile[(layout.out[0] + c) * pitch + team.item] += tile[(layout.out[1] + c) * pitch + team.item];
     __syncthreads();
   }
-  if (dx) store_tile(dx_rows, dx, first, live, tile.dx, pitch);
-  if (dy) store_tile(dy_rows, dy, first, live, tile.dy, pitch);
+#pragma unroll 1
+  for (int s = 0; s < 2; ++s)
+    if (a.terms.writes[s]) store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers_of(tile + layout.out[s] * pitch), number_pitch);
 }
 
 template <class T>
@@ -114,36 +148,30 @@ class ClebschGordan final : public Operation {
  public:
   ClebschGordan(int device, const int (&dims)[3], const std::vector<IrrepsBlock>& in1, const std::vector<IrrepsBlock>& in2,
                 const std::vector<ClebschGordanPath>& paths, bool dense, bool square)
-      : Operation(device, sizeof(T) == 8, dims), arena_(device) {
+      : Operation(device, sizeof(T) == 8, dims[0], dims[1], dims[2]), arena_(device) {
+    if (dims[2] > clebsch_gordan_dim_limit)
+      throw Error("not_supported", "an output of " + std::to_string(dims[2]) + " components an item is more than " +
+                                       std::to_string(clebsch_gordan_dim_limit) + ": use backend 'cpu'");
     PassFlops flops;
     plan_ = arena_.build([&](auto& store) { return clebsch_gordan_plan<T>(store, dims, in1, in2, paths, dense, square, false, flops); });
-    forward_ = configure(device, clebsch_gordan_forward<T>, [&](int items) { return tile_bytes(plan_, items, false); });
-    backward_ = configure(device, clebsch_gordan_backward<T>, [&](int items) { return tile_bytes(plan_, items, true); });
+    tiling_for<Items<T>>(device, ClebschGordanLayout(plan_, backward_terms(square)).components, 1, 1);
+    allow_all_shared_memory(device, clebsch_gordan<T>);
   }
 
-  void forward(const Call& call, cudaStream_t stream) const override {
-    if (call.batch == 0) return;
-    check(launch(clebsch_gordan_forward<T>, forward_.grid(call.batch), threads, forward_.shared_bytes, stream, plan_,
-                 whole_rows(dim1, call.x_shared), whole_rows(dim2, call.y_shared), forward_.items, call.batch,
-                 static_cast<const T*>(call.x), static_cast<const T*>(call.y), static_cast<T*>(call.z_out)),
+  void contract(const Call& call, cudaStream_t stream) const override {
+    const Terms terms = terms_of(call, plan_.square);
+    const ClebschGordanLayout layout(plan_, terms);
+    const Tiling tiling = tiling_for<Items<T>>(device, layout.components, layout.teams, call.batch);
+    const Results<T> results(*this, call, terms, stream);
+    const Contraction<T> a(call, terms, results, [&](int s, bool shared) { return whole_rows(dim[s], shared); });
+    check(launch(clebsch_gordan<T>, tiling.grid(call.batch), tiling.threads, tiling.shared_bytes, stream, plan_, a, layout, tiling.items, call.batch),
           "cudaLaunchKernel");
-  }
-  void backward(const Call& call, cudaStream_t stream) const override {
-    const Gradient<T> dx(call.x_out, call.x_shared, device, dim1, call.batch, stream);
-    const Gradient<T> dy(call.y_out, call.y_shared, device, dim2, call.batch, stream);
-    if (call.batch > 0)
-      check(launch(clebsch_gordan_backward<T>, backward_.grid(call.batch), threads, backward_.shared_bytes, stream, plan_,
-                   whole_rows(dim1, call.x_shared), whole_rows(dim2, call.y_shared), whole_rows(dim1, false), whole_rows(dim2, false),
-                   backward_.items, call.batch, static_cast<const T*>(call.x), static_cast<const T*>(call.y),
-                   static_cast<const T*>(call.z), dx.rows(), dy.rows()),
-            "cudaLaunchKernel");
-    dx.finish(), dy.finish();
+    results.finish();
   }
 
  private:
   PlanArena arena_;
   ClebschGordanPlan<T> plan_{};
-  Tiling forward_, backward_;
 };
 
 }  // namespace

@@ -2,20 +2,21 @@
 #pragma once
 #include "cuda/operation.hpp"
 #include "cuda/tile.cuh"
+#include <algorithm>
 #include <cstring>
+#include <optional>
 
 namespace equitensor::cuda {
 
-constexpr int threads = 256;  // a block
-// For __launch_bounds__. Left to itself ptxas aims at 64 registers in float32, and spills. In float64 that is an occupancy of 13 %: there
-// a thread's loads of a tile are independent of one another, and so are the 4 to 12 sums of a map's block, which hides what warps do not.
-template <class T>
-constexpr int blocks_per_multiprocessor = sizeof(T) == 4 ? 2 : 1;
+constexpr int threads = 512;  // a block, at most
+// With so many a thread has 128 registers, which takes occupancy to 25 % at most. What hides latency instead: the numbers of a pack, and the 4 to
+// 12 sums of a map's block, are independent of one another.
 
 // A plan's arrays in one piece of device memory. The builder runs twice: once for the size, then with the final addresses.
 class PlanArena {
  public:
   static constexpr int row_bytes = 16;  // coefficients are loaded 16 bytes at a time
+  static constexpr bool on_device = true;
 
   explicit PlanArena(int device) : device_(device) {}
 
@@ -51,27 +52,37 @@ class PlanArena {
   DeviceMemory memory_;
 };
 
-// Items a block, and the shared memory for them.
+// Items and threads of a block, and its shared memory.
 struct Tiling {
-  int items = 0;
+  int items = 0, threads = 0;
   size_t shared_bytes = 0;
 
   dim3 grid(long long virtual_items) const { return dim3(unsigned((virtual_items + items - 1) / items)); }
 };
 
-// As many items as fit, up to a warp's 32: two blocks an SM if that leaves at least 8, which hide each other's barriers.
-template <class Kernel, class Bytes>
-Tiling configure(int device, Kernel* kernel, Bytes&& bytes) {
-  const size_t most = size_t(properties(device).shared_per_block);
-  int items = 32;
-  while (items > 8 && bytes(items) > most / 2) items /= 2;
-  while (items > 1 && bytes(items) > most) items /= 2;
-  if (bytes(items) > most)
-    throw Error("not_supported", "an item of this operation takes " + std::to_string(bytes(1)) + " bytes of shared memory, the device has " +
-                                     std::to_string(most) + " a block: use backend 'cpu'");
-  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(most)),
+// V: what a thread computes on, a number or Items. A tile has `components` of every item, and is worth `teams` teams.
+//
+// A pack for every lane of a warp, or as many as shared memory has room for. In a small batch fewer, for every SM to have a block. If two
+// blocks fit into an SM, they hide each other's barriers, and have half the threads each.
+template <class V>
+Tiling tiling_for(int device, long components, int teams, long long batch) {
+  const DeviceProperties& card = properties(device);
+  constexpr int each = items_of<V>;
+  const long long bytes_of_pack = components * (long long)sizeof(V), most = card.shared_per_block;
+  const long long room = most / bytes_of_pack - pitch_of(0);
+  if (room < 1)
+    throw Error("not_supported", "an item of this operation takes " + std::to_string(2 * bytes_of_pack / each) +
+                                     " bytes of shared memory, the device has " + std::to_string(most) + " a block: use backend 'cpu'");
+  const long long wanted = (batch + (long long)card.multiprocessors * each - 1) / (card.multiprocessors * each);
+  const int packs = int(std::min<long long>({32, room, std::max<long long>(8, wanted)}));
+  const size_t bytes = size_t(bytes_of_pack * pitch_of(packs));
+  const int most_threads = bytes <= size_t(most) / 2 ? threads / 2 : threads;
+  return {packs * each, std::min(most_threads, teams * 32), bytes};
+}
+template <class Kernel>
+void allow_all_shared_memory(int device, Kernel* kernel) {
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, properties(device).shared_per_block),
         "cudaFuncSetAttribute");
-  return {items, bytes(items)};
 }
 
 inline Rows whole_rows(int dim, bool shared) { return {dim, dim, 1, divisor(dim), divisor(1), shared ? 0 : dim, nullptr, false}; }
@@ -88,87 +99,116 @@ inline bool are_innermost(const ChannelSlot (&slots)[3]) {
   return true;
 }
 
-// Sum of the rows, in an order that depends on their number only: out = sum over i of rows[i].
-void sum_rows(const float* rows, float* out, int dim, long long batch, cudaStream_t stream);
-void sum_rows(const double* rows, double* out, int dim, long long batch, cudaStream_t stream);
+// Sum of the rows, in an order that depends on their number only: out = sum over i of rows[i], or out += it.
+void sum_rows(const float* rows, float* out, bool accumulate, int dim, long long batch, cudaStream_t stream);
+void sum_rows(const double* rows, double* out, bool accumulate, int dim, long long batch, cudaStream_t stream);
 
-// A gradient as the kernels write it, a row an item. That of an operand which all items share is summed afterwards.
+// Results as the kernels write them, a row an item. That of a slot which all items share is summed afterwards.
 template <class T>
-class Gradient {
+class Results {
  public:
-  Gradient(void* out, bool shared, int device, int dim, long long batch, cudaStream_t stream)
-      : out_(static_cast<T*>(out)), summed_(out && shared), dim_(dim), batch_(batch), stream_(stream),
-        workspace_(device, summed_ ? size_t(batch) * dim * sizeof(T) : 0, stream) {}
+  Results(const Operation& operation, const Call& call, const Terms& terms, cudaStream_t stream)
+      : call_(call), dim_(operation.dim), stream_(stream) {
+    for (int s = 0; s < slot_count; ++s) {
+      summed_[s] = terms.writes[s] && call.shared[s];
+      if (summed_[s]) workspace_[s].emplace(operation.device, size_t(call.batch) * dim_[s] * sizeof(T), stream);
+    }
+  }
 
-  T* rows() const { return summed_ ? static_cast<T*>(workspace_.data()) : out_; }
+  T* rows(int s) const { return static_cast<T*>(summed_[s] ? workspace_[s]->data() : call_.out[s]); }
+  bool accumulates(int s) const { return call_.accumulate && !summed_[s]; }
   void finish() const {
-    if (summed_) sum_rows(rows(), out_, dim_, batch_, stream_);
+    for (int s = 0; s < slot_count; ++s)
+      if (summed_[s]) sum_rows(rows(s), static_cast<T*>(call_.out[s]), call_.accumulate, dim_[s], call_.batch, stream_);
   }
 
  private:
-  T* out_;
-  bool summed_;
-  int dim_;
-  long long batch_;
+  const Call& call_;
+  const int* dim_;
   cudaStream_t stream_;
-  Workspace workspace_;
+  bool summed_[slot_count];
+  std::optional<Workspace> workspace_[slot_count];
 };
 
-// Rows of every slot of a product of signals.
-struct ChannelRows {
-  Rows slot[3];
+// What a kernel contracts: the operands, the results and where their rows lie. As a __grid_constant__ it can be indexed at run time
+// without a copy in local memory.
+template <class T>
+struct Contraction {
+  Terms terms;
+  Rows in[slot_count], out[slot_count];
+  const T* from[operand_count];
+  T* to[slot_count];
+  bool accumulate[slot_count];
+
+  // rows_of(slot, shared)
+  template <class RowsOf>
+  Contraction(const Call& call, const Terms& terms, const Results<T>& results, RowsOf&& rows_of) : terms(terms) {
+    for (int o = 0; o < operand_count; ++o) from[o] = static_cast<const T*>(call.in[o]);
+    for (int s = 0; s < slot_count; ++s) {
+      in[s] = rows_of(s, call.shared[s]), out[s] = rows_of(s, false);
+      to[s] = results.rows(s), accumulate[s] = results.accumulates(s);
+    }
+  }
 };
 
-// The host's side of a product of signals, channel by channel: a plan and two kernels.
-template <class T, class Plan>
+// The terms of a whole forward and a whole backward pass.
+inline Terms forward_terms() {
+  Call call{};
+  call.in[x_operand] = call.in[y_operand] = call.out[2] = &call;
+  return terms_of(call);
+}
+inline Terms backward_terms(bool square = false) {
+  Call call{};
+  call.in[x_operand] = call.in[y_operand] = call.in[z_operand] = call.out[0] = call.out[1] = &call;
+  return terms_of(call, square);
+}
+
+// The host's side of a product of signals, channel by channel: a plan and the kernel for it. Layout(plan, terms) says where in a tile of
+// `components` its parts lie. C: type of the computation and of the plan, T: of the arrays.
+template <class T, class C, class Plan, class Layout>
 class ChannelProduct : public Operation {
  public:
-  void forward(const Call& call, cudaStream_t stream) const override {
+  void contract(const Call& call, cudaStream_t stream) const override {
+    const Terms terms = terms_of(call);
+    const Layout layout(plan_, terms);
     const long long signals = call.batch * plan_.mul;
-    if (signals == 0) return;
-    check(launch(forward_kernel_, forward_.grid(signals), threads, forward_.shared_bytes, stream, plan_, rows(call.x_shared, call.y_shared),
-                 forward_.items, signals, static_cast<const T*>(call.x), static_cast<const T*>(call.y), static_cast<T*>(call.z_out)),
-          "cudaLaunchKernel");
-  }
-  void backward(const Call& call, cudaStream_t stream) const override {
-    const long long signals = call.batch * plan_.mul;
-    const Gradient<T> dx(call.x_out, call.x_shared, device, dim1, call.batch, stream);
-    const Gradient<T> dy(call.y_out, call.y_shared, device, dim2, call.batch, stream);
-    if (signals > 0)
-      check(launch(backward_kernel_, backward_.grid(signals), threads, backward_.shared_bytes, stream, plan_,
-                   rows(call.x_shared, call.y_shared), rows(false, false), backward_.items, signals, static_cast<const T*>(call.x),
-                   static_cast<const T*>(call.y), static_cast<const T*>(call.z), dx.rows(), dy.rows()),
-            "cudaLaunchKernel");
-    dx.finish(), dy.finish();
+    const Tiling tiling = tiling_for<Items<C>>(device, layout.components, layout.teams, signals);
+    const Results<T> results(*this, call, terms, stream);
+    const Contraction<T> a(call, terms, results,
+                           [&](int s, bool shared) { return channel_rows(plan_.slots[s], plan_.mul, shared, innermost_); });
+    check(launch(kernel_, tiling.grid(signals), tiling.threads, tiling.shared_bytes, stream, plan_, a, layout, tiling.items, signals), "cudaLaunchKernel");
+    results.finish();
   }
 
  protected:
-  using ForwardKernel = void (*)(Plan, ChannelRows, int items, long long signals, const T* x, const T* y, T* z);
-  using BackwardKernel = void (*)(Plan, ChannelRows, ChannelRows gradients, int items, long long signals, const T* x, const T* y, const T* dz,
-                                  T* dx, T* dy);
+  using Kernel = void (*)(Plan, Contraction<T>, Layout, int items, long long signals);
 
-  // build(store) makes the plan; tile_bytes(plan, pitch, is_backward) is the shared memory of a tile.
-  template <class Build, class TileBytes>
-  ChannelProduct(int device, const ChannelSlot (&slots)[3], ForwardKernel forward, BackwardKernel backward, Build&& build,
-                 TileBytes&& tile_bytes)
-      : Operation(device, sizeof(T) == 8, {slots[0].dim, slots[1].dim, slots[2].dim}), arena_(device), innermost_(are_innermost(slots)),
-        plan_(arena_.build(build)), forward_kernel_(forward), backward_kernel_(backward) {
-    forward_ = configure(device, forward, [&](int items) { return tile_bytes(plan_, pitch_of(items), false); });
-    backward_ = configure(device, backward, [&](int items) { return tile_bytes(plan_, pitch_of(items), true); });
+  // build(store) makes the plan.
+  template <class Build>
+  ChannelProduct(int device, const ChannelSlot (&slots)[3], Kernel kernel, Build&& build)
+      : Operation(device, sizeof(T) == 8, slots[0].dim, slots[1].dim, slots[2].dim), arena_(device), innermost_(are_innermost(slots)),
+        plan_(arena_.build(build)), kernel_(kernel) {
+    for (const Terms& terms : {forward_terms(), backward_terms()}) tiling_for<Items<C>>(device, Layout(plan_, terms).components, 1, 1);
+    allow_all_shared_memory(device, kernel);
   }
 
  private:
-  ChannelRows rows(bool x_shared, bool y_shared) const {
-    const auto slot = [&](int s, bool shared) { return channel_rows(plan_.slots[s], plan_.mul, shared, innermost_); };
-    return {{slot(0, x_shared), slot(1, y_shared), slot(2, false)}};
-  }
-
   PlanArena arena_;
   bool innermost_;
   Plan plan_;
-  ForwardKernel forward_kernel_;
-  BackwardKernel backward_kernel_;
-  Tiling forward_, backward_;
+  Kernel kernel_;
+};
+
+// Hands out the components of a tile.
+struct Components {
+  long count = 0;
+  // A team for every 48: fewer would wait for one another at the barriers, more have too little to do to be worth their fixed cost.
+  int teams() const { return int(std::clamp<long>(count / 48, 1, threads / 32)); }
+  int take(long n) {
+    const long at = count;
+    count += n;
+    return int(at);
+  }
 };
 
 template <template <class> class Kind, class... Arguments>

@@ -29,8 +29,8 @@ __global__ __launch_bounds__(threads) void copy(const float* from, float* to, lo
 // A multiply-add has a latency of 4 cycles (8 in double), so that 8 chains alone keep a scheduler busy. The loop's own three
 // instructions are 2 % of the 128 multiply-adds between them.
 constexpr int chains = 8, steps = 16;
-// Many rounds of blocks even on the largest cards, so that the last, partial one weighs little.
-constexpr int fma_blocks = 1 << 14;
+// Eight blocks fill a multiprocessor: sixteen whole rounds.
+constexpr int fma_blocks_per_multiprocessor = 128;
 
 template <class T>
 __global__ __launch_bounds__(threads) void fma_chain(long long iterations, T* out) {
@@ -62,11 +62,14 @@ cudaError_t enqueue_copy(const void* from, void* to, long long bytes, cudaStream
                 static_cast<const unsigned char*>(from) + 16 * packs, static_cast<unsigned char*>(to) + 16 * packs, int(bytes % 16));
 }
 
-cudaError_t enqueue_fma_chain(bool is_double, long long iterations, void* out, cudaStream_t stream) {
-  return is_double ? launch(fma_chain<double>, dim3(fma_blocks), dim3(threads), 0, stream, iterations, static_cast<double*>(out))
-                   : launch(fma_chain<float>, dim3(fma_blocks), dim3(threads), 0, stream, iterations, static_cast<float*>(out));
+cudaError_t enqueue_fma_chain(bool is_double, int multiprocessors, long long iterations, void* out, cudaStream_t stream) {
+  const dim3 blocks = dim3(unsigned(fma_blocks_per_multiprocessor * multiprocessors));
+  return is_double ? launch(fma_chain<double>, blocks, dim3(threads), 0, stream, iterations, static_cast<double*>(out))
+                   : launch(fma_chain<float>, blocks, dim3(threads), 0, stream, iterations, static_cast<float*>(out));
 }
 
-long long fma_chain_operations(long long iterations) { return iterations * chains * steps * threads * fma_blocks; }
+long long fma_chain_operations(int multiprocessors, long long iterations) {
+  return iterations * chains * steps * threads * fma_blocks_per_multiprocessor * multiprocessors;
+}
 
 }  // namespace equitensor::cuda

@@ -5,43 +5,48 @@
 namespace equitensor::cuda {
 namespace {
 
-// T: the operands' type; C: that of the computation and the plan.
-template <class C>
-struct MatrixTiles {
-  C *channel[3], *matrix[3], *gradient[3];
-  int bytes;
-  __host__ __device__ MatrixTiles(const MatrixPlan<C>& plan, C* memory, int pitch, bool backward) {
-    C* at = memory;
-    const int entries = plan.size * plan.size;
-#pragma unroll
-    for (int s = 0; s < 3; ++s) {
-      const bool is_input = backward || s < 2, is_output = backward ? s < 2 : s == 2;
-      channel[s] = at;
-      at += plan.slots[s].components * pitch;
-      matrix[s] = at;
-      at += is_input ? plan.slots[s].parts * entries * pitch : 0;
-      gradient[s] = at;
-      at += is_output ? plan.slots[s].parts * entries * pitch : 0;
-    }
-    bytes = int((at - memory) * sizeof(C));
+// First components in a tile.
+struct MatrixLayout {
+  int channel_in[operand_count], matrix[operand_count], channel_out[slot_count], gradient[slot_count];
+  int series;  // of the highest outputs: both factors, their mirrors and the product
+  Divisor by_blocks;  // of a side, in multiply_matrices
+  long components;
+  int teams;
+  template <class C>
+  MatrixLayout(const MatrixPlan<C>& plan, const Terms& terms) {
+    const auto entries = [&](int s) { return long(plan.slots[s].parts) * plan.size * plan.size; };
+    const bool has_tops = plan.top_count > 0 && terms.writes[2];
+    // The results' components lie where the operands' matrices were, and the operands' components where the results' matrices will be; unless
+    // the highest outputs, the last thing to be computed, need them.
+    Components first, results;
+    for (int o = 0; o < operand_count; ++o) matrix[o] = first.take(terms.reads[o] ? entries(slot_of(o)) : 0);
+    for (int s = 0; s < slot_count; ++s) channel_out[s] = results.take(terms.writes[s] ? plan.slots[s].components : 0);
+    series = results.take(has_tops ? 6 * plan.size : 0);
+    Components second{std::max(first.count, results.count)}, operands = second;
+    for (int s = 0; s < slot_count; ++s) gradient[s] = second.take(terms.writes[s] ? entries(s) : 0);
+    if (has_tops) operands = second;
+    for (int o = 0; o < operand_count; ++o) channel_in[o] = operands.take(terms.reads[o] ? plan.slots[slot_of(o)].components : 0);
+    Components tile{std::max(second.count, operands.count)};
+    by_blocks = divisor((plan.size + 3) / 4);
+    components = tile.count, teams = tile.teams();
   }
 };
 
-template <class C>
-__device__ __forceinline__ void unfold_parts(const MatrixSlot<C>& slot, int size, C* matrix, const Team& team, bool transpose) {
+template <class C, class V>
+__device__ __forceinline__ void unfold_parts(const MatrixSlot<C>& slot, int size, V* matrix, const Team& team, bool transpose) {
   const int k = size / 2, tasks = k * (k + 1) / 2;
   for (int part = 0; part < slot.parts; ++part) {
-    const Strip<C> centre{matrix + (part * size * size + k * size + k) * team.pitch + team.item, team.pitch};
+    const Strip<V> centre{matrix + (part * size * size + k * size + k) * team.pitch + team.item, team.pitch};
     int a = 1, before = 0;  // tasks of smaller orders
     for (int t = team.index; t < tasks; t += team.count) {
       while (t - before > k - a) before += k - a + 1, ++a;
       const int b = a + t - before;
       if (b == a)
-        unfold_order<C>(centre, size, a);
+        unfold_order<V>(centre, size, a);
       else if (transpose)
-        unfold_orders<true, C>(centre, size, a, b);
+        unfold_orders<true, V>(centre, size, a, b);
       else
-        unfold_orders<false, C>(centre, size, a, b);
+        unfold_orders<false, V>(centre, size, a, b);
     }
   }
 }
@@ -49,20 +54,20 @@ __device__ __forceinline__ void unfold_parts(const MatrixSlot<C>& slot, int size
 struct MatrixView {
   int row, column;
 };
-template <int rows, int columns, class C>
-__device__ __forceinline__ void multiply_block(Strip<C> a, MatrixView va, Strip<C> b, MatrixView vb, Strip<C> c, int size, bool first) {
-  C sum[rows][columns];
+template <int rows, int columns, class V>
+__device__ __forceinline__ void multiply_block(Strip<V> a, MatrixView va, Strip<V> b, MatrixView vb, Strip<V> c, int size, bool first) {
+  V sum[rows][columns];
 #pragma unroll
   for (int i = 0; i < rows; ++i)
 #pragma unroll
-    for (int j = 0; j < columns; ++j) sum[i][j] = first ? C(0) : c[i * size + j];
+    for (int j = 0; j < columns; ++j) sum[i][j] = first ? V{} : c[i * size + j];
   for (int k = 0; k < size; ++k) {
-    C right[columns];
+    V right[columns];
 #pragma unroll
     for (int j = 0; j < columns; ++j) right[j] = b[k * vb.row + j * vb.column];
 #pragma unroll
     for (int i = 0; i < rows; ++i) {
-      const C left = a[i * va.row + k * va.column];
+      const V left = a[i * va.row + k * va.column];
 #pragma unroll
       for (int j = 0; j < columns; ++j) sum[i][j] += left * right[j];
     }
@@ -73,16 +78,17 @@ __device__ __forceinline__ void multiply_block(Strip<C> a, MatrixView va, Strip<
     for (int j = 0; j < columns; ++j) c[i * size + j] = sum[i][j];
 }
 // c = a b, or c += a b, in blocks of nearly equal sides of at most 4, shared out to the teams.
-template <class C>
-__device__ __forceinline__ void multiply_matrices(Strip<C> a, MatrixView va, Strip<C> b, MatrixView vb, Strip<C> c, int size, bool first,
-                                                  const Team& team) {
+template <class V>
+__device__ __forceinline__ void multiply_matrices(Strip<V> a, MatrixView va, Strip<V> b, MatrixView vb, Strip<V> c, int size, bool first,
+                                                  Divisor by_blocks, const Team& team) {
   const int blocks = (size + 3) / 4;
   for (int t = team.index; t < blocks * blocks; t += team.count) {
-    const int bi = t / blocks, bj = t - bi * blocks;
-    const int i = bi * size / blocks, j = bj * size / blocks, rows = (bi + 1) * size / blocks - i, columns = (bj + 1) * size / blocks - j;
-    const Strip<C> left{&a[i * va.row], a.pitch}, right{&b[j * vb.column], b.pitch}, out{&c[i * size + j], c.pitch};
+    const int bi = divide(t, by_blocks), bj = t - bi * blocks;
+    const int i = divide(bi * size, by_blocks), j = divide(bj * size, by_blocks);
+    const int rows = divide((bi + 1) * size, by_blocks) - i, columns = divide((bj + 1) * size, by_blocks) - j;
+    const Strip<V> left{&a[i * va.row], a.pitch}, right{&b[j * vb.column], b.pitch}, out{&c[i * size + j], c.pitch};
 #define EQUITENSOR_CASE(r, c) \
-  case 8 * r + c: multiply_block<r, c, C>(left, va, right, vb, out, size, first); break;
+  case 8 * r + c: multiply_block<r, c, V>(left, va, right, vb, out, size, first); break;
     switch (8 * rows + columns) {
       EQUITENSOR_CASE(4, 4) EQUITENSOR_CASE(4, 3) EQUITENSOR_CASE(3, 4) EQUITENSOR_CASE(3, 3) EQUITENSOR_CASE(3, 2)
       EQUITENSOR_CASE(2, 3) EQUITENSOR_CASE(2, 2) EQUITENSOR_CASE(2, 1) EQUITENSOR_CASE(1, 2) EQUITENSOR_CASE(1, 1)
@@ -92,119 +98,115 @@ __device__ __forceinline__ void multiply_matrices(Strip<C> a, MatrixView va, Str
 }
 
 // The highest outputs by their only path, core/matrix.hpp. f: room for both series, their mirrors and the product.
-template <class C>
-__device__ __forceinline__ void multiply_top(const PlanTop<C>& top, const C* x, const C* y, C* z, C* f, const Team& team) {
+template <class C, class V>
+__device__ __forceinline__ void multiply_top(const PlanTop<C>& top, bool first_term, const V* x, const V* y, V* z, V* f, const Team& team) {
   const int l1 = top.l1, l2 = top.l2, l3 = l1 + l2, n1 = 2 * l1 + 1, n2 = 2 * l2 + 1, pitch = team.pitch;
-  const Strip<C> series{f + team.item, pitch};
+  const bool is_first = first_term && top.first;
+  const Strip<V> series{f + team.item, pitch};
   for (int m = team.index; m < n1 + n2; m += team.count) {
     const bool is_x = m < n1;
     const int at = is_x ? m : m - n1, n = is_x ? n1 : n2, first = is_x ? 0 : 2 * n1;
-    const C value = (is_x ? x[(top.x_first + at) * pitch + team.item] : y[(top.y_first + at) * pitch + team.item]);
+    const V value = (is_x ? x[(top.x_first + at) * pitch + team.item] : y[(top.y_first + at) * pitch + team.item]);
     series[first + at] = load_table((is_x ? top.scale1 : top.scale2) + at).value[0] * value;
     series[first + n + at] = load_table((is_x ? top.mirror1 : top.mirror2) + at).value[0] * value;
   }
   __syncthreads();
-  const auto strip = [&](int i) { return Strip<C>{f + i * pitch + team.item, pitch}; };
-  const Strip<C> fx = strip(l1), fx_mirror = strip(n1 + l1), gy = strip(2 * n1 + l2), gy_mirror = strip(2 * n1 + n2 + l2);
-  const Strip<C> h = strip(2 * n1 + 2 * n2 + l3);
+  const auto strip = [&](int i) { return Strip<V>{f + i * pitch + team.item, pitch}; };
+  const Strip<V> fx = strip(l1), fx_mirror = strip(n1 + l1), gy = strip(2 * n1 + l2), gy_mirror = strip(2 * n1 + n2 + l2);
+  const Strip<V> h = strip(2 * n1 + 2 * n2 + l3);
   for (int k = team.index; k <= l3; k += team.count) {
     if (k == 0)
-      series_mean<C>(fx, fx_mirror, l1, gy, l2, h, true);
+      series_mean<V>(fx, fx_mirror, l1, gy, l2, h, true);
     else
-      series_order<C>(fx, fx_mirror, l1, gy, gy_mirror, l2, h, k, true);
+      series_order<V>(fx, fx_mirror, l1, gy, gy_mirror, l2, h, k, true);
     for (int m = -k; m <= k; m += k ? 2 * k : 1) {
-      C& out = z[(top.out_first + l3 + m) * pitch + team.item];
-      const C value = load_table(top.scale_out + l3 + m).value[0] * h[m];
-      out = top.first ? value : out + value;
+      V& out = z[(top.out_first + l3 + m) * pitch + team.item];
+      const V value = load_table(top.scale_out + l3 + m).value[0] * h[m];
+      out = is_first ? value : out + value;
     }
   }
   __syncthreads();
 }
 
-template <class T, class C>
-__global__ __launch_bounds__(threads, blocks_per_multiprocessor<C>) void matrix_forward(MatrixPlan<C> plan, ChannelRows rows, int items, long long signals, const T* x,
-                                                          const T* y, T* z) {
-  const Team team = team_of(items);
-  const long long first = (long long)blockIdx.x * items;
-  const int live = int(signals - first < items ? signals - first : items), n = plan.size, pitch = team.pitch;
-  const MatrixTiles<C> tile(plan, dynamic_shared<C>(), pitch, false);
-  load_tile(rows.slot[0], x, first, live, tile.channel[0], pitch);
-  load_tile(rows.slot[1], y, first, live, tile.channel[1], pitch);
-  __syncthreads();
-#pragma unroll 1
-  for (int s = 0; s < 2; ++s) apply(plan.slots[s].to_matrix, choose(tile.channel, s) + team.item, choose(tile.matrix, s) + team.item, team);
-  __syncthreads();
-#pragma unroll 1
-  for (int s = 0; s < 2; ++s) unfold_parts(plan.slots[s], n, choose(tile.matrix, s), team, false);
-  __syncthreads();
-  unsigned written = 0;
+// One term: Z Y^T, X^T Z or X Y. A thread has the same blocks of a result in every term, so that they need no barrier between them.
+template <class C, class V>
+__device__ __forceinline__ void multiply_term(const MatrixPlan<C>& plan, const Term& term, const MatrixLayout& layout, V* tile, const Team& team) {
+  const int n = plan.size;
+  const MatrixView plain{n, 1}, transposed{1, n};
+  const auto part = [&](int first, int index) { return Strip<V>{tile + (first + index * n * n) * team.pitch + team.item, team.pitch}; };
+  unsigned written = term.first ? 0 : ~0u;
   for (int p = 0; p < plan.product_count; ++p) {
     const PlanProduct product = load_table(plan.products + p).value[0];
-    const auto part = [&](C* matrix, int index) { return Strip<C>{matrix + index * n * n * pitch + team.item, pitch}; };
-    multiply_matrices(part(tile.matrix[0], product.part1), {n, 1}, part(tile.matrix[1], product.part2), {n, 1},
-                      part(tile.gradient[2], product.part_out), n, !(written >> product.part_out & 1), team);
-    written |= 1u << product.part_out;
+    const int parts[slot_count] = {product.part1, product.part2, product.part_out};
+    const int out = term.out == 0 ? parts[0] : term.out == 1 ? parts[1] : parts[2];
+    const int left = term.out == 0 ? term.b : term.a, right = term.out == 0 ? term.a : term.b;
+    multiply_matrices(part(layout.matrix[left], term.out == 0 ? parts[2] : parts[0]), term.out == 1 ? transposed : plain,
+                      part(layout.matrix[right], term.out == 1 ? parts[2] : parts[1]), term.out == 0 ? transposed : plain,
+                      part(layout.gradient[term.out], out), n, !(written >> out & 1), layout.by_blocks, team);
+    written |= 1u << out;
   }
+}
+
+// T: type of the arrays; C: of the computation and the plan.
+template <class T, class C>
+__global__ __launch_bounds__(threads) void matrix(const __grid_constant__ MatrixPlan<C> plan,
+                                                                                const __grid_constant__ Contraction<T> a,
+                                                                                const __grid_constant__ MatrixLayout layout, int items,
+                                                                                long long signals) {
+  using V = Items<C>;
+  const Team team = team_of(items / V::count);
+  const long long first = (long long)blockIdx.x * items;
+  const int live = int(signals - first < items ? signals - first : items), n = plan.size, pitch = team.pitch;
+  V* const tile = dynamic_shared<V>();
+  // At run time, so that the code for an operand is there once.
+#pragma unroll 1
+  for (int o = 0; o < operand_count; ++o)
+    if (a.terms.reads[o])
+      load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers_of(tile + layout.channel_in[o] * pitch), pitch * V::count);
   __syncthreads();
-  unfold_parts(plan.slots[2], n, tile.gradient[2], team, true);
+#pragma unroll 1
+  for (int o = 0; o < operand_count; ++o)
+    if (a.terms.reads[o])
+      apply(plan.slots[slot_of(o)].to_matrix, tile + layout.channel_in[o] * pitch + team.item, tile + layout.matrix[o] * pitch + team.item, team);
   __syncthreads();
-  apply(plan.slots[2].from_matrix, tile.gradient[2] + team.item, tile.channel[2] + team.item, team);
+#pragma unroll 1
+  for (int o = 0; o < operand_count; ++o)
+    if (a.terms.reads[o]) unfold_parts(plan.slots[slot_of(o)], n, tile + layout.matrix[o] * pitch, team, false);
   __syncthreads();
-  for (int t = 0; t < plan.top_count; ++t)
-    multiply_top(plan.tops[t], tile.channel[0], tile.channel[1], tile.channel[2], tile.matrix[0], team);
-  store_tile(rows.slot[2], z, first, live, tile.channel[2], pitch);
+#pragma unroll 1
+  for (int t = 0; t < a.terms.count; ++t) multiply_term(plan, a.terms.term[t], layout, tile, team);
+  __syncthreads();
+#pragma unroll 1
+  for (int s = 0; s < slot_count; ++s)
+    if (a.terms.writes[s]) unfold_parts(plan.slots[s], n, tile + layout.gradient[s] * pitch, team, true);
+  __syncthreads();
+#pragma unroll 1
+  for (int s = 0; s < slot_count; ++s)
+    if (a.terms.writes[s])
+      apply(plan.slots[s].from_matrix, tile + layout.gradient[s] * pitch + team.item, tile + layout.channel_out[s] * pitch + team.item, team);
+  __syncthreads();
+#pragma unroll 1
+  for (int t = 0; t < a.terms.count; ++t) {
+    const Term term = a.terms.term[t];
+    if (term.out != 2) continue;
+    for (int i = 0; i < plan.top_count; ++i)
+      multiply_top(plan.tops[i], term.first, tile + layout.channel_in[term.a] * pitch, tile + layout.channel_in[term.b] * pitch,
+                   tile + layout.channel_out[2] * pitch, tile + layout.series * pitch, team);
+  }
+#pragma unroll 1
+  for (int s = 0; s < slot_count; ++s)
+    if (a.terms.writes[s])
+      store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers_of(tile + layout.channel_out[s] * pitch), pitch * V::count);
 }
 
 template <class T, class C>
-__global__ __launch_bounds__(threads, blocks_per_multiprocessor<C>) void matrix_backward(MatrixPlan<C> plan, ChannelRows rows, ChannelRows gradient_rows, int items,
-                                                           long long signals, const T* x, const T* y, const T* dz, T* dx, T* dy) {
-  const Team team = team_of(items);
-  const long long first = (long long)blockIdx.x * items;
-  const int live = int(signals - first < items ? signals - first : items), n = plan.size, pitch = team.pitch;
-  const MatrixTiles<C> tile(plan, dynamic_shared<C>(), pitch, true);
-  load_tile(rows.slot[0], x, first, live, tile.channel[0], pitch);
-  load_tile(rows.slot[1], y, first, live, tile.channel[1], pitch);
-  load_tile(rows.slot[2], dz, first, live, tile.channel[2], pitch);
-  __syncthreads();
-#pragma unroll 1
-  for (int s = 0; s < 3; ++s) apply(plan.slots[s].to_matrix, choose(tile.channel, s) + team.item, choose(tile.matrix, s) + team.item, team);
-  __syncthreads();
-#pragma unroll 1
-  for (int s = 0; s < 3; ++s) unfold_parts(plan.slots[s], n, choose(tile.matrix, s), team, false);
-  __syncthreads();
-  unsigned written1 = 0, written2 = 0;
-  for (int p = 0; p < plan.product_count; ++p) {
-    const PlanProduct product = load_table(plan.products + p).value[0];
-    const auto part = [&](C* matrix, int index) { return Strip<C>{matrix + index * n * n * pitch + team.item, pitch}; };
-    const Strip<C> xs = part(tile.matrix[0], product.part1), ys = part(tile.matrix[1], product.part2);
-    const Strip<C> zs = part(tile.matrix[2], product.part_out);
-    multiply_matrices(zs, {n, 1}, ys, {1, n}, part(tile.gradient[0], product.part1), n, !(written1 >> product.part1 & 1), team);
-    multiply_matrices(xs, {1, n}, zs, {n, 1}, part(tile.gradient[1], product.part2), n, !(written2 >> product.part2 & 1), team);
-    written1 |= 1u << product.part1;
-    written2 |= 1u << product.part2;
-  }
-  __syncthreads();
-#pragma unroll 1
-  for (int s = 0; s < 2; ++s) unfold_parts(plan.slots[s], n, choose(tile.gradient, s), team, true);
-  __syncthreads();
-#pragma unroll 1
-  for (int s = 0; s < 2; ++s) apply(plan.slots[s].from_matrix, choose(tile.gradient, s) + team.item, choose(tile.channel, s) + team.item, team);
-  __syncthreads();
-  if (dx) store_tile(gradient_rows.slot[0], dx, first, live, tile.channel[0], pitch);
-  if (dy) store_tile(gradient_rows.slot[1], dy, first, live, tile.channel[1], pitch);
-}
-
-template <class T, class C>
-class Matrix final : public ChannelProduct<T, MatrixPlan<C>> {
+class Matrix final : public ChannelProduct<T, C, MatrixPlan<C>, MatrixLayout> {
  public:
   Matrix(int device, int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products, int k)
-      : ChannelProduct<T, MatrixPlan<C>>(
-            device, slots, matrix_forward<T, C>, matrix_backward<T, C>,
-            [&](auto& store) {
-              PassFlops flops;
-              return matrix_plan<C>(store, mul, slots, products, k, flops);
-            },
-            [](const MatrixPlan<C>& plan, int pitch, bool backward) { return size_t(MatrixTiles<C>(plan, nullptr, pitch, backward).bytes); }) {}
+      : ChannelProduct<T, C, MatrixPlan<C>, MatrixLayout>(device, slots, matrix<T, C>, [&](auto& store) {
+          PassFlops flops;
+          return matrix_plan<C>(store, mul, slots, products, k, flops);
+        }) {}
 };
 
 }  // namespace

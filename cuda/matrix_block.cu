@@ -1,97 +1,101 @@
 // Matrix tensor product over a direct sum of irreps, by its paths, as on the CPU: products of components, a chunk at a time, and a map that adds them
 // up in the outputs; backwards the transposed map, then the gradients through the products. All of it in shared memory.
 #include "cuda/host.hpp"
-#include "cuda/products.cuh"
 
 namespace equitensor::cuda {
 namespace {
 
-template <class T>
-struct MatrixBlockTiles {
-  T *channel[3], *gradient[2], *products;
-  int bytes;
-  __host__ __device__ MatrixBlockTiles(const MatrixBlockPlan<T>& plan, T* memory, int pitch, bool backward) {
-    T* at = memory;
-#pragma unroll
-    for (int s = 0; s < 3; ++s) {
-      channel[s] = at;
-      at += plan.slots[s].components * pitch;
-    }
-#pragma unroll
-    for (int s = 0; s < 2; ++s) {
-      gradient[s] = at;
-      at += backward ? plan.slots[s].components * pitch : 0;
-    }
-    products = at;
-    at += plan.max_products * pitch;
-    bytes = int((at - memory) * sizeof(T));
+// First components in a tile.
+struct MatrixBlockLayout {
+  int in[operand_count], out[slot_count], products;
+  long components;
+  int teams;
+  template <class T>
+  MatrixBlockLayout(const MatrixBlockPlan<T>& plan, const Terms& terms) {
+    Components tile;
+    for (int o = 0; o < operand_count; ++o) in[o] = tile.take(terms.reads[o] ? plan.slots[slot_of(o)].components : 0);
+    for (int s = 0; s < slot_count; ++s) out[s] = tile.take(terms.writes[s] ? plan.slots[s].components : 0);
+    products = tile.take(plan.max_products);
+    components = tile.count, teams = tile.teams();
   }
 };
 
 template <class T>
-__device__ __forceinline__ void clear(T* tile, int components, const Team& team) {
-  for (int c = team.index; c < components; c += team.count) tile[c * team.pitch + team.item] = 0;
-}
-
-template <class T>
-__global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void matrix_block_forward(MatrixBlockPlan<T> plan, ChannelRows rows, int items, long long signals,
-                                                                const T* x, const T* y, T* z) {
-  const Team team = team_of(items);
+__global__ __launch_bounds__(threads) void matrix_block(const __grid_constant__ MatrixBlockPlan<T> plan, const __grid_constant__ Contraction<T> a,
+                                                        const __grid_constant__ MatrixBlockLayout layout, int items, long long signals) {
+  using V = Items<T>;
+  const Team team = team_of(items / V::count);
   const long long first = (long long)blockIdx.x * items;
-  const int live = int(signals - first < items ? signals - first : items), pitch = team.pitch;
-  const MatrixBlockTiles<T> tile(plan, dynamic_shared<T>(), pitch, false);
-  load_tile(rows.slot[0], x, first, live, tile.channel[0], pitch);
-  load_tile(rows.slot[1], y, first, live, tile.channel[1], pitch);
-  clear(tile.channel[2], plan.slots[2].components, team);
+  const int live = int(signals - first < items ? signals - first : items), pitch = team.pitch, number_pitch = pitch * V::count;
+  V* const tile = dynamic_shared<V>();
+  const auto strip = [&](int component) { return Strip<V>{tile + component * pitch + team.item, pitch}; };
+  const Strip<V> products = strip(layout.products);
+  // The term of dx and of dy has the other input, or its direction.
+  int x = -1, y = -1;
+  for (int t = 0; t < a.terms.count; ++t) {
+    if (a.terms.term[t].out == 0) y = a.terms.term[t].a;
+    if (a.terms.term[t].out == 1) x = a.terms.term[t].a;
+  }
+  // At run time, so that the code for an operand is there once.
+#pragma unroll 1
+  for (int o = 0; o < operand_count; ++o)
+    if (a.terms.reads[o]) load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers_of(tile + layout.in[o] * pitch), number_pitch);
+#pragma unroll 1
+  for (int s = 0; s < slot_count; ++s)
+    for (int c = team.index; a.terms.writes[s] && c < plan.slots[s].components; c += team.count) strip(layout.out[s])[c] = V{};
   __syncthreads();
   for (int i = 0; i < plan.chunk_count; ++i) {
     const PlanProducts<T> chunk = plan.chunks[i];
-    multiply_components(chunk, tile.channel[0] + team.item, tile.channel[1] + team.item, tile.products + team.item, team);
+    const auto x_component = [&](int p) { return load_table(chunk.x_component + p).value[0]; };
+    const auto y_component = [&](int p) { return load_table(chunk.y_component + p).value[0]; };
+    if (a.terms.writes[2]) {
+#pragma unroll 1
+      for (int t = 0; t < a.terms.count; ++t) {
+        const Term term = a.terms.term[t];
+        if (term.out != 2) continue;
+        const Strip<V> xs = strip(layout.in[term.a]), ys = strip(layout.in[term.b]);
+        for (int p = team.index; p < chunk.products; p += team.count) {
+          const V value = xs[x_component(p)] * ys[y_component(p)];
+          products[p] = term.first ? value : products[p] + value;
+        }
+      }
+      __syncthreads();
+      apply<true>(chunk.forward, products.at, strip(layout.out[2]).at, team);
+      __syncthreads();
+    }
+    if (x < 0 && y < 0) continue;
+    apply(chunk.backward, strip(layout.in[z_operand]).at, products.at, team);
     __syncthreads();
-    apply<true>(chunk.forward, tile.products + team.item, tile.channel[2] + team.item, team);
+    // Rows of the products first, then columns: each is one component of dx or dy, summed by one thread.
+    for (int r = team.index; r < chunk.rows + chunk.columns; r += team.count) {
+      const bool is_row = r < chunk.rows;
+      if (is_row ? y < 0 : x < 0) continue;
+      const Strip<V> other = strip(layout.in[is_row ? y : x]);
+      const int* begin = is_row ? chunk.row_begin + r : chunk.column_begin + (r - chunk.rows);
+      const int from = load_table(begin).value[0], to = load_table(begin + 1).value[0];
+      V sum{};
+      int p = 0;
+      for (int n = from; n < to; ++n) {
+        p = is_row ? n : load_table(chunk.column_product + n).value[0];
+        sum += products[p] * other[is_row ? y_component(p) : x_component(p)];
+      }
+      strip(layout.out[is_row ? 0 : 1])[is_row ? x_component(p) : y_component(p)] += sum;
+    }
     __syncthreads();
   }
-  store_tile(rows.slot[2], z, first, live, tile.channel[2], pitch);
+#pragma unroll 1
+  for (int s = 0; s < slot_count; ++s)
+    if (a.terms.writes[s]) store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers_of(tile + layout.out[s] * pitch), number_pitch);
 }
 
 template <class T>
-__global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void matrix_block_backward(MatrixBlockPlan<T> plan, ChannelRows rows, ChannelRows gradient_rows,
-                                                                 int items, long long signals, const T* x, const T* y, const T* dz, T* dx, T* dy) {
-  const Team team = team_of(items);
-  const long long first = (long long)blockIdx.x * items;
-  const int live = int(signals - first < items ? signals - first : items), pitch = team.pitch;
-  const MatrixBlockTiles<T> tile(plan, dynamic_shared<T>(), pitch, true);
-  load_tile(rows.slot[0], x, first, live, tile.channel[0], pitch);
-  load_tile(rows.slot[1], y, first, live, tile.channel[1], pitch);
-  load_tile(rows.slot[2], dz, first, live, tile.channel[2], pitch);
-  clear(tile.gradient[0], plan.slots[0].components, team);
-  clear(tile.gradient[1], plan.slots[1].components, team);
-  __syncthreads();
-  for (int i = 0; i < plan.chunk_count; ++i) {
-    const PlanProducts<T> chunk = plan.chunks[i];
-    apply(chunk.backward, tile.channel[2] + team.item, tile.products + team.item, team);
-    __syncthreads();
-    add_gradients(chunk, tile.products + team.item, tile.channel[0] + team.item, tile.channel[1] + team.item, tile.gradient[0] + team.item,
-                  tile.gradient[1] + team.item, team);
-    __syncthreads();
-  }
-  if (dx) store_tile(gradient_rows.slot[0], dx, first, live, tile.gradient[0], pitch);
-  if (dy) store_tile(gradient_rows.slot[1], dy, first, live, tile.gradient[1], pitch);
-}
-
-template <class T>
-class MatrixBlock final : public ChannelProduct<T, MatrixBlockPlan<T>> {
+class MatrixBlock final : public ChannelProduct<T, T, MatrixBlockPlan<T>, MatrixBlockLayout> {
  public:
   MatrixBlock(int device, int mul, const ChannelSlot (&slots)[3], const std::vector<MatrixBlockPath>& paths)
-      : ChannelProduct<T, MatrixBlockPlan<T>>(
-            device, slots, matrix_block_forward<T>, matrix_block_backward<T>,
-            [&](auto& store) {
-              PassFlops flops;
-              return matrix_block_plan<T>(store, mul, slots, paths, flops);
-            },
-            [](const MatrixBlockPlan<T>& plan, int pitch, bool backward) {
-              return size_t(MatrixBlockTiles<T>(plan, nullptr, pitch, backward).bytes);
-            }) {}
+      : ChannelProduct<T, T, MatrixBlockPlan<T>, MatrixBlockLayout>(device, slots, matrix_block<T>, [&](auto& store) {
+          PassFlops flops;
+          return matrix_block_plan<T>(store, mul, slots, paths, flops);
+        }) {}
 };
 
 }  // namespace

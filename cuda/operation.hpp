@@ -1,32 +1,24 @@
 // An operation ready to run on one CUDA device: its plan lies in that device's memory. Host code only.
 #pragma once
 #include "core/build_plan.hpp"
+#include "core/call.hpp"
 #include "cuda/runtime.hpp"
 #include <memory>
 #include <vector>
 
 namespace equitensor::cuda {
 
-// Device pointers of one call, of the operation's dtype. A shared operand is one row for all items.
-struct Call {
-  const void *x, *y, *z;
-  void *x_out, *y_out, *z_out;  // a gradient that nobody asked for is null
-  long long batch;
-  bool x_shared, y_shared;
-};
-
-// Both passes only enqueue on `stream`; they throw cuda::Error. The calling thread's device is the operation's. Several threads may call
-// one operation at once.
+// contract() only enqueues on `stream`, for a call of device pointers; it throws cuda::Error. The calling thread's device is the operation's. Several
+// threads may call one operation at once.
 class Operation {
  public:
-  Operation(int device, bool is_double, const int (&dims)[3])
-      : is_double(is_double), device(device), dim1(dims[0]), dim2(dims[1]), dim_out(dims[2]) {}
+  Operation(int device, bool is_double, int dim1, int dim2, int dim_out)
+      : is_double(is_double), device(device), dim{dim1, dim2, dim_out} {}
   virtual ~Operation() = default;
-  virtual void forward(const Call&, cudaStream_t stream) const = 0;
-  virtual void backward(const Call&, cudaStream_t stream) const = 0;
+  virtual void contract(const Call&, cudaStream_t stream) const = 0;
 
   bool is_double = false;
-  int device = 0, dim1 = 0, dim2 = 0, dim_out = 0;
+  int device = 0, dim[slot_count];
 };
 
 // As those of cpu/operation.hpp, on one device.

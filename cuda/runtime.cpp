@@ -127,7 +127,8 @@ struct Devices {
       if (cudaGetDeviceProperties(&p, d) != cudaSuccess) break;
       int pools = 0;
       if (cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, d) != cudaSuccess) pools = 0;
-      properties.push_back({p.name, p.major, p.minor, p.totalGlobalMem, p.multiProcessorCount, int(p.sharedMemPerBlockOptin), pools != 0});
+      properties.push_back({p.name, p.major, p.minor, p.totalGlobalMem, p.multiProcessorCount, int(p.sharedMemPerBlockOptin), p.l2CacheSize,
+                            pools != 0});
     }
     cudaGetLastError();
     if (properties.empty()) reason = "the NVIDIA driver sees no device";
@@ -200,9 +201,9 @@ void Stream::wait_for(const Stream& other) const {
   check(cudaStreamWaitEvent(stream, event.get(), 0), "cudaStreamWaitEvent");
 }
 
-Event::Event(int device) : device(device) {
+Event::Event(int device, bool is_timed) : device(device) {
   const OnDevice on(device);
-  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync), "cudaEventCreateWithFlags");
+  check(cudaEventCreateWithFlags(&event, cudaEventBlockingSync | (is_timed ? 0 : cudaEventDisableTiming)), "cudaEventCreateWithFlags");
 }
 Event::~Event() {
   quietly(device, [&] { cudaEventDestroy(event); });
@@ -214,6 +215,12 @@ void Event::record(const Stream& stream) {
 void Event::synchronize() const {
   const OnDevice on(device);
   check(cudaEventSynchronize(event), "cudaEventSynchronize");
+}
+double Event::milliseconds_since(const Event& earlier) const {
+  const OnDevice on(device);
+  float milliseconds = 0;
+  check(cudaEventElapsedTime(&milliseconds, earlier.event, event), "cudaEventElapsedTime");
+  return milliseconds;
 }
 
 // ---- memory

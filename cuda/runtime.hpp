@@ -39,6 +39,7 @@ struct DeviceProperties {
   size_t memory;     // bytes
   int multiprocessors;
   int shared_per_block;  // bytes, with cudaFuncAttributeMaxDynamicSharedMemorySize raised
+  int l2_cache;          // bytes
   bool has_pools;        // cudaMallocAsync
 };
 
@@ -80,12 +81,13 @@ using SharedStream = std::shared_ptr<Stream>;
 
 class Event {
  public:
-  explicit Event(int device);
+  explicit Event(int device, bool is_timed = false);
   ~Event();
   Event(const Event&) = delete;
 
   void record(const Stream&);
   void synchronize() const;  // the thread sleeps
+  double milliseconds_since(const Event& earlier) const;  // both timed, and over
 
   cudaEvent_t get() const { return event; }
   const int device;

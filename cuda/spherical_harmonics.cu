@@ -1,79 +1,135 @@
-// Real spherical harmonics of vectors, by the recurrences of the CPU's kernel: one vector a thread, staged so that rows are written whole.
+// Real spherical harmonics of vectors, their gradient, and the derivatives of both along a direction: core/spherical_harmonics.hpp, one
+// vector a thread, staged so that rows are read and written whole.
+#include "core/spherical_harmonics.hpp"
 #include "cuda/host.hpp"
+#include <type_traits>
 
 namespace equitensor::cuda {
 namespace {
 
+// A number, which does not change along a direction.
+template <class N, class T>
+__device__ __forceinline__ N constant(T value) {
+  if constexpr (std::is_same_v<N, T>)
+    return value;
+  else
+    return {value, T(0)};
+}
+
+// Orders that the gradient takes, since that of degree l is made of harmonics of degree l - 1; one at least, for a sum that is 0.
 template <class T>
-__global__ __launch_bounds__(threads, blocks_per_multiprocessor<T>) void spherical_harmonics_forward(HarmonicsPlan<T> plan, Rows vectors, Rows harmonics, int items,
-                                                                       long long batch, const T* x, T* z) {
+__host__ __device__ int gradient_orders(const HarmonicsPlan<T>& plan) { return plan.lmax > 0 ? plan.lmax : 1; }
+
+// Components of a tile: the vectors, directions, rows of harmonics or of their cotangents, and every team's share of the gradient.
+template <class T>
+long harmonics_components(const HarmonicsPlan<T>& plan, bool has_direction, bool has_gradient) {
+  return 3 + (has_direction ? 3 : 0) + plan.dim + (has_gradient ? (has_direction ? 6 : 3) * gradient_orders(plan) : 0);
+}
+
+// With a direction the results are derivatives along it. z is null where nobody asked for it. Two blocks an SM in float64 too, where left to itself
+// ptxas takes 148 registers for what fits into 128.
+template <class T, bool has_direction, bool has_gradient>
+__global__ __launch_bounds__(threads) void spherical_harmonics(HarmonicsPlan<T> plan, Rows vectors, Rows harmonics, int items, long long batch,
+                                                                  bool accumulate, const T* x, const T* direction, const T* dz, T* dx, T* z) {
+  using N = std::conditional_t<has_direction, Dual<T>, T>;
   const Team team = team_of(items);
   const long long first = (long long)blockIdx.x * items;
   const int live = int(batch - first < items ? batch - first : items), pitch = team.pitch, orders = plan.lmax + 1;
   T* const vector = dynamic_shared<T>();
-  T* const out = vector + 3 * pitch;
+  T* const tangent = vector + 3 * pitch;
+  T* const row = tangent + (has_direction ? 3 * pitch : 0);  // the cotangent, then the harmonics
+  T* const shares = row + plan.dim * pitch;
   load_tile(vectors, x, first, live, vector, pitch);
+  if constexpr (has_direction) load_tile(vectors, direction, first, live, tangent, pitch);
+  if constexpr (has_gradient) load_tile(harmonics, dz, first, live, row, pitch);
   __syncthreads();
-  // A team takes orders m, m + teams, ...: those of one m share the recurrence in l.
-  T vx = vector[team.item], vy = vector[pitch + team.item], vz = vector[2 * pitch + team.item];
+
+  const auto read = [](const auto* p) { return load_table(p).value[0]; };
+  const auto point = [&](const T* tile) { return Point<T>{tile[team.item], tile[pitch + team.item], tile[2 * pitch + team.item]}; };
+  const Point<T> v = point(vector);
+  T inverse = 1, slope = 1;
   if (plan.normalize) {
-    T length = sqrt(vx * vx + vy * vy + vz * vz);
-    length = length > T(1e-12) ? length : T(1e-12);
-    vx /= length, vy /= length, vz /= length;
+    const T length = sqrt(dot(v, v));
+    inverse = 1 / (length > T(1e-12) ? length : T(1e-12));
+    slope = length > T(1e-12) ? inverse : T(0);
   }
-  const T squared = vx * vx + vy * vy + vz * vz;
-  T cosine = 1, sine = 0;  // Re, Im (z + i x)^m
-  for (int m = 0; m < orders; ++m) {
-    if (m % team.count == team.index) {
-      T value = load_table(plan.recurrence + 2 * orders * orders + m).value[0], previous = 0;
-      for (int l = m; l < orders; ++l) {
-        if (l > m) {
-          const T* ab = plan.recurrence + 2 * (m * orders + l);
-          const T next = load_table(ab).value[0] * (vy * value) + load_table(ab + 1).value[0] * (squared * previous);
-          previous = value;
-          value = next;
-        }
-        const T scaled = load_table(plan.scale + l).value[0] * value;
-        const int end = load_table(plan.degree_begin + l + 1).value[0];
-        for (int copy = load_table(plan.degree_begin + l).value[0]; copy < end; ++copy) {
-          T* to = out + (load_table(plan.copies + copy).value[0] + l) * pitch + team.item;
-          to[m * pitch] = scaled * cosine;
-          if (m > 0) to[-m * pitch] = scaled * sine;
-        }
-      }
+  Normalised<N> at;
+  if constexpr (has_direction) {
+    const Point<T> t = point(tangent);
+    at = plan.normalize ? normalised(v, t, inverse, slope) : Normalised<N>{along<T>(v, t), {}};
+  } else {
+    at = plan.normalize ? normalised(v, inverse, slope) : Normalised<N>{v, {}};
+  }
+  const N squared = dot(at.point, at.point);
+  // body(m, Q_mm, Re w^m, Im w^m) for the orders of this team: m, m + teams, ..., each with a recurrence in l.
+  const auto for_each_order = [&](int end, auto&& body) {
+    N cosine = constant<N>(T(1)), sine{};
+    for (int m = 0; m < end; ++m) {
+      if (m % team.count == team.index) body(m, constant<N>(read(plan.recurrence + 2 * orders * orders + m)), cosine, sine);
+      next_power(at.point, cosine, sine);
     }
-    const T next = cosine * vz - sine * vx;
-    sine = cosine * vx + sine * vz;
-    cosine = next;
+  };
+
+  const Strip<T> component{row + team.item, pitch};
+  if constexpr (has_gradient) {
+    for (int l = team.index; l < orders; l += team.count)
+      for (int copy = read(plan.degree_begin + l) + 1; copy < read(plan.degree_begin + l + 1); ++copy)
+        for (int m = -l; m <= l; ++m) component[read(plan.centre + l) + m] += component[read(plan.copies + copy) + l + m];
+    __syncthreads();
+    Point<N> sum{};
+    for_each_order(plan.lmax, [&](int m, N start, N cosine, N sine) {
+      add_gradient(plan, m, start, at.point.y, squared, cosine, sine, component, read, sum);
+    });
+    const int teams = minimum(team.count, gradient_orders(plan));
+    const Strip<N> share{reinterpret_cast<N*>(shares) + team.item, pitch};
+    if (team.index < teams) share[3 * team.index] = sum.x, share[3 * team.index + 1] = sum.y, share[3 * team.index + 2] = sum.z;
+    __syncthreads();
+    if (team.index == 0) {
+      for (int t = 1; t < teams; ++t) sum.x += share[3 * t], sum.y += share[3 * t + 1], sum.z += share[3 * t + 2];
+      const Point<T> result = plan.normalize ? normalised_gradient<T>(at, sum) : result_of<T>(sum);
+      T* const to = vector + team.item;
+      to[0] = result.x, to[pitch] = result.y, to[2 * pitch] = result.z;
+    }
   }
+  if (z)
+    for_each_order(orders, [&](int m, N start, N cosine, N sine) {
+      write_order(plan, m, start, at.point.y, squared, cosine, sine, read, [&](int c, T value) { component[c] = value; });
+    });
   __syncthreads();
-  store_tile(harmonics, z, first, live, out, pitch);
+  if constexpr (has_gradient) store_tile(vectors, dx, accumulate, first, live, vector, pitch);
+  if (z) store_tile(harmonics, z, accumulate, first, live, row, pitch);
 }
 
 template <class T>
 class SphericalHarmonics final : public Operation {
  public:
   SphericalHarmonics(int device, const std::vector<int>& degrees, const std::vector<double>& scale, bool normalize)
-      : Operation(device, sizeof(T) == 8, {3, 0, 0}), arena_(device) {
-    plan_ = arena_.build([&](auto& store) { return harmonics_plan<T>(store, degrees, scale, normalize); });
-    dim_out = plan_.dim;
-    tiling_ = configure(device, spherical_harmonics_forward<T>,
-                        [&](int items) { return sizeof(T) * pitch_of(items) * size_t(3 + plan_.dim); });
+      : Operation(device, sizeof(T) == 8, 3, 0, 0), arena_(device) {
+    PassFlops flops;
+    plan_ = arena_.build([&](auto& store) { return harmonics_plan<T>(store, degrees, scale, normalize, flops); });
+    dim[2] = plan_.dim;
+    tiling_for<T>(device, harmonics_components(plan_, false, false), 1, 1);
+    for (const auto& with : kernels)
+      for (const auto kernel : with) allow_all_shared_memory(device, kernel);
   }
 
-  void forward(const Call& call, cudaStream_t stream) const override {
-    if (call.batch == 0) return;
-    check(launch(spherical_harmonics_forward<T>, tiling_.grid(call.batch), threads, tiling_.shared_bytes, stream, plan_,
-                 whole_rows(3, call.x_shared), whole_rows(plan_.dim, false), tiling_.items, call.batch, static_cast<const T*>(call.x),
-                 static_cast<T*>(call.z_out)),
+  void contract(const Call& call, cudaStream_t stream) const override {
+    const bool has_direction = call.in[x_direction], has_gradient = call.out[0];
+    const Tiling tiling = tiling_for<T>(device, harmonics_components(plan_, has_direction, has_gradient), threads / 32, call.batch);
+    check(launch(kernels[has_direction][has_gradient], tiling.grid(call.batch), tiling.threads, tiling.shared_bytes, stream, plan_, whole_rows(3, false),
+                 whole_rows(plan_.dim, false), tiling.items, call.batch, call.accumulate, static_cast<const T*>(call.in[x_operand]),
+                 static_cast<const T*>(call.in[x_direction]), static_cast<const T*>(call.in[z_operand]), static_cast<T*>(call.out[0]),
+                 static_cast<T*>(call.out[2])),
           "cudaLaunchKernel");
   }
-  void backward(const Call&, cudaStream_t) const override { throw Error("not_supported", "spherical harmonics have no backward kernel"); }
 
  private:
+  static constexpr decltype(&spherical_harmonics<T, false, false>) kernels[2][2] = {
+      {spherical_harmonics<T, false, false>, spherical_harmonics<T, false, true>},
+      {spherical_harmonics<T, true, false>, spherical_harmonics<T, true, true>}};
+
   PlanArena arena_;
   HarmonicsPlan<T> plan_{};
-  Tiling tiling_;
 };
 
 }  // namespace

@@ -1,19 +1,36 @@
 // A block's items in shared memory, as [component][item]: rows of the caller's arrays in and out, and the sparse maps between.
 //
-// A team is the `items` threads that hold a tile's items, one each; a block's teams share out the components. With 32 items a team is a
-// warp. The pitch between components is odd, so that a warp meets no bank conflict whether its lanes are items or components.
+// A thread computes on a pack of neighbouring items. A team is a warp, whose lanes hold the tile's items, one pack each; a block's teams share
+// out the components. The pitch between components is one pack more than there are.
 #pragma once
+#include "core/arithmetic.hpp"
 #include "core/plan.hpp"
 #include "cuda/device.cuh"
 
 namespace equitensor::cuda {
 
-// Division of numbers below 2^16 by a divisor below 2^16: a multiplication.
-struct Divisor {
-  unsigned divisor, magic;
+// The numbers of 16 bytes of items: four (two in float64) share every load of a coefficient and of an index, and every address. Counted for
+// CGTP at L = 4, that is a fifth of the instructions that one item a thread takes.
+template <class T>
+struct alignas(16) Items {
+  static constexpr int count = 16 / sizeof(T);
+  T item[count];
+
+#define EQUITENSOR_EACH(expression)                 \
+  Items r;                                          \
+  _Pragma("unroll") for (int i = 0; i < count; ++i) \
+    r.item[i] = expression;                         \
+  return r
+  __device__ __forceinline__ friend Items operator+(Items a, Items b) { EQUITENSOR_EACH(a.item[i] + b.item[i]); }
+  __device__ __forceinline__ friend Items operator-(Items a, Items b) { EQUITENSOR_EACH(a.item[i] - b.item[i]); }
+  __device__ __forceinline__ friend Items operator*(Items a, Items b) { EQUITENSOR_EACH(a.item[i] * b.item[i]); }
+  __device__ __forceinline__ friend Items operator*(T a, Items b) { EQUITENSOR_EACH(a * b.item[i]); }
+#undef EQUITENSOR_EACH
+  __device__ __forceinline__ Items& operator+=(Items b) { return *this = *this + b; }
+  __device__ __forceinline__ Items& operator-=(Items b) { return *this = *this - b; }
 };
-inline Divisor divisor(int d) { return {unsigned(d), d == 1 ? 0u : unsigned(((1ull << 32) + d - 1) / d)}; }
-__device__ __forceinline__ int divide(int n, Divisor d) { return d.magic ? int(__umulhi(unsigned(n), d.magic)) : n; }
+
+__device__ __forceinline__ int divide(int n, Divisor d) { return int(__umulhi(unsigned(n) + 1, d.magic)); }
 
 // Where the components of an operand's virtual items lie. A virtual item is one channel of an item; or all of it, where mul is 1.
 struct Rows {
@@ -25,13 +42,15 @@ struct Rows {
 };
 
 struct Team {
-  int item, index, count;  // this thread's item, its team, and the number of teams
-  int items, pitch;
+  int item, index, count;  // this thread's pack of items, its team, and the number of teams
+  int pitch;               // in packs
 };
-__device__ __forceinline__ Team team_of(int items) {
-  return {int(threadIdx.x) % items, int(threadIdx.x) / items, int(blockDim.x) / items, items, items + 1};
+// Lanes beyond the last pack have no share of the work: their team comes after all components.
+__device__ __forceinline__ Team team_of(int packs) {
+  const int lane = int(threadIdx.x) % 32;
+  return {minimum(lane, packs - 1), lane < packs ? int(threadIdx.x) / 32 : 1 << 20, int(blockDim.x) / 32, packs + 1};
 }
-inline int pitch_of(int items) { return items + 1; }
+inline int pitch_of(int packs) { return packs + 1; }
 
 // Calls visit(address in the array, {place in the tile, ...}) for the tile's numbers, up to 16 bytes at a time where they are neighbours.
 // `first` is a multiple of the tile's items.
@@ -96,29 +115,37 @@ __device__ __forceinline__ void load_tile(const Rows& rows, const T* from, long 
   });
 }
 template <class C, class T>
-__device__ __forceinline__ void store_tile(const Rows& rows, T* to, long long first, int live, const C* tile, int pitch) {
+__device__ __forceinline__ void store_tile(const Rows& rows, T* to, bool accumulate, long long first, int live, const C* tile, int pitch) {
   for_each_pack(rows, to, first, live, pitch, [&]<int lanes>(long long at, const int(&place)[lanes]) {
-    Pack<T, lanes> value;
+    Pack<T, lanes> value{};
+    if (accumulate) value = load<lanes>(to + at);
 #pragma unroll
-    for (int n = 0; n < lanes; ++n) value.value[n] = T(tile[place[n]]);
+    for (int n = 0; n < lanes; ++n) value.value[n] += T(tile[place[n]]);
     store<lanes>(to + at, value);
   });
 }
 
+template <class V>
+constexpr int items_of = 1;
+template <class T>
+constexpr int items_of<Items<T>> = Items<T>::count;
+
+// A tile by its numbers.
+template <class T>
+__device__ __forceinline__ T* numbers_of(Items<T>* tile) { return reinterpret_cast<T*>(tile); }
+
 // One small dense block of a map: a load of an input for every `outputs` multiply-adds, coefficients 16 bytes at a time. add: to the outputs
 // that are there.
-template <int outputs, bool add, class T>
-__device__ __forceinline__ void apply_block(const PlanRun<T>& run, int block, const T* in, T* out, int pitch) {
+template <int outputs, bool add, class T, class V>
+__device__ __forceinline__ void apply_block(const T* coefficients, const int* source, int source_count, const V* in, V* out, int pitch) {
   constexpr int lanes = 16 / sizeof(T), packs = (outputs + lanes - 1) / lanes;
-  const T* coefficients = run.coefficients + long(block) * run.source_count * packs * lanes;
-  const int *source = run.sources + block * run.source_count, *output = run.outputs + block * outputs;
-  T sum[outputs];
+  const int* output = source + source_count;
+  V sum[outputs] = {};
 #pragma unroll
-  for (int o = 0; o < outputs; ++o) sum[o] = add ? out[load_table(output + o).value[0] * pitch] : T(0);
-  // Two sources at a time: four cost registers that sm_75 and sm_80 do not have.
-#pragma unroll 2
-  for (int s = 0; s < run.source_count; ++s, coefficients += packs * lanes) {
-    const T value = in[load_table(source + s).value[0] * pitch];
+  for (int o = 0; add && o < outputs; ++o) sum[o] = out[load_table(output + o).value[0] * pitch];
+#pragma unroll 1
+  for (int s = 0; s < source_count; ++s, coefficients += packs * lanes) {
+    const V value = in[load_table(source + s).value[0] * pitch];
 #pragma unroll
     for (int p = 0; p < packs; ++p) {
       const Pack<T, lanes> c = load_table<lanes>(coefficients + p * lanes);
@@ -131,36 +158,21 @@ __device__ __forceinline__ void apply_block(const PlanRun<T>& run, int block, co
   for (int o = 0; o < outputs; ++o) out[load_table(output + o).value[0] * pitch] = sum[o];
 }
 
-// out = map(in), blocks shared out to the teams. in and out are the calling thread's item of the tiles.
-template <bool add = false, class T>
-__device__ __forceinline__ void apply(const PlanMap<T>& map, const T* in, T* out, const Team& team) {
-  int block = team.index;
-  for (int r = 0; r < map.count; ++r) {
-    const PlanRun<T> run = map.runs[r];
-    for (; block < run.blocks; block += team.count) {
-      switch (run.output_count) {
-        case 1: apply_block<1, add>(run, block, in, out, team.pitch); break;
-        case 2: apply_block<2, add>(run, block, in, out, team.pitch); break;
-        case 3: apply_block<3, add>(run, block, in, out, team.pitch); break;
-        case 4: apply_block<4, add>(run, block, in, out, team.pitch); break;
-        case 5: apply_block<5, add>(run, block, in, out, team.pitch); break;
-        case 6: apply_block<6, add>(run, block, in, out, team.pitch); break;
-        case 7: apply_block<7, add>(run, block, in, out, team.pitch); break;
-        case 8: apply_block<8, add>(run, block, in, out, team.pitch); break;
-        case 9: apply_block<9, add>(run, block, in, out, team.pitch); break;
-        case 10: apply_block<10, add>(run, block, in, out, team.pitch); break;
-        case 11: apply_block<11, add>(run, block, in, out, team.pitch); break;
-        case 12: apply_block<12, add>(run, block, in, out, team.pitch); break;
-      }
+// out = map(in), or out += map(in), blocks shared out to the teams. in and out are the calling thread's pack of the tiles.
+template <bool add = false, class T, class V>
+__device__ __forceinline__ void apply(const PlanMap<T>& map, const V* in, V* out, const Team& team) {
+  for (int b = team.index; b < map.block_count; b += team.count) {
+    const PlanBlock block = load_table(map.blocks + b).value[0];
+    const T* coefficients = map.coefficients + block.coefficients;
+    const int* source = map.indices + block.sources;
+    switch (block.output_count) {
+#define EQUITENSOR_CASE(outputs) \
+  case outputs: apply_block<outputs, add>(coefficients, source, block.source_count, in, out, team.pitch); break;
+      EQUITENSOR_CASE(1) EQUITENSOR_CASE(2) EQUITENSOR_CASE(3) EQUITENSOR_CASE(4) EQUITENSOR_CASE(5) EQUITENSOR_CASE(6)
+      EQUITENSOR_CASE(7) EQUITENSOR_CASE(8) EQUITENSOR_CASE(9) EQUITENSOR_CASE(10) EQUITENSOR_CASE(11) EQUITENSOR_CASE(12)
+#undef EQUITENSOR_CASE
     }
-    block -= run.blocks;
   }
-}
-
-// One of three by a number that is known at run time only, without an array in local memory: so that code for a slot is there once.
-template <class P>
-__host__ __device__ __forceinline__ P* choose(P* const (&of)[3], int s) {
-  return s == 0 ? of[0] : s == 1 ? of[1] : of[2];
 }
 
 // A component's place in a tile, indexed like a pointer: by orders from -degree to degree, or by matrix entries.

@@ -28,8 +28,8 @@ export interface Piece {
   /** Distance between the output channels of u and u + 1, and of v and v + 1. */
   uStep: number
   vStep: number
-  /** By how much `uStep` is less for every next u. Default 0. */
-  uShrink?: number
+  /** Every next u has one v less, so that `uStep` is the less by u. Default false. */
+  triangular?: boolean
 }
 
 export interface Instruction {
@@ -205,7 +205,7 @@ export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends Ten
       return known >= 0 ? known : inputs[side].push(channels) - 1
     }
     const packed = instructions.flatMap(({ out, coefficient, pieces }, i) =>
-      pieces.map(({ in1, in2, connection, begin, uStep, uShrink = 0, vStep }) => {
+      pieces.map(({ in1, in2, connection, begin, uStep, vStep, triangular = false }) => {
         const { offset, channel, component } = outs[position[i]!]!
         return {
           in1: blockIndex(0, in1),
@@ -214,8 +214,8 @@ export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends Ten
           l3: out.ir.l,
           offset: offset + begin * channel,
           uStep: uStep * channel,
-          uShrink: uShrink * channel,
           vStep: vStep * channel,
+          triangular,
           component,
           coefficient,
         }
@@ -245,6 +245,7 @@ export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends Ten
           resolved,
         ),
         expressivity: planned.expressivity,
+        square: planned.square ?? false,
       },
       resolved,
     )

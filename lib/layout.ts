@@ -44,15 +44,15 @@ export interface PackedPath {
   l3: number
   offset: number
   uStep: number
-  uShrink: number
   vStep: number
+  triangular: boolean
   component: number
   coefficient: number
 }
 export function packPaths(paths: readonly PackedPath[]): { paths: Int32Array; coefficients: Float64Array } {
   return {
     paths: Int32Array.from(
-      paths.flatMap((p) => [p.in1, p.in2, connections.indexOf(p.connection), p.l3, p.offset, p.uStep, p.uShrink, p.vStep, p.component]),
+      paths.flatMap((p) => [p.in1, p.in2, connections.indexOf(p.connection), p.l3, p.offset, p.uStep, p.vStep, p.component, Number(p.triangular)]),
     ),
     coefficients: Float64Array.from(paths, ({ coefficient }) => coefficient),
   }

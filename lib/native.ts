@@ -9,24 +9,39 @@ export interface NativeOperation {
   readonly kind: unique symbol
 }
 
-export type Pass = 'forward' | 'backward'
+export type Pass = 'forward' | 'backward' | 'doubleBackward'
 
 type Floats = Float32Array | Float64Array
 
-/** Arrays of one call. An operand that is `shared` is one row for all items; its gradient is the sum over them. */
-export interface NativeCall {
-  x: Floats
-  y?: Floats
-  z?: Floats
-  xOut?: Floats
-  yOut?: Floats
-  zOut?: Floats
+/**
+ * Arrays of one call, of one kind. Which results have an array, and whether there are directions, says which pass it is: core/call.hpp. A slot
+ * that is `shared` is one row for all items; its result is the sum over them.
+ */
+export interface NativeArrays<A> {
+  x: A
+  y?: A | undefined
+  z?: A | undefined
+  ax?: A | undefined
+  ay?: A | undefined
+  xOut?: A | undefined
+  yOut?: A | undefined
+  zOut?: A | undefined
   batch: number
-  xShared: boolean
-  yShared: boolean
+  xShared?: boolean
+  yShared?: boolean
+  /** Add to what the results hold. */
+  accumulate?: boolean
+}
+
+export interface NativeCall extends NativeArrays<Floats> {
   threads: number
   /** Kernels to use instead of the fastest. */
   variant?: string
+}
+
+/** In shared memory, not 0 once nobody wants the results of an asynchronous call. */
+export interface Cancellable {
+  cancel?: Int32Array<SharedArrayBuffer> | undefined
 }
 
 interface NativeProduct {
@@ -63,19 +78,6 @@ export interface NativeGraph {
   readonly kind: unique symbol
 }
 
-/** As {@link NativeCall}, all arrays of one kind. */
-export interface NativeCudaCall<A extends Floats | NativeArray> {
-  x: A
-  y?: A | undefined
-  z?: A | undefined
-  xOut?: A | undefined
-  yOut?: A | undefined
-  zOut?: A | undefined
-  batch: number
-  xShared: boolean
-  yShared: boolean
-}
-
 export interface CudaDevice {
   readonly name: string
   /** `'9.0'` */
@@ -108,8 +110,6 @@ export interface NativeCuda {
   copyFromDevice(array: NativeArray, from: NativeArray): void
   download(array: NativeArray, to: Floats): void
   overlap(a: NativeArray, b: NativeArray): boolean
-  /** a += b */
-  add(isDouble: boolean, a: NativeArray, b: NativeArray): void
   fillZero(array: NativeArray): void
   disposeArray(array: NativeArray): void
 
@@ -119,10 +119,10 @@ export interface NativeCuda {
   createMatrixBlock: CudaCreate<'createMatrixBlock'>
   createSphericalHarmonics: CudaCreate<'createSphericalHarmonics'>
   disposeOperation(operation: NativeCudaOperation): void
-  run(operation: NativeCudaOperation, pass: Pass, call: NativeCudaCall<NativeArray>): void
+  run(operation: NativeCudaOperation, call: NativeArrays<NativeArray>): void
   /** Waits. */
-  runHost(operation: NativeCudaOperation, pass: Pass, call: NativeCudaCall<Floats>): void
-  runHostAsync(operation: NativeCudaOperation, pass: Pass, call: NativeCudaCall<Floats>): Promise<void>
+  runHost(operation: NativeCudaOperation, call: NativeArrays<Floats>): void
+  runHostAsync(operation: NativeCudaOperation, call: NativeArrays<Floats> & Cancellable): Promise<void>
   /** When the stream has done what was enqueued so far. */
   finished(device: number): Promise<void>
 
@@ -139,12 +139,25 @@ export interface NativeCuda {
   replay(graph: NativeGraph): void
   disposeGraph(graph: NativeGraph): void
 
+  /** For bench/: bytes of the device's L2 cache. */
+  l2Cache(device: number): number
+  /** For bench/: as copyFromDevice, by a kernel that makes the most of the memory's bandwidth. */
+  copyByKernel(to: NativeArray, from: NativeArray): void
+  /** For bench/: multiply-adds in every thread of a full grid, whose number it returns; `out` receives one number. */
+  fmaChain(isDouble: boolean, iterations: number, out: NativeArray): number
+  /** For bench/: enqueues `before`, an event, `work` and an event, `repeats` times, and waits. The milliseconds between the events of each. */
+  time(device: number, repeats: number, before: () => void, work: () => void): Float64Array
+
   /** Emulation only: the call of that name, after `skip` more, fails with an error of CUDA's number. "kernel" is a launch's work. */
   failNext?(call: string, error: number, skip: number): void
   /** Emulation only: calls of that name so far. */
   calls?(call: string): number
   /** Emulation only: switches counting on or off, and gives what launches did since the last time. */
   counting?(on: boolean): DeviceCounts
+  /** Emulation only: launches of the text's kernels run this PTX, see cuda/ptx.js; `undefined`: the C++ again. Throws for what it cannot run. */
+  interpret?(ptx: string | undefined): void
+  /** Emulation only: of every launch only so many blocks run, the last ones; 0: all. */
+  runLastBlocks?(count: number): void
 }
 
 /** Bytes of global memory: all that was asked for, each byte once a launch, and 128-byte lines (their number). */
@@ -161,6 +174,11 @@ export interface DeviceCounts {
   stored: DeviceTraffic
   /** Of plans: coefficients and indices, the same for all items. */
   table: DeviceTraffic
+  /** Of launches that ran PTX: machine instructions issued for a warp, those of its lanes that take part, and `warp` by PTX instruction and by
+   * "file:line" of the sources. A GPU issues 32 * warp thread-instructions. */
+  instructions: { thread: number; warp: number; kinds: Record<string, number>; lines: Record<string, number> }
+  /** Of launches that ran PTX: loads and stores of arrays by threads, by their bytes. */
+  accesses: { load: Record<number, number>; store: Record<number, number> }
 }
 
 /** What the C++ addon exports. */
@@ -170,7 +188,7 @@ export interface NativeAddon {
   /** The kernel variant in use, those that this machine can run, and the number of threads. */
   cpuInfo(): { variant: string; variants: string[]; threads: number }
 
-  /** `paths`: packed by lib/layout.ts. `square`: the second input is the first one, y is not read, and x gets the whole gradient. */
+  /** `paths`: packed by lib/layout.ts. `square`: the second input is the first one, calls have no y and ay, and x gets the whole gradient. */
   createClebschGordan(form: NativeProduct & { paths: Int32Array; coefficients: Float64Array; dense: boolean; square: boolean }): NativeOperation
   createGaunt(form: NativeChannelProduct & { rings: number; angles: number; pointwise: boolean }): NativeOperation
   createMatrix(form: NativeChannelProduct & { k: number }): NativeOperation
@@ -182,9 +200,10 @@ export interface NativeAddon {
   /** Whether two typed arrays share memory. */
   overlap(a: ArrayBufferView, b: ArrayBufferView): boolean
   /** Operations of one item, by pass. */
-  flops(operation: NativeOperation): { forward: number; backward: number }
-  forward(operation: NativeOperation, call: NativeCall): void
-  backward(operation: NativeOperation, call: NativeCall): void
+  flops(operation: NativeOperation): Record<Pass, number>
+  contract(operation: NativeOperation, call: NativeCall): void
+  /** Copies what the call reads, and writes the results when the promise resolves. */
+  contractAsync(operation: NativeOperation, call: NativeCall & Cancellable): Promise<void>
   /** Operations that kernels of the variant "counted" have executed since the last call. */
   takeCount(): number
 

@@ -4,7 +4,7 @@ import { cuda } from './cuda'
 import { DeviceArray, nativeArray, requireDeviceArray } from './device_array'
 import { argumentError, describe, EquitensorError } from './errors'
 import type { Irreps } from './irreps'
-import { native, type NativeAddon, type NativeArray, type NativeCudaCall, type NativeCudaOperation, type NativeOperation, type Pass } from './native'
+import { native, type NativeAddon, type NativeArray, type NativeArrays, type NativeCudaOperation, type NativeOperation, type Pass } from './native'
 import { requireKnownOptions, type Backend, type Layout, type ResolvedOptions } from './options'
 
 /** One path: blocks in1 and in2 of the inputs into block out of the output. */
@@ -24,28 +24,45 @@ export interface PassCost {
   readonly bytes: number
 }
 
+/** Absent where `needs` said so. */
 export interface Gradients<D extends DType, A = ArrayOf<D>> {
   /** Shape of x. */
   x: A
   /** Shape of y. */
   y: A
 }
+export interface SecondGradients<D extends DType, A = ArrayOf<D>> extends Gradients<D, A> {
+  /** Shape of the result. */
+  gradOut: A
+}
 
 /** Of one kind: arrays of the host, or of the device. */
 export type OperandOf<D extends DType> = ArrayOf<D> | DeviceArray<D>
 
+/** Cotangents of the gradients, or tangents of the operands, in the shapes of x and y. A missing one is zero. */
+export interface Directions<A> {
+  x?: A | undefined
+  y?: A | undefined
+}
 export interface ForwardOptions<A> {
   /** Receives the result and is returned; by default a new array. */
   out?: A
 }
 export interface BackwardOptions<A> {
-  /** Which gradients to compute, by default both; the others are absent from the result. */
+  /** Which gradients to compute, by default all; the others are absent from the result. */
   needs?: { x?: boolean; y?: boolean }
   /** Arrays that receive the gradients. */
   out?: { x?: A; y?: A }
+  /** Add to what the arrays of `out` hold. Default false. */
+  accumulate?: boolean
+}
+export interface DoubleBackwardOptions<A> {
+  needs?: { x?: boolean; y?: boolean; gradOut?: boolean }
+  out?: { x?: A; y?: A; gradOut?: A }
+  accumulate?: boolean
 }
 export interface AsyncOptions {
-  /** Rejects the call with `aborted`; work that has begun goes on, and what it writes is undefined. */
+  /** Rejects the call with `aborted`. Then results on the host are not written; on the device, work that has begun goes on. */
   signal?: AbortSignal
 }
 
@@ -76,21 +93,16 @@ export interface OperationForm {
   algorithm: string
   plan: Plan
   expressivity: number
+  /** The second input is the first one: calls have x only. Default false. */
+  square?: boolean
 }
 
-/** Arrays of a call, checked. */
+/** Arrays of a call, checked. Results that nothing contributes to are in `zero`, and not in the call. */
 interface CheckedCall<D extends DType> {
-  x: OperandOf<D>
-  y: OperandOf<D>
-  z?: OperandOf<D> | undefined
-  xOut?: OperandOf<D> | undefined
-  yOut?: OperandOf<D> | undefined
-  zOut?: OperandOf<D> | undefined
-  batch: number
-  xShared: boolean
-  yShared: boolean
+  arrays: NativeArrays<OperandOf<D>>
+  zero: OperandOf<D>[]
 }
-const slots = ['x', 'y', 'z', 'xOut', 'yOut', 'zOut'] as const
+const names = ['x', 'y', 'z', 'ax', 'ay', 'xOut', 'yOut', 'zOut'] as const
 
 /**
  * A bilinear, equivariant operation on irreps. Arrays are row-major: x is (batch, irrepsIn1.dim), y is (batch, irrepsIn2.dim), the
@@ -116,9 +128,10 @@ export abstract class TensorProduct<D extends DType> {
   /** Dimension of the space of bilinear maps that the operation reaches with linear layers before and after it. */
   readonly expressivity: number
   /** Work and traffic an item, by pass. Operations are those that the CPU kernels execute. */
-  readonly cost: { readonly forward: PassCost; readonly backward: PassCost }
+  readonly cost: Readonly<Record<Pass, PassCost>>
 
   #plan: Plan | undefined
+  readonly #isSquare: boolean
 
   protected constructor(form: OperationForm, options: ResolvedOptions<D>) {
     this.irrepsIn1 = form.irrepsIn1
@@ -133,12 +146,14 @@ export abstract class TensorProduct<D extends DType> {
     this.algorithm = form.algorithm
     this.expressivity = form.expressivity
     this.#plan = form.plan
+    this.#isSquare = form.square ?? false
     const flops = native.flops(form.plan.cpu)
     const size = options.dtype === 'float32' ? 4 : 8
     const inputs = form.irrepsIn1.dim + form.irrepsIn2.dim
     this.cost = {
       forward: { flops: flops.forward, bytes: size * (inputs + form.irrepsOut.dim) },
       backward: { flops: flops.backward, bytes: size * (2 * inputs + form.irrepsOut.dim) },
+      doubleBackward: { flops: flops.doubleBackward, bytes: size * (3 * inputs + 2 * form.irrepsOut.dim) },
     }
   }
 
@@ -157,26 +172,24 @@ export abstract class TensorProduct<D extends DType> {
   forward(x: ArrayOf<D>, y: ArrayOf<D>, weight?: undefined, options?: ForwardOptions<ArrayOf<D>>): ArrayOf<D>
   forward(x: DeviceArray<D>, y: DeviceArray<D>, weight?: undefined, options?: ForwardOptions<DeviceArray<D>>): DeviceArray<D>
   forward(x: OperandOf<D>, y: OperandOf<D>, weight?: undefined, options: ForwardOptions<OperandOf<D>> = {}): OperandOf<D> {
-    const plan = this.#live()
     requireKnownOptions(options, ['out'])
-    const call = this.#forwardCall(x, y, weight, options)
-    this.#run('forward', plan, call)
-    return call.zOut
+    const { call, result } = this.#forwardCall(x, y, weight, options)
+    this.#run(call)
+    return result
   }
 
   /**
-   * {@link forward} beside this thread: resolves when the device has finished. Inputs must not change before that.
-   * @throws EquitensorError as {@link forward}, and `not_supported` (backend 'cpu'), `aborted`, `capturing`.
+   * {@link forward} beside this thread. Inputs must not change before the promise resolves. On the CPU what the call reads is copied first,
+   * but for arrays on a SharedArrayBuffer.
+   * @throws EquitensorError as {@link forward}, and `aborted`, `capturing`.
    */
   forwardAsync(x: ArrayOf<D>, y: ArrayOf<D>, weight?: undefined, options?: ForwardOptions<ArrayOf<D>> & AsyncOptions): Promise<ArrayOf<D>>
   forwardAsync(x: DeviceArray<D>, y: DeviceArray<D>, weight?: undefined, options?: ForwardOptions<DeviceArray<D>> & AsyncOptions): Promise<DeviceArray<D>>
   async forwardAsync(x: OperandOf<D>, y: OperandOf<D>, weight?: undefined, options: ForwardOptions<OperandOf<D>> & AsyncOptions = {}): Promise<OperandOf<D>> {
-    const plan = this.#live()
     requireKnownOptions(options, ['out', 'signal'])
-    requireSignal(options.signal)
-    const call = this.#forwardCall(x, y, weight, options)
-    await this.#runAsync('forward', plan, call, options.signal)
-    return call.zOut
+    const { call, result } = this.#forwardCall(x, y, weight, options)
+    await this.#runAsync(call, options.signal)
+    return result
   }
 
   /**
@@ -193,11 +206,10 @@ export abstract class TensorProduct<D extends DType> {
     gradOut: OperandOf<D>,
     options: BackwardOptions<OperandOf<D>> = {},
   ): Gradients<D, OperandOf<D>> {
-    const plan = this.#live()
-    requireKnownOptions(options, ['needs', 'out'])
-    const call = this.#backwardCall(x, y, weight, gradOut, options)
-    if (call.xOut || call.yOut) this.#run('backward', plan, call)
-    return gradientsOf(call)
+    requireKnownOptions(options, ['needs', 'out', 'accumulate'])
+    const { call, result } = this.#backwardCall(x, y, weight, gradOut, options)
+    this.#run(call)
+    return result
   }
 
   /** {@link backward} beside this thread, as {@link forwardAsync}. */
@@ -216,12 +228,10 @@ export abstract class TensorProduct<D extends DType> {
     gradOut: OperandOf<D>,
     options: BackwardOptions<OperandOf<D>> & AsyncOptions = {},
   ): Promise<Gradients<D, OperandOf<D>>> {
-    const plan = this.#live()
-    requireKnownOptions(options, ['needs', 'out', 'signal'])
-    requireSignal(options.signal)
-    const call = this.#backwardCall(x, y, weight, gradOut, options)
-    if (call.xOut || call.yOut) await this.#runAsync('backward', plan, call, options.signal)
-    return gradientsOf(call)
+    requireKnownOptions(options, ['needs', 'out', 'accumulate', 'signal'])
+    const { call, result } = this.#backwardCall(x, y, weight, gradOut, options)
+    await this.#runAsync(call, options.signal)
+    return result
   }
 
   /**
@@ -235,31 +245,60 @@ export abstract class TensorProduct<D extends DType> {
     y: ArrayOf<D>,
     weight: undefined,
     gradOut: ArrayOf<D>,
-    cotangents: { x?: ArrayOf<D>; y?: ArrayOf<D> },
-  ): Gradients<D> & { gradOut: ArrayOf<D> }
+    cotangents: Directions<ArrayOf<D>>,
+    options?: DoubleBackwardOptions<ArrayOf<D>>,
+  ): SecondGradients<D>
   doubleBackward(
     x: DeviceArray<D>,
     y: DeviceArray<D>,
     weight: undefined,
     gradOut: DeviceArray<D>,
-    cotangents: { x?: DeviceArray<D>; y?: DeviceArray<D> },
-  ): Gradients<D, DeviceArray<D>> & { gradOut: DeviceArray<D> }
+    cotangents: Directions<DeviceArray<D>>,
+    options?: DoubleBackwardOptions<DeviceArray<D>>,
+  ): SecondGradients<D, DeviceArray<D>>
   doubleBackward(
     x: OperandOf<D>,
     y: OperandOf<D>,
     weight: undefined,
     gradOut: OperandOf<D>,
-    cotangents: { x?: OperandOf<D>; y?: OperandOf<D> },
-  ): Gradients<D, OperandOf<D>> & { gradOut: OperandOf<D> } {
-    const { ax, ay } = this.#directions(x, y, weight, cotangents, 'cotangents')
-    // The scalar is T(ax, y, gradOut) + T(x, ay, gradOut) for the trilinear form T of the operation.
-    const gradient = (slot: 'x' | 'y', px: OperandOf<D>, py: OperandOf<D>) =>
-      this.backward(px as ArrayOf<D>, py as ArrayOf<D>, undefined, gradOut as ArrayOf<D>, { needs: { [slot === 'x' ? 'y' : 'x']: false } })[slot]
-    return {
-      x: ay ? gradient('x', x, ay) : this.#zeros(x, x.length),
-      y: ax ? gradient('y', ax, y) : this.#zeros(x, y.length),
-      gradOut: this.#derivative(x, y, ax, ay),
-    }
+    cotangents: Directions<OperandOf<D>>,
+    options: DoubleBackwardOptions<OperandOf<D>> = {},
+  ): SecondGradients<D, OperandOf<D>> {
+    requireKnownOptions(options, ['needs', 'out', 'accumulate'])
+    const { call, result } = this.#doubleBackwardCall(x, y, weight, gradOut, cotangents, options)
+    this.#run(call)
+    return result
+  }
+
+  /** {@link doubleBackward} beside this thread, as {@link forwardAsync}. */
+  doubleBackwardAsync(
+    x: ArrayOf<D>,
+    y: ArrayOf<D>,
+    weight: undefined,
+    gradOut: ArrayOf<D>,
+    cotangents: Directions<ArrayOf<D>>,
+    options?: DoubleBackwardOptions<ArrayOf<D>> & AsyncOptions,
+  ): Promise<SecondGradients<D>>
+  doubleBackwardAsync(
+    x: DeviceArray<D>,
+    y: DeviceArray<D>,
+    weight: undefined,
+    gradOut: DeviceArray<D>,
+    cotangents: Directions<DeviceArray<D>>,
+    options?: DoubleBackwardOptions<DeviceArray<D>> & AsyncOptions,
+  ): Promise<SecondGradients<D, DeviceArray<D>>>
+  async doubleBackwardAsync(
+    x: OperandOf<D>,
+    y: OperandOf<D>,
+    weight: undefined,
+    gradOut: OperandOf<D>,
+    cotangents: Directions<OperandOf<D>>,
+    options: DoubleBackwardOptions<OperandOf<D>> & AsyncOptions = {},
+  ): Promise<SecondGradients<D, OperandOf<D>>> {
+    requireKnownOptions(options, ['needs', 'out', 'accumulate', 'signal'])
+    const { call, result } = this.#doubleBackwardCall(x, y, weight, gradOut, cotangents, options)
+    await this.#runAsync(call, options.signal)
+    return result
   }
 
   /**
@@ -268,11 +307,41 @@ export abstract class TensorProduct<D extends DType> {
    * @returns shape of the result.
    * @throws EquitensorError as {@link forward}.
    */
-  jvp(x: ArrayOf<D>, y: ArrayOf<D>, weight: undefined, tangents: { x?: ArrayOf<D>; y?: ArrayOf<D> }): ArrayOf<D>
-  jvp(x: DeviceArray<D>, y: DeviceArray<D>, weight: undefined, tangents: { x?: DeviceArray<D>; y?: DeviceArray<D> }): DeviceArray<D>
-  jvp(x: OperandOf<D>, y: OperandOf<D>, weight: undefined, tangents: { x?: OperandOf<D>; y?: OperandOf<D> }): OperandOf<D> {
-    const { ax, ay } = this.#directions(x, y, weight, tangents, 'tangents')
-    return this.#derivative(x, y, ax, ay)
+  jvp(x: ArrayOf<D>, y: ArrayOf<D>, weight: undefined, tangents: Directions<ArrayOf<D>>, options?: ForwardOptions<ArrayOf<D>>): ArrayOf<D>
+  jvp(x: DeviceArray<D>, y: DeviceArray<D>, weight: undefined, tangents: Directions<DeviceArray<D>>, options?: ForwardOptions<DeviceArray<D>>): DeviceArray<D>
+  jvp(x: OperandOf<D>, y: OperandOf<D>, weight: undefined, tangents: Directions<OperandOf<D>>, options: ForwardOptions<OperandOf<D>> = {}): OperandOf<D> {
+    requireKnownOptions(options, ['out'])
+    const { call, result } = this.#jvpCall(x, y, weight, tangents, options)
+    this.#run(call)
+    return result
+  }
+
+  /** {@link jvp} beside this thread, as {@link forwardAsync}. */
+  jvpAsync(
+    x: ArrayOf<D>,
+    y: ArrayOf<D>,
+    weight: undefined,
+    tangents: Directions<ArrayOf<D>>,
+    options?: ForwardOptions<ArrayOf<D>> & AsyncOptions,
+  ): Promise<ArrayOf<D>>
+  jvpAsync(
+    x: DeviceArray<D>,
+    y: DeviceArray<D>,
+    weight: undefined,
+    tangents: Directions<DeviceArray<D>>,
+    options?: ForwardOptions<DeviceArray<D>> & AsyncOptions,
+  ): Promise<DeviceArray<D>>
+  async jvpAsync(
+    x: OperandOf<D>,
+    y: OperandOf<D>,
+    weight: undefined,
+    tangents: Directions<OperandOf<D>>,
+    options: ForwardOptions<OperandOf<D>> & AsyncOptions = {},
+  ): Promise<OperandOf<D>> {
+    requireKnownOptions(options, ['out', 'signal'])
+    const { call, result } = this.#jvpCall(x, y, weight, tangents, options)
+    await this.#runAsync(call, options.signal)
+    return result
   }
 
   /** Frees the native memory; later calls throw `disposed`. */
@@ -288,53 +357,117 @@ export abstract class TensorProduct<D extends DType> {
   }
 
   /** @internal Operations of one item, counted while they are executed. */
-  countFlops(pass: 'forward' | 'backward'): number {
+  countFlops(pass: Pass): number {
     const { cpu } = this.#live()
-    const zeros = (dim: number) => allocate(this.dtype, dim)
-    const [x, y, z] = [zeros(this.irrepsIn1.dim), zeros(this.irrepsIn2.dim), zeros(this.irrepsOut.dim)]
-    const outputs = pass === 'forward' ? { zOut: z } : { z, xOut: zeros(x.length), yOut: zeros(y.length) }
+    const [x, y, z, ax, ay, xOut, yOut, zOut] = names.map((name) => allocate(this.dtype, this.#dim(slotOf[name])))
+    const arrays = { forward: { zOut }, backward: { z, xOut, yOut }, doubleBackward: { z, ax, ay, xOut, yOut, zOut } }[pass]
     native.takeCount()
-    native[pass](cpu, { x, y, ...outputs, batch: 1, xShared: false, yShared: false, threads: 1, variant: 'counted' })
+    native.contract(cpu, { x: x!, y: y!, ...arrays, batch: 1, threads: 1, variant: 'counted' })
     return native.takeCount()
   }
 
-  #forwardCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, options: ForwardOptions<OperandOf<D>>): CheckedCall<D> & { zOut: OperandOf<D> } {
-    const { batch, xShared, yShared } = this.#inputs(x, y, weight)
-    const out = options.out
-    if (out !== undefined) {
-      this.#require(out, 'out', x)
-      requireLength(out, 'out', batch * this.irrepsOut.dim, `(batch ${batch}, irrepsOut.dim ${this.irrepsOut.dim})`)
-      requireSeparate({ out }, { x, y })
-    }
-    return { x, y, zOut: out ?? this.#allocate(x, batch * this.irrepsOut.dim), batch, xShared, yShared }
+  #dim(slot: Slot): number {
+    return { x: this.irrepsIn1, y: this.irrepsIn2, z: this.irrepsOut }[slot].dim
   }
 
-  #backwardCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, gradOut: OperandOf<D>, options: BackwardOptions<OperandOf<D>>): CheckedCall<D> {
-    const { batch, xShared, yShared } = this.#inputs(x, y, weight)
+  #forwardCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, options: ForwardOptions<OperandOf<D>>) {
+    this.#live()
+    const inputs = this.#inputs(x, y, weight)
+    const result = this.#result(inputs, options.out)
+    return { call: { arrays: { ...inputs, zOut: result }, zero: [] } as CheckedCall<D>, result }
+  }
+
+  #backwardCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, gradOut: OperandOf<D>, options: BackwardOptions<OperandOf<D>>) {
+    this.#live()
+    const inputs = { ...this.#inputs(x, y, weight), z: this.#gradOut(x, y, gradOut) }
+    const result = this.#gradients(inputs, ['x', 'y'], options)
+    return { call: this.#reached(inputs, result, { x: true, y: true, z: true }, options.accumulate), result }
+  }
+
+  #doubleBackwardCall(
+    x: OperandOf<D>,
+    y: OperandOf<D>,
+    weight: unknown,
+    gradOut: OperandOf<D>,
+    cotangents: Directions<OperandOf<D>>,
+    options: DoubleBackwardOptions<OperandOf<D>>,
+  ) {
+    this.#live()
+    const inputs = { ...this.#inputs(x, y, weight), z: this.#gradOut(x, y, gradOut), ...this.#directions(x, y, cotangents, 'cotangents') }
+    const result = this.#gradients(inputs, ['x', 'y', 'gradOut'], options) as SecondGradients<D, OperandOf<D>>
+    const { ax, ay } = inputs
+    return { call: this.#reached(inputs, result, { x: this.#isSquare ? ax : ay, y: ax, z: ax ?? ay }, options.accumulate), result }
+  }
+
+  #jvpCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, tangents: Directions<OperandOf<D>>, options: ForwardOptions<OperandOf<D>>) {
+    this.#live()
+    const inputs = { ...this.#inputs(x, y, weight), ...this.#directions(x, y, tangents, 'tangents') }
+    const result = this.#result(inputs, options.out)
+    return { call: this.#reached(inputs, { gradOut: result }, { z: inputs.ax ?? inputs.ay }, false), result }
+  }
+
+  /** The array of a call's only result, in the shape of z. */
+  #result(inputs: NativeArrays<OperandOf<D>>, out: OperandOf<D> | undefined): OperandOf<D> {
+    const { x, y, ax, ay, batch } = inputs
+    const length = batch * this.irrepsOut.dim
+    if (out === undefined) return this.#allocate(x, length)
+    this.#require(out, 'out', x)
+    requireLength(out, 'out', length, `(batch ${batch}, irrepsOut.dim ${this.irrepsOut.dim})`)
+    requireSeparate({ out }, { x, y, ax, ay })
+    return out
+  }
+
+  #gradOut(x: OperandOf<D>, y: OperandOf<D>, gradOut: OperandOf<D>): OperandOf<D> {
+    const { batch } = this.#inputs(x, y, undefined)
     this.#require(gradOut, 'gradOut', x)
     requireLength(gradOut, 'gradOut', batch * this.irrepsOut.dim, `(batch ${batch}, irrepsOut.dim ${this.irrepsOut.dim})`)
-    const needs = { x: true, y: true, ...options.needs }
-    const out = options.out ?? {}
-    requireKnownOptions(needs, ['x', 'y'], 'needs')
-    requireKnownOptions(out, ['x', 'y'], 'out')
-    for (const slot of ['x', 'y'] as const) {
-      if (typeof needs[slot] !== 'boolean') throw argumentError('invalid_option', `needs.${slot}`, 'a boolean', describe(needs[slot]))
-      const array = out[slot]
-      if (array === undefined) continue
-      const like = slot === 'x' ? x : y
-      if (!needs[slot]) throw argumentError('invalid_option', `out.${slot}`, `no array, since needs.${slot} is false`, 'an array')
-      this.#require(array, `out.${slot}`, x)
-      requireLength(array, `out.${slot}`, like.length, `as many as ${slot}`)
-    }
-    requireSeparate({ 'out.x': out.x, 'out.y': out.y }, { x, y, gradOut })
-    const xOut = needs.x ? (out.x ?? this.#allocate(x, x.length)) : undefined
-    const yOut = needs.y ? (out.y ?? this.#allocate(x, y.length)) : undefined
-    return { x, y, z: gradOut, xOut, yOut, batch, xShared, yShared }
+    return gradOut
   }
 
-  #directions(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, given: { x?: OperandOf<D>; y?: OperandOf<D> }, argument: string) {
-    this.#live()
-    this.#inputs(x, y, weight)
+  /** The arrays of the gradients that are needed. */
+  #gradients(
+    inputs: NativeArrays<OperandOf<D>>,
+    slots: readonly (keyof SecondGradients<D>)[],
+    options: DoubleBackwardOptions<OperandOf<D>>,
+  ): Gradients<D, OperandOf<D>> {
+    const { x, y, z: gradOut, ax, ay } = inputs
+    const needs = { ...Object.fromEntries(slots.map((slot) => [slot, true])), ...options.needs }
+    const out = options.out ?? {}
+    requireKnownOptions(needs, slots, 'needs')
+    requireKnownOptions(out, slots, 'out')
+    const accumulate = options.accumulate ?? false
+    if (typeof accumulate !== 'boolean') throw argumentError('invalid_option', 'options.accumulate', 'a boolean', describe(accumulate))
+    const like = { x, y: y!, gradOut: gradOut! }
+    for (const slot of slots) {
+      if (typeof needs[slot] !== 'boolean') throw argumentError('invalid_option', `needs.${slot}`, 'a boolean', describe(needs[slot]))
+      const array = out[slot]
+      if (array === undefined) {
+        if (accumulate && needs[slot]) throw argumentError('invalid_option', `out.${slot}`, 'an array to accumulate in', 'none')
+        continue
+      }
+      if (!needs[slot]) throw argumentError('invalid_option', `out.${slot}`, `no array, since needs.${slot} is false`, 'an array')
+      this.#require(array, `out.${slot}`, x)
+      requireLength(array, `out.${slot}`, like[slot]!.length, `as many as ${slot}`)
+    }
+    requireSeparate({ 'out.x': out.x, 'out.y': out.y, 'out.gradOut': out.gradOut }, { x, y, gradOut, ax, ay })
+    const wanted = slots.filter((slot) => needs[slot])
+    return Object.fromEntries(wanted.map((slot) => [slot, out[slot] ?? this.#allocate(x, like[slot]!.length)])) as unknown as Gradients<D, OperandOf<D>>
+  }
+
+  /** The call that computes `results`, of which those whose slot is not in `terms` are zero. */
+  #reached(
+    inputs: NativeArrays<OperandOf<D>>,
+    results: Partial<SecondGradients<D, OperandOf<D>>>,
+    terms: Partial<Record<Slot, unknown>>,
+    accumulate = false,
+  ): CheckedCall<D> {
+    const given = { x: results.x, y: results.y, z: results.gradOut }
+    const zero = (['x', 'y', 'z'] as const).filter((slot) => !terms[slot] && !accumulate).flatMap((slot) => given[slot] ?? [])
+    const of = (slot: Slot) => (terms[slot] ? given[slot] : undefined)
+    return { arrays: { ...inputs, xOut: of('x'), yOut: of('y'), zOut: of('z'), accumulate }, zero }
+  }
+
+  #directions(x: OperandOf<D>, y: OperandOf<D>, given: Directions<OperandOf<D>>, argument: string) {
     requireKnownOptions(given, ['x', 'y'], argument)
     for (const [slot, like] of [['x', x], ['y', y]] as const) {
       const array = given[slot]
@@ -343,24 +476,6 @@ export abstract class TensorProduct<D extends DType> {
       requireLength(array, `${argument}.${slot}`, like.length, `as many as ${slot}`)
     }
     return { ax: given.x, ay: given.y }
-  }
-
-  #derivative(x: OperandOf<D>, y: OperandOf<D>, ax: OperandOf<D> | undefined, ay: OperandOf<D> | undefined): OperandOf<D> {
-    const product = (px: OperandOf<D>, py: OperandOf<D>): OperandOf<D> => this.forward(px as ArrayOf<D>, py as ArrayOf<D>)
-    if (ax && ay) {
-      const sum = product(ax, y), other = product(x, ay)
-      if (sum instanceof DeviceArray || other instanceof DeviceArray) {
-        const [a, b] = [nativeArray(sum as DeviceArray<D>), nativeArray(other as DeviceArray<D>)]
-        cuda((addon) => addon.add(this.dtype === 'float64', a, b))
-        ;(other as DeviceArray<D>).dispose()
-      } else {
-        for (let i = 0; i < sum.length; i++) sum[i]! += other[i]!
-      }
-      return sum
-    }
-    if (ax) return product(ax, y)
-    if (ay) return product(x, ay)
-    return this.#zeros(x, this.#inputs(x, y, undefined).batch * this.irrepsOut.dim)
   }
 
   #live(): Plan {
@@ -378,19 +493,13 @@ export abstract class TensorProduct<D extends DType> {
     }
   }
 
-  #zeros(like: OperandOf<D>, length: number): OperandOf<D> {
-    const array = this.#allocate(like, length)
-    if (array instanceof DeviceArray) cuda((addon) => addon.fillZero(nativeArray(array)))
-    return array
-  }
-
   /** An array of the kind that `like` is of. */
   #require(value: unknown, argument: string, like: unknown): void {
     if (this.backend === 'cuda' && like instanceof DeviceArray) requireDeviceArray(value, argument, this.dtype, this.device)
     else requireArray(value, argument, this.dtype)
   }
 
-  #inputs(x: OperandOf<D>, y: OperandOf<D>, weight: unknown) {
+  #inputs(x: OperandOf<D>, y: OperandOf<D>, weight: unknown): NativeArrays<OperandOf<D>> {
     if (weight !== undefined && weight !== null && (weight as ArrayLike<number>).length !== 0) {
       throw argumentError('weight_unwanted', 'weight', 'undefined, since the operation has no weights', describe(weight))
     }
@@ -402,39 +511,51 @@ export abstract class TensorProduct<D extends DType> {
       throw argumentError('batch_mismatch', 'y', `a batch of ${xBatch} as x has, or of 1`, `a batch of ${yBatch}`)
     }
     const batch = xBatch === 1 ? yBatch : xBatch
-    return { batch, xShared: xBatch !== batch, yShared: yBatch !== batch }
+    return { x, y: this.#isSquare ? undefined : y, batch, xShared: xBatch !== batch, yShared: yBatch !== batch }
   }
 
-  #run(pass: Pass, plan: Plan, call: CheckedCall<D>): void {
-    if (plan.cuda) {
-      const operation = plan.cuda
-      if (call.x instanceof DeviceArray) cuda((addon) => addon.run(operation, pass, onDevice(call)))
-      else cuda((addon) => addon.runHost(operation, pass, call as HostCall))
+  #run({ arrays, zero }: CheckedCall<D>): void {
+    for (const array of zero) fillZero(array)
+    if (!arrays.xOut && !arrays.yOut && !arrays.zOut) return
+    const { cpu, cuda: operation } = this.#live()
+    if (operation) {
+      if (arrays.x instanceof DeviceArray) cuda((addon) => addon.run(operation, onDevice(arrays)))
+      else cuda((addon) => addon.runHost(operation, arrays as NativeArrays<ArrayOf<D>>))
       return
     }
     try {
-      native[pass](plan.cpu, { ...(call as HostCall), threads: this.threads })
+      native.contract(cpu, { ...(arrays as NativeArrays<ArrayOf<D>>), threads: this.threads })
     } catch (cause) {
-      if ((cause as { code?: string }).code !== 'out_of_memory') throw cause
-      throw new EquitensorError('out_of_memory', (cause as Error).message, { cause })
+      throw translated(cause)
     }
   }
 
-  async #runAsync(pass: Pass, plan: Plan, call: CheckedCall<D>, signal: AbortSignal | undefined): Promise<void> {
-    const operation = plan.cuda
-    if (!operation) throw new EquitensorError('not_supported', `${pass}Async: expected an operation of backend 'cuda', got one of 'cpu'`)
+  async #runAsync({ arrays, zero }: CheckedCall<D>, signal: AbortSignal | undefined): Promise<void> {
+    const plan = this.#live()
+    if (signal !== undefined && !(signal instanceof AbortSignal)) throw argumentError('invalid_option', 'options.signal', 'an AbortSignal', describe(signal))
     if (signal?.aborted) throw aborted(signal)
-    const done =
-      call.x instanceof DeviceArray
+    if (arrays.xOut || arrays.yOut || arrays.zOut) await this.#start(plan, arrays, signal)
+    for (const array of zero) fillZero(array)
+  }
+
+  async #start({ cpu, cuda: operation }: Plan, arrays: NativeArrays<OperandOf<D>>, signal: AbortSignal | undefined): Promise<void> {
+    const cancel = signal && new Int32Array(new SharedArrayBuffer(4))
+    const call = { ...(arrays as NativeArrays<ArrayOf<D>>), cancel }
+    const done = !operation
+      ? native.contractAsync(cpu, { ...call, threads: this.threads }).catch((cause) => Promise.reject(translated(cause)))
+      : arrays.x instanceof DeviceArray
         ? cuda((addon) => {
-            addon.run(operation, pass, onDevice(call))
+            addon.run(operation, onDevice(arrays))
             return addon.finished(this.device)
           })
-        : cuda((addon) => addon.runHostAsync(operation, pass, call as HostCall))
+        : cuda((addon) => addon.runHostAsync(operation, call))
     if (!signal) return done
     let stop = () => {}
     const abort = new Promise<never>((_, reject) => {
-      stop = () => reject(aborted(signal))
+      stop = () => {
+        Atomics.store(cancel!, 0, 1)
+        reject(aborted(signal))
+      }
       signal.addEventListener('abort', stop, { once: true })
     })
     try {
@@ -446,23 +567,23 @@ export abstract class TensorProduct<D extends DType> {
   }
 }
 
-type HostCall = Omit<Parameters<typeof native.forward>[1], 'threads'>
+type Slot = 'x' | 'y' | 'z'
+const slotOf = { x: 'x', y: 'y', z: 'z', ax: 'x', ay: 'y', xOut: 'x', yOut: 'y', zOut: 'z' } as const
 
-function onDevice<D extends DType>(call: CheckedCall<D>) {
-  const { batch, xShared, yShared } = call
-  const arrays = Object.fromEntries(slots.map((slot) => [slot, call[slot] && nativeArray(call[slot] as DeviceArray<D>)]))
-  return { ...arrays, batch, xShared, yShared } as NativeCudaCall<NativeArray>
+function onDevice<D extends DType>(arrays: NativeArrays<OperandOf<D>>): NativeArrays<NativeArray> {
+  const natives = names.map((name) => [name, arrays[name] && nativeArray(arrays[name] as DeviceArray<D>)] as const)
+  return { ...arrays, ...Object.fromEntries(natives) } as unknown as NativeArrays<NativeArray>
 }
 
-function gradientsOf<D extends DType>(call: CheckedCall<D>): Gradients<D, OperandOf<D>> {
-  const gradients: Partial<Gradients<D, OperandOf<D>>> = {}
-  if (call.xOut) gradients.x = call.xOut
-  if (call.yOut) gradients.y = call.yOut
-  return gradients as Gradients<D, OperandOf<D>>
+function fillZero(array: ArrayLike<number> | DeviceArray): void {
+  if (array instanceof DeviceArray) cuda((addon) => addon.fillZero(nativeArray(array)))
+  else (array as Float32Array | Float64Array).fill(0)
 }
 
-function requireSignal(signal: unknown): void {
-  if (signal !== undefined && !(signal instanceof AbortSignal)) throw argumentError('invalid_option', 'options.signal', 'an AbortSignal', describe(signal))
+/** Of the CPU's kernels. */
+function translated(cause: unknown): unknown {
+  if ((cause as { code?: string }).code !== 'out_of_memory') return cause
+  return new EquitensorError('out_of_memory', (cause as Error).message, { cause })
 }
 
 function aborted(signal: AbortSignal): EquitensorError {

@@ -3,7 +3,7 @@ import { cuda } from './cuda'
 import { DeviceArray, nativeArray, requireDeviceArray } from './device_array'
 import { argumentError, describe } from './errors'
 import { Irreps, requireInputDegrees, toIrreps, type IrrepsLike } from './irreps'
-import { native, type NativeCudaOperation } from './native'
+import { native, type NativeArray, type NativeCudaOperation } from './native'
 import { cpuInfo, oneOf, requireKnownOptions, resolveBackend, type Backend } from './options'
 
 export interface SphericalHarmonicsOptions<D extends DType, A = ArrayOf<D>> {
@@ -18,6 +18,24 @@ export interface SphericalHarmonicsOptions<D extends DType, A = ArrayOf<D>> {
   device?: number
   out?: A
 }
+
+/** Options of {@link sphericalHarmonics.doubleBackward}, which has two results. */
+export interface SphericalHarmonicsDoubleBackwardOptions<D extends DType, A = ArrayOf<D>> extends Omit<SphericalHarmonicsOptions<D, A>, 'out'> {
+  out?: { vectors?: A; gradOut?: A }
+}
+
+/** Gradients of a scalar of {@link sphericalHarmonics.backward}'s result. */
+export interface SphericalHarmonicsGradients<A> {
+  /** (n, 3) */
+  vectors: A
+  /** (n, irreps.dim) */
+  gradOut: A
+}
+
+type HostArray = Float32Array | Float64Array
+type Operand = HostArray | DeviceArray
+type DTypeOf<A extends HostArray> = A extends Float32Array ? 'float32' : 'float64'
+type Plain<A extends HostArray> = A extends Float32Array ? Float32Array : Float64Array
 
 // On harmonics whose mean square over the sphere is 1 ('component').
 const scales = {
@@ -59,31 +77,24 @@ function planOnDevice(device: number, form: Parameters<typeof native.createSpher
   return plan
 }
 
-/**
- * Real spherical harmonics of vectors; `e3nn.o3.spherical_harmonics`. Polar axis y, so that degree 1 is proportional to (x, y, z).
- * @param irreps which degrees, up to 11, in the order of the result; or lmax for 0..lmax. A multiplicity repeats a degree.
- * @param vectors (n, 3).
- * @returns (n, irreps.dim), in the dtype of `vectors`. At the zero vector, with `normalize`, degree 0 has its value and the
- * others are zero, as in e3nn.
- * @throws EquitensorError `invalid_irreps`, `degree_limit`, `wrong_length`, `invalid_argument`, `invalid_option`, `wrong_kind`, `detached`, `overlap`,
- * `backend_unavailable`.
- */
-export function sphericalHarmonics<A extends Float32Array | Float64Array>(
+const knownOptions = ['normalize', 'normalization', 'threads', 'backend', 'device', 'out'] as const
+
+type Slot = 'z' | 'ax' | 'xOut' | 'zOut'
+interface Argument {
+  /** In the native call. */
+  slot: Slot
+  name: string
+  array: unknown
+}
+
+// Checks a call, allocates the results that are missing and runs it. Gives the results in their order.
+function evaluate(
   irreps: IrrepsLike | number,
-  vectors: A,
-  options?: SphericalHarmonicsOptions<A extends Float32Array ? 'float32' : 'float64'>,
-): A extends Float32Array ? Float32Array : Float64Array
-export function sphericalHarmonics<D extends DType>(
-  irreps: IrrepsLike | number,
-  vectors: DeviceArray<D>,
-  options?: SphericalHarmonicsOptions<D, DeviceArray<D>>,
-): DeviceArray<D>
-export function sphericalHarmonics(
-  irreps: IrrepsLike | number,
-  vectors: Float32Array | Float64Array | DeviceArray,
-  options: SphericalHarmonicsOptions<DType, Float32Array | Float64Array | DeviceArray> = {},
-): Float32Array | Float64Array | DeviceArray {
-  requireKnownOptions(options, ['normalize', 'normalization', 'threads', 'backend', 'device', 'out'])
+  vectors: Operand,
+  options: Omit<SphericalHarmonicsOptions<DType>, 'out'>,
+  operands: Argument[],
+  results: Argument[],
+): Operand[] {
   const harmonics = requireHarmonics(irreps)
   const isOnDevice = vectors instanceof DeviceArray
   const dtype: DType = isOnDevice ? vectors.dtype : vectors instanceof Float64Array ? 'float64' : 'float32'
@@ -100,13 +111,25 @@ export function sphericalHarmonics(
   if (!Number.isInteger(threads) || threads < 1 || threads > 1024) {
     throw argumentError('invalid_option', 'options.threads', 'an integer from 1 to 1024', describe(threads))
   }
-  if (options.out) {
-    require(options.out, 'out')
-    requireLength(options.out, 'out', batch * harmonics.dim, `(n ${batch}, irreps.dim ${harmonics.dim})`)
-    requireSeparate({ out: options.out }, { vectors })
+  const isLikeVectors = { z: false, ax: true, xOut: true, zOut: false }
+  const lengthOf = (slot: Slot) => batch * (isLikeVectors[slot] ? 3 : harmonics.dim)
+  const requireRows = ({ slot, name, array }: Argument): Operand => {
+    const checked = require(array, name)
+    requireLength(checked, name, lengthOf(slot), `(n ${batch}, ${isLikeVectors[slot] ? 3 : `irreps.dim ${harmonics.dim}`})`)
+    return checked
   }
-  const length = batch * harmonics.dim
-  const out = options.out ?? (isOnDevice ? DeviceArray.alloc(dtype, length, { device }) : allocate(dtype, length))
+  const inputs: Record<string, Operand> = { vectors }
+  for (const operand of operands) inputs[operand.name] = requireRows(operand)
+  const given = results.filter(({ array }) => array !== undefined)
+  requireSeparate(Object.fromEntries(given.map((result) => [result.name, requireRows(result)])), inputs)
+
+  const outputs = results.map(({ slot, array }) => {
+    if (array !== undefined) return array as Operand
+    return isOnDevice ? DeviceArray.alloc(dtype, lengthOf(slot), { device }) : allocate(dtype, lengthOf(slot))
+  })
+  const arrays: { x: Operand } & Partial<Record<Slot, Operand>> = { x: vectors }
+  for (const { slot, array } of operands) arrays[slot] = array as Operand
+  results.forEach(({ slot }, i) => (arrays[slot] = outputs[i]!))
   const degrees = harmonics.blocks.flatMap(({ mul, ir }) => Array<number>(mul).fill(ir.l))
   const form = {
     isDouble: dtype === 'float64',
@@ -114,15 +137,127 @@ export function sphericalHarmonics(
     scale: Float64Array.from({ length: harmonics.lmax + 1 }, (_, l) => scale(l)),
     normalize,
   }
-  const call = { batch, xShared: false, yShared: false }
   if (backend === 'cuda') {
     const plan = planOnDevice(device, form)
-    if (isOnDevice) cuda((addon) => addon.run(plan, 'forward', { x: nativeArray(vectors), zOut: nativeArray(out as DeviceArray), ...call }))
-    else cuda((addon) => addon.runHost(plan, 'forward', { x: vectors, zOut: out as Float32Array | Float64Array, ...call }))
-    return out
+    if (isOnDevice) {
+      const onDevice = Object.fromEntries(Object.entries(arrays).map(([slot, array]) => [slot, nativeArray(array as DeviceArray)]))
+      cuda((addon) => addon.run(plan, { ...(onDevice as { x: NativeArray }), batch }))
+    } else {
+      cuda((addon) => addon.runHost(plan, { ...(arrays as { x: HostArray }), batch }))
+    }
+    return outputs
   }
   const operation = native.createSphericalHarmonics(form)
-  native.forward(operation, { x: vectors as Float32Array | Float64Array, zOut: out as Float32Array | Float64Array, ...call, threads })
+  native.contract(operation, { ...(arrays as { x: HostArray }), batch, threads })
   native.dispose(operation)
-  return out
+  return outputs
+}
+
+/**
+ * Real spherical harmonics of vectors; `e3nn.o3.spherical_harmonics`. Polar axis y, so that degree 1 is proportional to (x, y, z).
+ * @param irreps which degrees, up to 11, in the order of the result; or lmax for 0..lmax. A multiplicity repeats a degree.
+ * @param vectors (n, 3).
+ * @returns (n, irreps.dim), in the dtype of `vectors`. At the zero vector, with `normalize`, degree 0 has its value and the
+ * others are zero, as in e3nn.
+ * @throws EquitensorError `invalid_irreps`, `degree_limit`, `wrong_length`, `invalid_argument`, `invalid_option`, `wrong_kind`, `detached`, `overlap`,
+ * `backend_unavailable`.
+ */
+export function sphericalHarmonics<A extends HostArray>(irreps: IrrepsLike | number, vectors: A, options?: SphericalHarmonicsOptions<DTypeOf<A>>): Plain<A>
+export function sphericalHarmonics<D extends DType>(
+  irreps: IrrepsLike | number,
+  vectors: DeviceArray<D>,
+  options?: SphericalHarmonicsOptions<D, DeviceArray<D>>,
+): DeviceArray<D>
+export function sphericalHarmonics(irreps: IrrepsLike | number, vectors: Operand, options: SphericalHarmonicsOptions<DType, any> = {}): Operand {
+  requireKnownOptions(options, knownOptions)
+  return evaluate(irreps, vectors, options, [], [{ slot: 'zOut', name: 'out', array: options.out }])[0]!
+}
+
+export namespace sphericalHarmonics {
+  /**
+   * Gradient of a scalar with respect to the vectors, given its gradient with respect to the harmonics: by the ladder relations of solid
+   * harmonics (docs/mathematics.md), and through the vector's length with `normalize`.
+   * @param vectors (n, 3).
+   * @param gradOut (n, irreps.dim).
+   * @param options those of the forward call; `out`: (n, 3).
+   * @returns (n, 3). With `normalize` a vector no longer than 1e-12, such as the zero vector, has the gradient 0, where e3nn's is about
+   * 1e12: it has no direction to train. Without, the zero vector has that of the polynomials, which degree 1 alone contributes to.
+   * @throws EquitensorError as {@link sphericalHarmonics}.
+   */
+  export function backward<A extends HostArray>(irreps: IrrepsLike | number, vectors: A, gradOut: A, options?: SphericalHarmonicsOptions<DTypeOf<A>>): Plain<A>
+  export function backward<D extends DType>(
+    irreps: IrrepsLike | number,
+    vectors: DeviceArray<D>,
+    gradOut: DeviceArray<D>,
+    options?: SphericalHarmonicsOptions<D, DeviceArray<D>>,
+  ): DeviceArray<D>
+  export function backward(irreps: IrrepsLike | number, vectors: Operand, gradOut: Operand, options: SphericalHarmonicsOptions<DType, any> = {}): Operand {
+    requireKnownOptions(options, knownOptions)
+    return evaluate(irreps, vectors, options, [{ slot: 'z', name: 'gradOut', array: gradOut }], [{ slot: 'xOut', name: 'out', array: options.out }])[0]!
+  }
+
+  /**
+   * Gradients of a scalar with respect to the vectors and to gradOut, given its gradient with respect to {@link backward}'s result. That of
+   * the vectors is the Hessian of sum(gradOut * harmonics) times the cotangent, that of gradOut is {@link jvp} along the cotangent.
+   * @param vectors (n, 3).
+   * @param gradOut (n, irreps.dim), as given to {@link backward}.
+   * @param cotangent (n, 3).
+   * @param options those of the forward call; `out`: arrays of the results' shapes.
+   * @returns `vectors` (n, 3) and `gradOut` (n, irreps.dim). Both are 0 for vectors whose gradient {@link backward} defines to be 0.
+   * @throws EquitensorError as {@link sphericalHarmonics}.
+   */
+  export function doubleBackward<A extends HostArray>(
+    irreps: IrrepsLike | number,
+    vectors: A,
+    gradOut: A,
+    cotangent: A,
+    options?: SphericalHarmonicsDoubleBackwardOptions<DTypeOf<A>>,
+  ): SphericalHarmonicsGradients<Plain<A>>
+  export function doubleBackward<D extends DType>(
+    irreps: IrrepsLike | number,
+    vectors: DeviceArray<D>,
+    gradOut: DeviceArray<D>,
+    cotangent: DeviceArray<D>,
+    options?: SphericalHarmonicsDoubleBackwardOptions<D, DeviceArray<D>>,
+  ): SphericalHarmonicsGradients<DeviceArray<D>>
+  export function doubleBackward(
+    irreps: IrrepsLike | number,
+    vectors: Operand,
+    gradOut: Operand,
+    cotangent: Operand,
+    options: SphericalHarmonicsDoubleBackwardOptions<DType, any> = {},
+  ): SphericalHarmonicsGradients<Operand> {
+    requireKnownOptions(options, knownOptions)
+    const out = options.out ?? {}
+    requireKnownOptions(out, ['vectors', 'gradOut'], 'out')
+    const operands: Argument[] = [
+      { slot: 'z', name: 'gradOut', array: gradOut },
+      { slot: 'ax', name: 'cotangent', array: cotangent },
+    ]
+    const [ofVectors, ofGradOut] = evaluate(irreps, vectors, options, operands, [
+      { slot: 'xOut', name: 'out.vectors', array: out.vectors },
+      { slot: 'zOut', name: 'out.gradOut', array: out.gradOut },
+    ])
+    return { vectors: ofVectors!, gradOut: ofGradOut! }
+  }
+
+  /**
+   * Derivative of the harmonics along a direction of each vector (Jacobian times vector).
+   * @param vectors (n, 3).
+   * @param tangent (n, 3).
+   * @param options those of the forward call; `out`: (n, irreps.dim).
+   * @returns (n, irreps.dim); 0 for vectors whose gradient {@link backward} defines to be 0.
+   * @throws EquitensorError as {@link sphericalHarmonics}.
+   */
+  export function jvp<A extends HostArray>(irreps: IrrepsLike | number, vectors: A, tangent: A, options?: SphericalHarmonicsOptions<DTypeOf<A>>): Plain<A>
+  export function jvp<D extends DType>(
+    irreps: IrrepsLike | number,
+    vectors: DeviceArray<D>,
+    tangent: DeviceArray<D>,
+    options?: SphericalHarmonicsOptions<D, DeviceArray<D>>,
+  ): DeviceArray<D>
+  export function jvp(irreps: IrrepsLike | number, vectors: Operand, tangent: Operand, options: SphericalHarmonicsOptions<DType, any> = {}): Operand {
+    requireKnownOptions(options, knownOptions)
+    return evaluate(irreps, vectors, options, [{ slot: 'ax', name: 'tangent', array: tangent }], [{ slot: 'zOut', name: 'out', array: options.out }])[0]!
+  }
 }

@@ -1,9 +1,10 @@
-import { requireArray, requireLength, type ArrayOf, type DType } from './arrays'
+import type { ArrayOf, DType } from './arrays'
 import { ClebschGordanTensorProduct, everyWithEvery, irrepFactors, merge, type Instruction, type IrrepNormalization, type MergedBlock, type Piece, type Planner } from './clebsch_gordan'
-import { DeviceArray, requireDeviceArray } from './device_array'
+import type { DeviceArray } from './device_array'
 import { EquitensorError } from './errors'
 import { multiplyIrreps, type Irreps, type IrrepsLike } from './irreps'
 import { channelsOf } from './layout'
+import type { Pass } from './native'
 import type { AsyncOptions, ForwardOptions, OperandOf, PassCost, Path } from './operation'
 import { commonOptions, inputIrreps, requireKnownOptions, type Backend, type CommonOptions, type Layout } from './options'
 
@@ -17,13 +18,26 @@ export interface TensorSquareOptions<D extends DType> extends CommonOptions<D> {
   irrepNormalization?: IrrepNormalization
 }
 
+interface SquareBackwardOptions<A> {
+  /** Array that receives the gradient. */
+  out?: { x?: A }
+  /** Add to what the array of `out` holds. Default false. */
+  accumulate?: boolean
+}
+interface SquareDoubleBackwardOptions<A> {
+  /** Which gradients to compute, by default both; the other is absent from the result. */
+  needs?: { x?: boolean; gradOut?: boolean }
+  out?: { x?: A; gradOut?: A }
+  accumulate?: boolean
+}
+
 /** u < v within a block, numbered row by row, for channels u of one of its pieces and v of the same or a later one. */
 function everyWithLater(b: MergedBlock): Piece[] {
   return b.pieces.flatMap((p1, n) =>
     b.pieces.slice(n).map((p2): Piece => {
       const begin = (p1.begin * (2 * b.mul - p1.begin - 1)) / 2 + p2.begin - p1.begin - 1
       const connection = p1 === p2 ? 'uvu<v' : 'uvuv'
-      return { in1: p1.channels, in2: p2.channels, connection, begin, uStep: b.mul - p1.begin - 2, uShrink: 1, vStep: 1 }
+      return { in1: p1.channels, in2: p2.channels, connection, begin, uStep: b.mul - p1.begin - 2, vStep: 1, triangular: true }
     }),
   )
 }
@@ -36,8 +50,8 @@ const ownFactors = {
 }
 
 // e3nn.o3.TensorSquare: every pair of blocks once; of a block with itself every pair of channels once, then every channel with itself,
-// whose antisymmetric part, odd l3, is zero. `square`: of one array; otherwise the same of two.
-const planner = (square: boolean): Planner => (irreps, _same, layout, keep, normalization) => {
+// whose antisymmetric part, odd l3, is zero.
+const planSquare: Planner = (irreps, _same, layout, keep, normalization) => {
   const blocks = merge(channelsOf(irreps, layout))
   const instructions: Instruction[] = []
   for (const [i1, b1] of blocks.entries()) {
@@ -55,7 +69,7 @@ const planner = (square: boolean): Planner => (irreps, _same, layout, keep, norm
     }
   }
   const out = instructions.reduce((sum, { out }) => sum + out.mul, 0)
-  return { irrepsIn1: irreps.simplify(), irrepsIn2: irreps.simplify(), instructions, sorted: true, square, expressivity: out }
+  return { irrepsIn1: irreps.simplify(), irrepsIn2: irreps.simplify(), instructions, sorted: true, square: true, expressivity: out }
 }
 
 /**
@@ -79,11 +93,9 @@ export class TensorSquare<D extends DType = 'float32'> {
   /** Dimension of the space of quadratic maps that linear layers reach with it: the number of its output channels. */
   readonly expressivity: number
   /** Work and traffic an item, by pass. */
-  readonly cost: { readonly forward: PassCost; readonly backward: PassCost }
+  readonly cost: Readonly<Record<Pass, PassCost>>
 
   readonly #square: ClebschGordanTensorProduct<D>
-  // T(x, y), of which this is T(x, x): for derivatives in a direction.
-  readonly #product: ClebschGordanTensorProduct<D>
   #disposed = false
 
   /**
@@ -92,8 +104,7 @@ export class TensorSquare<D extends DType = 'float32'> {
   constructor(irrepsIn: IrrepsLike, options: TensorSquareOptions<D> = {}) {
     requireKnownOptions(options, ['filterIrrepsOut', 'irrepNormalization', ...commonOptions.filter((name) => name !== 'irrepsOut')])
     const irreps = inputIrreps(irrepsIn, 'irrepsIn')
-    const op = (this.#square = new ClebschGordanTensorProduct<D>(irreps, irreps, options, planner(true)))
-    this.#product = new ClebschGordanTensorProduct<D>(irreps, irreps, options, planner(false))
+    const op = (this.#square = new ClebschGordanTensorProduct<D>(irreps, irreps, options, planSquare))
     this.irrepsIn = op.irrepsIn1
     this.irrepsOut = op.irrepsOut
     this.paths = op.paths
@@ -104,10 +115,11 @@ export class TensorSquare<D extends DType = 'float32'> {
     this.threads = op.threads
     this.algorithm = op.algorithm
     this.expressivity = op.expressivity
-    const size = op.dtype === 'float32' ? 4 : 8, { forward, backward } = op.cost
+    const size = op.dtype === 'float32' ? 4 : 8, { forward, backward, doubleBackward } = op.cost
     this.cost = {
       forward: { flops: forward.flops, bytes: size * (this.irrepsIn.dim + this.irrepsOut.dim) },
       backward: { flops: backward.flops, bytes: size * (2 * this.irrepsIn.dim + this.irrepsOut.dim) },
+      doubleBackward: { flops: doubleBackward.flops, bytes: size * (3 * this.irrepsIn.dim + 2 * this.irrepsOut.dim) },
     }
   }
 
@@ -128,7 +140,7 @@ export class TensorSquare<D extends DType = 'float32'> {
     return this.#square.forward(x as ArrayOf<D>, x as ArrayOf<D>, weight, options as ForwardOptions<ArrayOf<D>>)
   }
 
-  /** {@link forward} beside this thread: resolves when the device has finished. x must not change before that. */
+  /** {@link forward} beside this thread, as `forwardAsync` of any product. */
   forwardAsync(x: ArrayOf<D>, weight?: undefined, options?: ForwardOptions<ArrayOf<D>> & AsyncOptions): Promise<ArrayOf<D>>
   forwardAsync(x: DeviceArray<D>, weight?: undefined, options?: ForwardOptions<DeviceArray<D>> & AsyncOptions): Promise<DeviceArray<D>>
   async forwardAsync(x: OperandOf<D>, weight?: undefined, options?: ForwardOptions<OperandOf<D>> & AsyncOptions): Promise<OperandOf<D>> {
@@ -141,38 +153,86 @@ export class TensorSquare<D extends DType = 'float32'> {
    * @param gradOut shape of the result.
    * @throws EquitensorError as {@link forward}.
    */
-  backward(x: ArrayOf<D>, weight: undefined, gradOut: ArrayOf<D>, options?: { out?: { x?: ArrayOf<D> } }): { x: ArrayOf<D> }
-  backward(x: DeviceArray<D>, weight: undefined, gradOut: DeviceArray<D>, options?: { out?: { x?: DeviceArray<D> } }): { x: DeviceArray<D> }
-  backward(x: OperandOf<D>, weight: undefined, gradOut: OperandOf<D>, options: { out?: { x?: OperandOf<D> } } = {}): { x: OperandOf<D> } {
+  backward(x: ArrayOf<D>, weight: undefined, gradOut: ArrayOf<D>, options?: SquareBackwardOptions<ArrayOf<D>>): { x: ArrayOf<D> }
+  backward(x: DeviceArray<D>, weight: undefined, gradOut: DeviceArray<D>, options?: SquareBackwardOptions<DeviceArray<D>>): { x: DeviceArray<D> }
+  backward(x: OperandOf<D>, weight: undefined, gradOut: OperandOf<D>, options: SquareBackwardOptions<OperandOf<D>> = {}): { x: OperandOf<D> } {
     this.#requireLive()
-    return { x: this.#square.backward(x as ArrayOf<D>, x as ArrayOf<D>, weight, gradOut as ArrayOf<D>, ofX(options, ['out'])).x }
+    return this.#square.backward(x as ArrayOf<D>, x as ArrayOf<D>, weight, gradOut as ArrayOf<D>, ofProduct<D>(options, ['out', 'accumulate'], ['x']))
   }
 
   /** {@link backward} beside this thread, as {@link forwardAsync}. */
-  backwardAsync(x: ArrayOf<D>, weight: undefined, gradOut: ArrayOf<D>, options?: { out?: { x?: ArrayOf<D> } } & AsyncOptions): Promise<{ x: ArrayOf<D> }>
-  backwardAsync(x: DeviceArray<D>, weight: undefined, gradOut: DeviceArray<D>, options?: { out?: { x?: DeviceArray<D> } } & AsyncOptions): Promise<{ x: DeviceArray<D> }>
-  async backwardAsync(x: OperandOf<D>, weight: undefined, gradOut: OperandOf<D>, options: { out?: { x?: OperandOf<D> } } & AsyncOptions = {}): Promise<{ x: OperandOf<D> }> {
+  backwardAsync(x: ArrayOf<D>, weight: undefined, gradOut: ArrayOf<D>, options?: SquareBackwardOptions<ArrayOf<D>> & AsyncOptions): Promise<{ x: ArrayOf<D> }>
+  backwardAsync(x: DeviceArray<D>, weight: undefined, gradOut: DeviceArray<D>, options?: SquareBackwardOptions<DeviceArray<D>> & AsyncOptions): Promise<{ x: DeviceArray<D> }>
+  async backwardAsync(
+    x: OperandOf<D>,
+    weight: undefined,
+    gradOut: OperandOf<D>,
+    options: SquareBackwardOptions<OperandOf<D>> & AsyncOptions = {},
+  ): Promise<{ x: OperandOf<D> }> {
     this.#requireLive()
-    return { x: (await this.#square.backwardAsync(x as ArrayOf<D>, x as ArrayOf<D>, weight, gradOut as ArrayOf<D>, ofX(options, ['out', 'signal']))).x }
+    const given = ofProduct<D>(options, ['out', 'accumulate', 'signal'], ['x'])
+    return this.#square.backwardAsync(x as ArrayOf<D>, x as ArrayOf<D>, weight, gradOut as ArrayOf<D>, given)
   }
 
   /**
    * Gradients of a scalar that depends on the result of {@link backward}, given its gradient with respect to that.
    * @param cotangents `x`: shape of x; missing, it is zero.
+   * @returns gradients with respect to x and gradOut.
    * @throws EquitensorError as {@link forward}.
    */
-  doubleBackward(x: ArrayOf<D>, weight: undefined, gradOut: ArrayOf<D>, cotangents: { x?: ArrayOf<D> }): { x: ArrayOf<D>; gradOut: ArrayOf<D> }
-  doubleBackward(x: DeviceArray<D>, weight: undefined, gradOut: DeviceArray<D>, cotangents: { x?: DeviceArray<D> }): { x: DeviceArray<D>; gradOut: DeviceArray<D> }
-  doubleBackward(x: OperandOf<D>, weight: undefined, gradOut: OperandOf<D>, cotangents: { x?: OperandOf<D> }): { x: OperandOf<D>; gradOut: OperandOf<D> } {
-    const ax = this.#direction(x, cotangents, 'cotangents')
-    if (ax === undefined) {
-      const zeros = this.#product.doubleBackward(x as ArrayOf<D>, x as ArrayOf<D>, weight, gradOut as ArrayOf<D>, {})
-      if ((zeros.y as OperandOf<D>) instanceof DeviceArray) (zeros.y as unknown as DeviceArray<D>).dispose()
-      return { x: zeros.x, gradOut: zeros.gradOut }
-    }
-    // The gradient is linear in x: gradient(x) = H x with H symmetric, so that the gradient of ax . H x is H ax.
-    const derivative = this.jvp(x as ArrayOf<D>, weight, { x: ax as ArrayOf<D> })
-    return { x: this.backward(ax as ArrayOf<D>, weight, gradOut as ArrayOf<D>).x, gradOut: derivative }
+  doubleBackward(
+    x: ArrayOf<D>,
+    weight: undefined,
+    gradOut: ArrayOf<D>,
+    cotangents: { x?: ArrayOf<D> },
+    options?: SquareDoubleBackwardOptions<ArrayOf<D>>,
+  ): { x: ArrayOf<D>; gradOut: ArrayOf<D> }
+  doubleBackward(
+    x: DeviceArray<D>,
+    weight: undefined,
+    gradOut: DeviceArray<D>,
+    cotangents: { x?: DeviceArray<D> },
+    options?: SquareDoubleBackwardOptions<DeviceArray<D>>,
+  ): { x: DeviceArray<D>; gradOut: DeviceArray<D> }
+  doubleBackward(
+    x: OperandOf<D>,
+    weight: undefined,
+    gradOut: OperandOf<D>,
+    cotangents: { x?: OperandOf<D> },
+    options: SquareDoubleBackwardOptions<OperandOf<D>> = {},
+  ): { x: OperandOf<D>; gradOut: OperandOf<D> } {
+    this.#requireLive()
+    requireKnownOptions(cotangents, ['x'], 'cotangents')
+    const given = ofProduct<D>(options, ['needs', 'out', 'accumulate'], ['x', 'gradOut'])
+    return this.#square.doubleBackward(x as ArrayOf<D>, x as ArrayOf<D>, weight, gradOut as ArrayOf<D>, cotangents as { x?: ArrayOf<D> }, given)
+  }
+
+  /** {@link doubleBackward} beside this thread, as {@link forwardAsync}. */
+  doubleBackwardAsync(
+    x: ArrayOf<D>,
+    weight: undefined,
+    gradOut: ArrayOf<D>,
+    cotangents: { x?: ArrayOf<D> },
+    options?: SquareDoubleBackwardOptions<ArrayOf<D>> & AsyncOptions,
+  ): Promise<{ x: ArrayOf<D>; gradOut: ArrayOf<D> }>
+  doubleBackwardAsync(
+    x: DeviceArray<D>,
+    weight: undefined,
+    gradOut: DeviceArray<D>,
+    cotangents: { x?: DeviceArray<D> },
+    options?: SquareDoubleBackwardOptions<DeviceArray<D>> & AsyncOptions,
+  ): Promise<{ x: DeviceArray<D>; gradOut: DeviceArray<D> }>
+  async doubleBackwardAsync(
+    x: OperandOf<D>,
+    weight: undefined,
+    gradOut: OperandOf<D>,
+    cotangents: { x?: OperandOf<D> },
+    options: SquareDoubleBackwardOptions<OperandOf<D>> & AsyncOptions = {},
+  ): Promise<{ x: OperandOf<D>; gradOut: OperandOf<D> }> {
+    this.#requireLive()
+    requireKnownOptions(cotangents, ['x'], 'cotangents')
+    const given = ofProduct<D>(options, ['needs', 'out', 'accumulate', 'signal'], ['x', 'gradOut'])
+    return this.#square.doubleBackwardAsync(x as ArrayOf<D>, x as ArrayOf<D>, weight, gradOut as ArrayOf<D>, cotangents as { x?: ArrayOf<D> }, given)
   }
 
   /**
@@ -181,46 +241,51 @@ export class TensorSquare<D extends DType = 'float32'> {
    * @returns shape of the result.
    * @throws EquitensorError as {@link forward}.
    */
-  jvp(x: ArrayOf<D>, weight: undefined, tangents: { x?: ArrayOf<D> }): ArrayOf<D>
-  jvp(x: DeviceArray<D>, weight: undefined, tangents: { x?: DeviceArray<D> }): DeviceArray<D>
-  jvp(x: OperandOf<D>, weight: undefined, tangents: { x?: OperandOf<D> }): OperandOf<D> {
-    const a = this.#direction(x, tangents, 'tangents') as ArrayOf<D> | undefined
-    return this.#product.jvp(x as ArrayOf<D>, x as ArrayOf<D>, weight, a === undefined ? {} : { x: a, y: a })
+  jvp(x: ArrayOf<D>, weight: undefined, tangents: { x?: ArrayOf<D> }, options?: ForwardOptions<ArrayOf<D>>): ArrayOf<D>
+  jvp(x: DeviceArray<D>, weight: undefined, tangents: { x?: DeviceArray<D> }, options?: ForwardOptions<DeviceArray<D>>): DeviceArray<D>
+  jvp(x: OperandOf<D>, weight: undefined, tangents: { x?: OperandOf<D> }, options?: ForwardOptions<OperandOf<D>>): OperandOf<D> {
+    this.#requireLive()
+    requireKnownOptions(tangents, ['x'], 'tangents')
+    return this.#square.jvp(x as ArrayOf<D>, x as ArrayOf<D>, weight, tangents as { x?: ArrayOf<D> }, options as ForwardOptions<ArrayOf<D>>)
+  }
+
+  /** {@link jvp} beside this thread, as {@link forwardAsync}. */
+  jvpAsync(x: ArrayOf<D>, weight: undefined, tangents: { x?: ArrayOf<D> }, options?: ForwardOptions<ArrayOf<D>> & AsyncOptions): Promise<ArrayOf<D>>
+  jvpAsync(x: DeviceArray<D>, weight: undefined, tangents: { x?: DeviceArray<D> }, options?: ForwardOptions<DeviceArray<D>> & AsyncOptions): Promise<DeviceArray<D>>
+  async jvpAsync(
+    x: OperandOf<D>,
+    weight: undefined,
+    tangents: { x?: OperandOf<D> },
+    options?: ForwardOptions<OperandOf<D>> & AsyncOptions,
+  ): Promise<OperandOf<D>> {
+    this.#requireLive()
+    requireKnownOptions(tangents, ['x'], 'tangents')
+    return this.#square.jvpAsync(x as ArrayOf<D>, x as ArrayOf<D>, weight, tangents as { x?: ArrayOf<D> }, options as ForwardOptions<ArrayOf<D>>)
   }
 
   /** Frees the native memory; later calls throw `disposed`. */
   dispose(): void {
     this.#disposed = true
     this.#square.dispose()
-    this.#product.dispose()
   }
   [Symbol.dispose](): void {
     this.dispose()
   }
 
   /** @internal Operations of one item, counted while they are executed. */
-  countFlops(pass: 'forward' | 'backward'): number {
+  countFlops(pass: Pass): number {
     return this.#square.countFlops(pass)
   }
 
   #requireLive(): void {
     if (this.#disposed) throw new EquitensorError('disposed', 'TensorSquare: expected a live operation, got one after dispose()')
   }
-
-  #direction(x: OperandOf<D>, given: { x?: OperandOf<D> }, argument: string): OperandOf<D> | undefined {
-    this.#requireLive()
-    requireKnownOptions(given, ['x'], argument)
-    if (given.x === undefined) return undefined
-    if (this.backend === 'cuda' && x instanceof DeviceArray) requireDeviceArray(given.x, `${argument}.x`, this.dtype, this.device)
-    else requireArray(given.x, `${argument}.x`, this.dtype)
-    requireLength(given.x, `${argument}.x`, x.length, 'as many as x')
-    return given.x
-  }
 }
 
-/** Options of a gradient of x alone, of which the square's kernel makes the whole. */
-function ofX<D extends DType>(options: { out?: { x?: OperandOf<D> } } & AsyncOptions, known: readonly string[]) {
+/** Options of the product of x with x, whose second input has no gradient of its own. */
+function ofProduct<D extends DType>(options: SquareDoubleBackwardOptions<OperandOf<D>> & AsyncOptions, known: readonly string[], slots: readonly string[]) {
   requireKnownOptions(options, known)
-  requireKnownOptions(options.out ?? {}, ['x'], 'out')
-  return { ...options, needs: { y: false } } as { out?: { x?: ArrayOf<D> }; needs: { y: false } } & AsyncOptions
+  requireKnownOptions(options.needs ?? {}, slots, 'needs')
+  requireKnownOptions(options.out ?? {}, slots, 'out')
+  return { ...options, needs: { ...options.needs, y: false } } as SquareDoubleBackwardOptions<ArrayOf<D>> & AsyncOptions
 }

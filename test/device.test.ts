@@ -48,11 +48,6 @@ describe.skipIf(cuda.available)('without a device', () => {
   })
 })
 
-test('asynchronous calls on the CPU are not there yet', async () => {
-  using op = ClebschGordanTensorProduct.full('1o', '1o', { backend: 'cpu' })
-  await expect(op.forwardAsync(new Float32Array(3), new Float32Array(3))).rejects.toMatchObject({ code: 'not_supported' })
-})
-
 describe.runIf(cuda.available)('device arrays', () => {
   test.each(dtypes)('%s: up, down, between, in parts', (dtype) => {
     const numbers = randomArray(dtype, 1000, random(1))
@@ -201,6 +196,8 @@ describe.runIf(cuda.available)('what calls on the device refuse', () => {
     ['an operation of the CPU', 'wrong_kind', 'x', () => ClebschGordanTensorProduct.full('1o', '1o', { backend: 'cpu' }).forward(device, device)],
     ['a device without cuda', 'invalid_option', 'options.device', () => ClebschGordanTensorProduct.full('1o', '1o', { backend: 'cpu', device: 0 })],
     ['harmonics of the CPU', 'wrong_kind', 'vectors', () => sphericalHarmonics(1, device, { backend: 'cpu' })],
+    ['a gradient of harmonics on the host', 'wrong_kind', 'gradOut', () => sphericalHarmonics.backward(1, device, bad(new Float32Array(4)))],
+    ['a cotangent on the host', 'wrong_kind', 'cotangent', () => sphericalHarmonics.doubleBackward(1, device, DeviceArray.alloc('float32', 4), bad(new Float32Array(3)))],
     ['harmonics into the host', 'wrong_kind', 'out', () => sphericalHarmonics(1, device, { out: bad(new Float32Array(4)) })],
   ])('%s: %s', (_name, code, argument, action) => {
     const error = caught(action)
@@ -229,6 +226,14 @@ test.runIf(cuda.available)('spherical harmonics of both kinds of arrays', () => 
       expect(arrayError(sphericalHarmonics(4, vectors, { normalization, backend: 'cuda' }), expected)).toBeLessThan(tolerance[dtype])
       expect(arrayError(sphericalHarmonics(4, DeviceArray.from(vectors), { normalization }).download(), expected)).toBeLessThan(tolerance[dtype])
     }
+    const { backward, doubleBackward, jvp } = sphericalHarmonics
+    const gradOut = randomArray(dtype, 25 * 50, random(4)) as Float32Array, cotangent = randomArray(dtype, 3 * 50, random(5)) as Float32Array
+    const [v, g, c] = [vectors, gradOut, cotangent].map((array) => DeviceArray.from(array)) as [DeviceArray<'float32'>, DeviceArray<'float32'>, DeviceArray<'float32'>]
+    const all = <A>(gradient: A, second: { vectors: A; gradOut: A }, tangent: A) => [gradient, second.vectors, second.gradOut, tangent]
+    const on = (backend: 'cpu' | 'cuda') =>
+      all(backward(4, vectors, gradOut, { backend }), doubleBackward(4, vectors, gradOut, cotangent, { backend }), jvp(4, vectors, cotangent, { backend }))
+    const expected = on('cpu'), onDevice = all(backward(4, v, g), doubleBackward(4, v, g, c), jvp(4, v, c)).map((array) => array.download())
+    for (const actual of [on('cuda'), onDevice]) actual.forEach((array, i) => expect(arrayError(array, expected[i]!)).toBeLessThan(tolerance[dtype]))
   }
 })
 

@@ -108,8 +108,10 @@ describe.each(products)('$name', ({ name, make, channelwise }) => {
         const size = dtype === 'float32' ? 4 : 8, inputs = new Irreps(in1).dim + new Irreps(in2).dim
         expect(op.cost.forward.flops, `${in1} x ${in2}`).toBe(op.countFlops('forward'))
         expect(op.cost.backward.flops, `${in1} x ${in2}`).toBe(op.countFlops('backward'))
+        expect(op.cost.doubleBackward.flops, `${in1} x ${in2}`).toBe(op.countFlops('doubleBackward'))
         expect(op.cost.forward.flops).toBeGreaterThan(0)
-        expect([op.cost.forward.bytes, op.cost.backward.bytes]).toEqual([size * (inputs + op.irrepsOut.dim), size * (2 * inputs + op.irrepsOut.dim)])
+        const outputs = op.irrepsOut.dim
+        expect(Object.values(op.cost).map(({ bytes }) => bytes / size)).toEqual([inputs + outputs, 2 * inputs + outputs, 3 * inputs + 2 * outputs])
       }
     }
   })

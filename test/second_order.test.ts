@@ -47,10 +47,55 @@ describe.each(products)('$name', ({ make }) => {
     expect(op.jvp(x, y, undefined, {})).toEqual(new Float64Array(g.length))
   })
 
+  test('a part of the gradients, into given arrays, added to them', () => {
+    const x = draw(3 * op.irrepsIn1.dim), y = draw(op.irrepsIn2.dim), g = draw(3 * op.irrepsOut.dim)
+    const ax = draw(x.length), ay = draw(y.length)
+    const all = op.doubleBackward(x, y, undefined, g, { x: ax, y: ay })
+    const first = op.backward(x, y, undefined, g)
+    for (const slot of ['x', 'y', 'gradOut'] as const) {
+      const needs = { x: false, y: false, gradOut: false, [slot]: true }
+      expect(op.doubleBackward(x, y, undefined, g, { x: ax, y: ay }, { needs })).toEqual({ [slot]: all[slot] })
+    }
+    const out = { x: draw(x.length), y: draw(y.length), gradOut: draw(g.length) }
+    const sums = Object.fromEntries((['x', 'y', 'gradOut'] as const).map((slot) => [slot, out[slot].map((v, i) => v + all[slot][i]!)]))
+    const result = op.doubleBackward(x, y, undefined, g, { x: ax, y: ay }, { out, accumulate: true })
+    for (const slot of ['x', 'y', 'gradOut'] as const) {
+      expect(result[slot]).toBe(out[slot])
+      // A sum over the items is added before it is rounded.
+      expect(Math.max(...out[slot].map((v, i) => Math.abs(v - sums[slot]![i]!)))).toBeLessThan(bar)
+    }
+    // Nothing contributes to the gradients of x without a direction of y: they stay as they are.
+    const kept = { x: draw(x.length), y: draw(y.length) }, before = kept.x.slice()
+    op.doubleBackward(x, y, undefined, g, { x: ax }, { needs: { gradOut: false }, out: kept, accumulate: true })
+    expect(kept.x).toEqual(before)
+    expect(op.doubleBackward(x, y, undefined, g, { x: ax }, { needs: { gradOut: false }, out: kept }).x).toEqual(new Float64Array(x.length))
+
+    const sum = { x: first.x.slice() }
+    op.backward(x, y, undefined, g, { needs: { y: false }, out: sum, accumulate: true })
+    expect(sum.x).toEqual(first.x.map((v) => 2 * v))
+    expect(op.backward(x, y, undefined, g, { needs: { x: false } })).toEqual({ y: first.y })
+  })
+
+  test('third order, by composition', () => {
+    const x = draw(op.irrepsIn1.dim), y = draw(op.irrepsIn2.dim), g = draw(op.irrepsOut.dim)
+    const ax = draw(x.length), ay = draw(y.length), dx = draw(x.length), dy = draw(y.length), dg = draw(g.length)
+    // The results of doubleBackward are linear in x, y and gradOut: their differences are first-order calls in the same directions.
+    const second = (t: number) => op.doubleBackward(plus(x, dx, t), plus(y, dy, t), undefined, plus(g, dg, t), { x: ax, y: ay })
+    const [ahead, behind] = [second(0.5), second(-0.5)]
+    const third = { ...op.backward(ax, ay, undefined, dg), gradOut: op.jvp(ax, ay, undefined, { x: dx, y: dy }) }
+    const scale = 1 + Math.max(...third.x.map(Math.abs), ...third.y.map(Math.abs), ...third.gradOut.map(Math.abs))
+    for (const slot of ['x', 'y', 'gradOut'] as const) {
+      expect(Math.max(...third[slot].map((v, i) => Math.abs(v - ahead[slot][i]! + behind[slot][i]!)))).toBeLessThan(10 * bar * scale)
+    }
+  })
+
   test('bad cotangents and tangents', () => {
     const x = draw(op.irrepsIn1.dim), y = draw(op.irrepsIn2.dim), g = draw(op.irrepsOut.dim)
     expect(() => op.doubleBackward(x, y, undefined, g, { x: draw(1) })).toThrow(/cotangents.x: expected \d+ numbers, as many as x, got 1/)
     expect(() => op.jvp(x, y, undefined, { z: g } as never)).toThrow(/tangents.z: expected one of x, y/)
+    expect(() => op.doubleBackward(x, y, undefined, g, { x }, { accumulate: true })).toThrow(/out.x: expected an array to accumulate in, got none/)
+    expect(() => op.backward(x, y, undefined, g, { accumulate: 1 as never })).toThrow(/options.accumulate: expected a boolean, got 1/)
+    expect(() => op.doubleBackward(x, y, undefined, g, { x: draw(x.length) }, { out: { gradOut: g } })).toThrow(/out.gradOut: expected memory of its own/)
     expect(() => op.jvp(x, y, undefined, { y: new Float32Array(y.length) as never })).toThrow(/tangents.y: expected a Float64Array/)
   })
 })

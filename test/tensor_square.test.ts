@@ -111,8 +111,9 @@ test.each(layouts)('cost is what the kernels execute, and x once, %s', (layout) 
     for (const dtype of dtypes) {
       using op = make(irreps, { dtype, layout })
       const size = dtype === 'float32' ? 4 : 8, dim = new Irreps(irreps).dim
-      expect([op.cost.forward.flops, op.cost.backward.flops], irreps).toEqual([op.countFlops('forward'), op.countFlops('backward')])
-      expect([op.cost.forward.bytes, op.cost.backward.bytes]).toEqual([size * (dim + op.irrepsOut.dim), size * (2 * dim + op.irrepsOut.dim)])
+      for (const pass of ['forward', 'backward', 'doubleBackward'] as const) expect(op.cost[pass].flops, `${irreps} ${pass}`).toBe(op.countFlops(pass))
+      const out = op.irrepsOut.dim
+      expect(Object.values(op.cost).map(({ bytes }) => bytes / size)).toEqual([dim + out, 2 * dim + out, 3 * dim + 2 * out])
     }
   // Of a channel with itself x_i x_j is formed for i <= j only: 6 products. The scalar and m = 0, 2 of degree 2 read the three squares, with one
   // zero among their 9 coefficients; the other orders read a product each.
@@ -132,6 +133,28 @@ test('results and out, batches, threads', () => {
   expect(op.interactability).toEqual([[1, 1, 0], [1, 1, 1], [1, 1, 2], [1, 2, 1], [1, 2, 2], [1, 2, 3], [2, 2, 0], [2, 2, 2], [2, 2, 4]])
 })
 
+test('a part of the gradients, into given arrays, added to them; the same asynchronously', async () => {
+  using op = make('2x1o+1x2e')
+  const next = random(3), draw = (length: number) => randomArray('float64', length, next)
+  const x = draw(33), ax = draw(33), g = draw(op.irrepsOut.dim * 3)
+  const first = op.backward(x, undefined, g), second = op.doubleBackward(x, undefined, g, { x: ax }), tangent = op.jvp(x, undefined, { x: ax })
+  expect(Object.keys(first)).toEqual(['x'])
+  expect(op.doubleBackward(x, undefined, g, { x: ax }, { needs: { x: false } })).toEqual({ gradOut: second.gradOut })
+  expect(op.doubleBackward(x, undefined, g, { x: ax }, { needs: { gradOut: false } })).toEqual({ x: second.x })
+  const twice = { x: second.x.slice(), gradOut: second.gradOut.slice() }, sum = { x: first.x.slice() }, out = new Float64Array(tangent.length)
+  expect(op.doubleBackward(x, undefined, g, { x: ax }, { out: twice, accumulate: true }).x).toBe(twice.x)
+  expect(twice).toEqual({ x: second.x.map((v: number) => 2 * v), gradOut: second.gradOut.map((v: number) => 2 * v) })
+  op.backward(x, undefined, g, { out: sum, accumulate: true })
+  expect(sum.x).toEqual(first.x.map((v: number) => 2 * v))
+  expect(op.jvp(x, undefined, { x: ax }, { out })).toBe(out)
+  expect(out).toEqual(tangent)
+  expect(await op.forwardAsync(x)).toEqual(op.forward(x))
+  expect(await op.backwardAsync(x, undefined, g)).toEqual(first)
+  expect(await op.doubleBackwardAsync(x, undefined, g, { x: ax })).toEqual(second)
+  expect(await op.jvpAsync(x, undefined, { x: ax })).toEqual(tangent)
+  await expect(op.backwardAsync(x, undefined, g, { signal: AbortSignal.abort() })).rejects.toMatchObject({ code: 'aborted' })
+})
+
 test('bad arguments', () => {
   using op = make('1o')
   const x = new Float64Array(3), z = new Float64Array(op.irrepsOut.dim), code = (code: string, argument?: string) => expect.objectContaining({ code, ...(argument && { argument }) })
@@ -143,6 +166,10 @@ test('bad arguments', () => {
   expect(() => op.backward(x, undefined, z, { out: { x } })).toThrow(code('overlap', 'out.x'))
   expect(() => op.backward(x, undefined, z, { out: { y: x } as never })).toThrow(code('invalid_option', 'out.y'))
   expect(() => op.backward(x, undefined, z, { needs: { x: false } } as never)).toThrow(code('invalid_option', 'options.needs'))
+  expect(() => op.backward(x, undefined, z, { accumulate: true })).toThrow(code('invalid_option', 'out.x'))
+  expect(() => op.doubleBackward(x, undefined, z, { x }, { needs: { y: false } as never })).toThrow(code('invalid_option', 'needs.y'))
+  expect(() => op.doubleBackward(x, undefined, z, { x: new Float64Array(3) }, { out: { gradOut: z } })).toThrow(code('overlap', 'out.gradOut'))
+  expect(() => op.jvp(x, undefined, { y: x } as never)).toThrow(code('invalid_option', 'tangents.y'))
   expect(() => op.jvp(x, undefined, { x: z })).toThrow(code('wrong_length', 'tangents.x'))
   expect(() => op.doubleBackward(x, undefined, z, { y: x } as never)).toThrow(code('invalid_option', 'cotangents.y'))
   expect(() => op.doubleBackward(x, undefined, z, { x: z })).toThrow(code('wrong_length', 'cotangents.x'))

@@ -1,7 +1,7 @@
 // What the CUDA kernels do to global memory, counted by the emulation: one launch a pass, every operand read and every result written once.
 import { describe, expect, test } from 'vitest'
 import { cases } from '../bench/problems'
-import { DeviceArray, GauntTensorProduct, MatrixTensorProduct, TensorSquare, type Irreps } from '../lib/index'
+import { DeviceArray, GauntTensorProduct, MatrixTensorProduct, sphericalHarmonics, TensorSquare, type Irreps } from '../lib/index'
 import { native } from '../lib/native'
 import { layouts, random, randomArray } from './support'
 
@@ -39,15 +39,30 @@ describe.runIf(counting)('counted traffic', () => {
     expect(backward.launches).toBe(1)
     expect([backward.loaded.unique, backward.stored.unique]).toEqual([bytes(x, y, v), bytes(x, y)])
     expect([backward.loaded.requested, backward.stored.requested]).toEqual([bytes(x, y, v), bytes(x, y)])
+
+    using ax = array(op.irrepsIn1, 4), ay = array(op.irrepsIn2, 5)
+    const second = count(() => Object.values(op.doubleBackward(x, y, undefined, v, { x: ax, y: ay })) as any)
+    expect(second.launches).toBe(1)
+    expect([second.loaded.unique, second.stored.unique]).toEqual([bytes(x, y, v, ax, ay), bytes(x, y, v)])
+    expect([second.loaded.requested, second.stored.requested]).toEqual([bytes(x, y, v, ax, ay), bytes(x, y, v)])
   })
 
   test.each(layouts)('a square reads its input once, %s', (layout) => {
     const op = new TensorSquare('4x0e+3x1o+2x2e', { layout, backend: 'cuda' })
-    using x = DeviceArray.from(randomArray('float32', op.irrepsIn.dim * batch, random(1))), v = DeviceArray.from(randomArray('float32', op.irrepsOut.dim * batch, random(2)))
-    for (const [action, read, written] of [[() => op.forward(x), x.length, v.length], [() => op.backward(x, undefined, v).x, x.length + v.length, x.length]] as const) {
+    const array = (of: Irreps, seed: number) => DeviceArray.from(randomArray('float32', of.dim * batch, random(seed)))
+    using x = array(op.irrepsIn, 1), v = array(op.irrepsOut, 2), ax = array(op.irrepsIn, 3)
+    const passes: [() => DeviceArray[], read: number, written: number][] = [
+      [() => [op.forward(x)], x.length, v.length],
+      [() => [op.backward(x, undefined, v).x], x.length + v.length, x.length],
+      [() => Object.values(op.doubleBackward(x, undefined, v, { x: ax })), 2 * x.length + v.length, x.length + v.length],
+      [() => [op.jvp(x, undefined, { x: ax })], 2 * x.length, v.length],
+    ]
+    for (const [action, read, written] of passes) {
       counting!(true)
-      using result = action()
-      result.download()
+      for (const result of action()) {
+        result.download()
+        result.dispose()
+      }
       const { launches, loaded, stored } = counting!(false)
       expect([launches, loaded.requested, loaded.unique, stored.requested, stored.unique]).toEqual([1, 4 * read, 4 * read, 4 * written, 4 * written])
     }
@@ -71,5 +86,28 @@ describe.runIf(counting)('counted traffic', () => {
     z.download()
     const { loaded, stored } = counting!(false)
     expect([loaded.requested, loaded.unique, stored.requested, stored.unique]).toEqual([4 * (x.length + y.length), 4 * (x.length + y.length), 4 * z.length, 4 * z.length])
+  })
+
+  test.each([0, 2, 4, 8, 11])('spherical harmonics, lmax %i', (lmax) => {
+    const array = (dim: number, seed: number) => DeviceArray.from(randomArray('float32', dim * batch, random(seed)))
+    using v = array(3, 1), g = array((lmax + 1) ** 2, 2), t = array(3, 3)
+    const { backward, doubleBackward, jvp } = sphericalHarmonics
+    const passes: [() => DeviceArray[], reads: DeviceArray[], writes: DeviceArray[]][] = [
+      [() => [sphericalHarmonics(lmax, v)], [v], [g]],
+      [() => [backward(lmax, v, g)], [v, g], [v]],
+      [() => Object.values(doubleBackward(lmax, v, g, t)), [v, g, t], [v, g]],
+      [() => [jvp(lmax, v, t)], [v, t], [g]],
+    ]
+    for (const [run, reads, writes] of passes) {
+      counting!(true)
+      for (const result of run()) {
+        result.download()
+        result.dispose()
+      }
+      const { launches, loaded, stored } = counting!(false)
+      const bytes = (arrays: DeviceArray[]) => arrays.reduce((sum, a) => sum + 4 * a.length, 0)
+      expect(launches).toBe(1)
+      expect([loaded.requested, loaded.unique, stored.requested, stored.unique]).toEqual([bytes(reads), bytes(reads), bytes(writes), bytes(writes)])
+    }
   })
 })

@@ -176,7 +176,9 @@ inline bool Block::run(const Launch& launch) {
     do step = 1 + shuffle_() % blocks;
     while (std::gcd(step, blocks) != 1);
   }
+  const uint64_t last = device.last_blocks;
   for (uint64_t i = 0; i < blocks && !failed_; ++i, at = (at + step) % blocks) {
+    if (last && at + last < blocks) continue;
     run_one({unsigned(at % grid.x), unsigned(at / grid.x % grid.y), unsigned(at / grid.x / grid.y)});
   }
   tsan_fibers_.shrink(0);

@@ -5,7 +5,9 @@
 #include <bitset>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <mutex>
+#include <string>
 #include <unordered_map>
 
 namespace emulated {
@@ -16,12 +18,27 @@ struct Traffic {
   uint64_t unique = 0;     // bytes
   uint64_t lines = 0;      // 128-byte lines touched
 };
+// Of launches that ran their PTX (ptx.hpp): machine instructions that warps issue, however many of their lanes take part; those of the lanes that do;
+// `warp` by the PTX instruction, and by the line of C++. A PTX instruction counts as what ptxas makes of it alone (ptx_instructions.cpp): nothing for moves, cvta,
+// ld.param and conversions that read a part of a register or the zero register, 24 for a division of integers, else one a register written. Over
+// clebsch_gordan.cu and gaunt.cu that sums up to the machine code's length within 5 %; so what ptxas fuses (a shift into an address) and what it adds
+// (matrix.cu, whose loops it unrolls, has a third more code) about cancel.
+struct Instructions {
+  uint64_t thread = 0, warp = 0;
+  std::map<std::string, uint64_t> kinds, lines;
+};
+// Loads and stores of arrays by threads of such launches, by their bytes.
+struct Accesses {
+  std::map<unsigned, uint64_t> load, store;
+};
 struct Counts {
   uint64_t launches = 0;
   uint64_t barriers = 0;  // __syncthreads that a block completed
   // The rest only while counting(true):
   uint64_t atomics = 0;  // on global memory; what they touch is in `stored` as well
   Traffic loaded, stored, table;
+  Instructions instructions;
+  Accesses accesses;
 };
 
 // The bytes that one launch touched.
@@ -108,8 +125,16 @@ class CountedLaunch {
     traffic_.loaded.add_to(detail::totals.loaded);
     traffic_.stored.add_to(detail::totals.stored);
     traffic_.table.add_to(detail::totals.table);
+    detail::totals.instructions.thread += instructions.thread;
+    detail::totals.instructions.warp += instructions.warp;
+    for (const auto& [kind, count] : instructions.kinds) detail::totals.instructions.kinds[kind] += count;
+    for (const auto& [line, count] : instructions.lines) detail::totals.instructions.lines[line] += count;
+    for (const auto& [bytes, count] : accesses.load) detail::totals.accesses.load[bytes] += count;
+    for (const auto& [bytes, count] : accesses.store) detail::totals.accesses.store[bytes] += count;
   }
   uint64_t barriers = 0;
+  Instructions instructions;
+  Accesses accesses;
 
  private:
   LaunchTraffic traffic_;

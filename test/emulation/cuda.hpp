@@ -45,6 +45,13 @@ bool execute(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared
   launch.shared_limit = opted_in ? device.shared_limit : device.default_shared_limit;
   launch.call = [](const void* closure) { (*static_cast<decltype(call)*>(closure))(); };
   launch.closure = &call;
+  if (const auto interpreter = detail::interpreter.load()) {
+    const auto interpreted = std::apply([&](const auto&... values) {
+      const Argument bytes[] = {{&values, sizeof values}..., {}};
+      return interpreter(reinterpret_cast<const void*>(kernel), launch, std::span(bytes, sizeof...(values)));
+    }, arguments);
+    if (interpreted) return *interpreted;
+  }
   return run_grid(launch);
 }
 

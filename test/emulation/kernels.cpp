@@ -1,4 +1,4 @@
-// The project's own kernels for the sanitizers: every operation, forwards and backwards, on arrays of exactly the right size in device
+// The project's own kernels for the sanitizers: every operation, all passes, on arrays of exactly the right size in device
 // memory. Prints a hash of all results, which must not depend on the order of the threads. Their numbers are checked by the vitest suite.
 #include "cuda/operation.hpp"
 #include <cstdio>
@@ -57,19 +57,30 @@ class Array {
 
 // 37 items: a whole tile and a part of one.
 template <class T>
-void run(const cuda::Operation& operation, bool x_shared, bool has_backward = true) {
-  const long batch = 37, x_batch = x_shared ? 1 : batch;
+void run(const cuda::Operation& operation, bool x_shared) {
+  const long batch = 37;
   cuda::Stream stream(0);
-  Array<T> x(x_batch * operation.dim1, 1), y(batch * operation.dim2, 2), z(batch * operation.dim_out, 3), dx(x_batch * operation.dim1, 4),
-      dy(batch * operation.dim2, 5);
-  operation.forward({x.data(), y.data(), nullptr, nullptr, nullptr, z.data(), batch, x_shared, false}, stream.get());
-  stream.synchronize();
-  z.take_hash();
-  if (!has_backward) return;
-  operation.backward({x.data(), y.data(), z.data(), dx.data(), dy.data(), nullptr, batch, x_shared, false}, stream.get());
-  stream.synchronize();
-  dx.take_hash();
-  dy.take_hash();
+  Call call{};
+  call.batch = batch, call.shared[0] = x_shared;
+  const auto numbers = [&](int slot) { return (call.shared[slot] ? 1 : batch) * operation.dim[slot]; };
+  Array<T> x(numbers(0), 1), y(numbers(1), 2), z(numbers(2), 3), ax(numbers(0), 4), ay(numbers(1), 5), dx(numbers(0), 6), dy(numbers(1), 7),
+      dz(numbers(2), 8);
+  const auto contract = [&](std::initializer_list<Array<T>*> results) {
+    operation.contract(call, stream.get());
+    stream.synchronize();
+    for (Array<T>* result : results) result->take_hash();
+  };
+  call.in[x_operand] = x.data(), call.in[y_operand] = y.data(), call.out[2] = z.data();
+  contract({&z});
+  call.in[z_operand] = z.data();
+  call.out[0] = dx.data(), call.out[1] = dy.data(), call.out[2] = nullptr;
+  contract({&dx, &dy});
+  call.in[x_direction] = ax.data(), call.in[y_direction] = ay.data();
+  call.out[2] = dz.data();
+  for (const bool accumulate : {false, true}) {
+    call.accumulate = accumulate;
+    contract({&dx, &dy, &dz});
+  }
 }
 
 template <class T>
@@ -83,7 +94,7 @@ void run_all() {
     for (int i = 0; i <= 2; ++i)
       for (int j = 0; j <= 1; ++j)
         for (int l = std::abs(i - j); l <= i + j; offset += mul * (2 * l + 1), ++l)
-          paths.push_back({i, j, Connection::all, l, offset, 2 * l + 1, 0, 2 * l + 1, 1, 1.0});
+          paths.push_back({i, j, Connection::all, l, offset, 2 * l + 1, 2 * l + 1, 1, false, 1.0});
     const int dims[3] = {dim_of(in), dim_of(vectors), offset};
     run<T>(*cuda::make_clebsch_gordan(0, is_double, dims, in, vectors, paths, false, false), mul == 3);
     const ChannelSlot slots[3] = {slot(2, mul), slot(2, mul), slot(4, mul)};
@@ -95,12 +106,12 @@ void run_all() {
   }
   // A square: the channels u < v of three vectors, and each with itself.
   const auto three = full_irreps(1, 3);
-  const std::vector<ClebschGordanPath> square = {{1, 1, Connection::upper, 1, -3, 3, 3, 3, 1, 1.0}, {1, 1, Connection::same, 2, 9, 5, 0, 0, 1, 1.0}};
+  const std::vector<ClebschGordanPath> square = {{1, 1, Connection::upper, 1, -3, 3, 3, 1, true, 1.0}, {1, 1, Connection::same, 2, 9, 5, 0, 1, false, 1.0}};
   run<T>(*cuda::make_clebsch_gordan(0, is_double, {dim_of(three), dim_of(three), 24}, three, three, square, false, true), false);
   // The highest output by its own path, and float32 in double.
   const ChannelSlot high[3] = {slot(1, 1), slot(1, 1), slot(2, 1)};
   for (const int k : {6, 9}) run<T>(*cuda::make_matrix(0, is_double, 1, high, {{0, 0, 0}}, k), false);
-  run<T>(*cuda::make_spherical_harmonics(0, is_double, {0, 1, 2, 3, 1}, {1, 1, 1, 1}, true), false, false);
+  run<T>(*cuda::make_spherical_harmonics(0, is_double, {0, 1, 2, 3, 1}, {1, 1, 1, 1}, true), false);
 }
 
 }  // namespace

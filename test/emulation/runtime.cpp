@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <sys/mman.h>
 #include <vector>
 
 namespace emulated::runtime {
@@ -210,14 +211,17 @@ bool is_device_memory(const void* p, size_t bytes) {
   return static_cast<const char*>(p) + bytes <= begin + allocation.bytes;
 }
 
+constexpr size_t lazy_bytes = 1 << 30;
+
 void* allocate(size_t bytes, bool from_pool) {
   State& s = state();
   Device& device = s.devices[size_t(current)];
   if (bytes > s.memory - device.used) return nullptr;
   // As aligned as the real one, and NaN.
-  void* memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
-  if (!memory) return nullptr;
-  std::memset(memory, 0xff, bytes);
+  void* memory = bytes < lazy_bytes ? std::aligned_alloc(256, (bytes + 255) / 256 * 256)
+                                    : mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (!memory || memory == MAP_FAILED) return nullptr;
+  if (bytes < lazy_bytes) std::memset(memory, 0xff, bytes);
   s.allocations[static_cast<char*>(memory)] = {bytes, current, from_pool};
   device.used += bytes;
   if (from_pool) device.used_of_pool += bytes;
@@ -232,8 +236,12 @@ bool release(void* memory) {
   s.allocations.erase(found);
   s.devices[size_t(a.device)].used -= a.bytes;
   if (a.from_pool) s.devices[size_t(a.device)].used_of_pool -= a.bytes;
-  std::memset(memory, 0xff, a.bytes);
-  std::free(memory);
+  if (a.bytes < lazy_bytes) {
+    std::memset(memory, 0xff, a.bytes);
+    std::free(memory);
+  } else {
+    munmap(memory, a.bytes);
+  }
   return true;
 }
 
@@ -268,6 +276,13 @@ cudaError_t enqueue(cudaStream_t stream, Work work) {
 void fail_next(const char* call, cudaError_t error, int skip) {
   const Lock lock(state().mutex);
   state().failures[call] = {error, skip};
+}
+
+std::vector<DeviceMemory> device_memory() {
+  const Lock lock(state().mutex);
+  std::vector<DeviceMemory> all;
+  for (const auto& [begin, a] : state().allocations) all.push_back({begin, a.bytes, a.from_pool});
+  return all;
 }
 
 long long calls(const char* call) {
@@ -338,6 +353,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
   p->totalGlobalMem = state().memory;
   p->multiProcessorCount = 4;
   p->sharedMemPerBlockOptin = emulated::device.shared_limit;
+  p->l2CacheSize = 1 << 16;
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {

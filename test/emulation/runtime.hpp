@@ -1,7 +1,8 @@
 // The part of the CUDA runtime that cuda/ and addon/ use, on the CPU. Work is enqueued and runs as late as CUDA allows, when somebody
 // waits for it, on the thread that waits: what lacks a synchronisation sees old values every time, and not only under load.
 //
-// Devices' memory is the host's. It is filled with NaN when it is allocated and when it is freed, and copies outside of it are refused.
+// Devices' memory is the host's. It is filled with NaN when it is allocated and when it is freed, and copies outside of it are refused. Pieces of
+// 1 GiB and more are zeros and cost only the pages that are used.
 //   EQUITENSOR_EMULATED_DEVICES  how many (1); with 0, cudaGetDeviceCount fails as it does without a driver
 //   EQUITENSOR_EMULATED_MEMORY   bytes of each (1 GiB)
 //   EQUITENSOR_EMULATED_POOLS    0: without stream-ordered allocation, as on some virtual machines
@@ -9,6 +10,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string>
+#include <vector>
 
 #define CUDART_VERSION 12000
 
@@ -67,6 +70,7 @@ struct cudaDeviceProp {
   size_t totalGlobalMem;
   int multiProcessorCount;
   size_t sharedMemPerBlockOptin;
+  int l2CacheSize;
 };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
@@ -155,6 +159,19 @@ cudaError_t enqueue(cudaStream_t, std::function<cudaError_t()> work);
 
 // The call of that name, after `skip` more, returns `error` and does nothing else. "kernel" is the work of enqueue().
 void fail_next(const char* call, cudaError_t error, int skip = 0);
+
+// What is allocated now, by address. Arrays come from the pool, plans do not (cuda/runtime.hpp).
+struct DeviceMemory {
+  const char* begin;
+  size_t bytes;
+  bool from_pool;
+};
+std::vector<DeviceMemory> device_memory();
+
+// Launches of the text's kernels run this PTX (ptx.hpp) from now on, until it is forgotten. Throws std::runtime_error: an instruction that the
+// interpreter does not know, or a kernel that the binary has not.
+void interpret(const std::string& ptx);
+void forget_ptx();
 
 // Calls of that name since the process began.
 long long calls(const char* call);

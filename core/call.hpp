@@ -1,0 +1,76 @@
+// What an operation is asked for. Every product is a trilinear form T(x, y, z) in its two inputs and its output's cotangent, and every
+// pass is a sum of T with one slot left open:
+//   forward          z = T(x, y, .)
+//   backward         x = T(., y, z), y = T(x, ., z)
+//   double backward  x = T(., ay, z), y = T(ax, ., z), z = T(ax, y, .) + T(x, ay, .)      for the directions ax of x and ay of y
+// So a call needs no name: the results that it has a place for, and whether it has directions, say what it is.
+#pragma once
+#include "unroll.hpp"
+#include <atomic>
+
+namespace equitensor {
+
+enum Operand : int { x_operand, y_operand, z_operand, x_direction, y_direction, operand_count };
+inline constexpr int slot_count = 3;
+inline namespace EQUITENSOR_VARIANT {
+EQUITENSOR_INLINE constexpr int slot_of(int operand) { return operand % slot_count; }
+}  // namespace EQUITENSOR_VARIANT
+
+// out += T with a and b in their slots. `first`: of the terms of this output, so that it is written and not added to.
+struct Term {
+  int a, b, out;
+  bool first;
+};
+struct Terms {
+  Term term[4];
+  int count;
+  bool reads[operand_count], writes[slot_count];
+};
+
+// Arrays of the operation's dtype, null where there is none. A shared slot is one row for all items: its operands are, and its
+// result is the sum over the items.
+struct Call {
+  const void* in[operand_count];
+  void* out[slot_count];
+  bool shared[slot_count];
+  bool accumulate;  // add to what the results hold
+  long long batch;
+  // CPU only: the number of threads, and what is not 0 once nobody wants the results, in which case the work stops where it is.
+  int threads;
+  const std::atomic<int>* cancel;
+};
+
+// Of a product. Results that no term reaches are left out: they are zero. square: T(x, x, z), so that y and its direction are x and its, and the
+// gradient of x is that of both slots together, whose operands are the same.
+inline Terms terms_of(const Call& call, bool square = false) {
+  Terms terms{};
+  const auto add = [&](int a, int b, int out) {
+    if (square && out == 1) return;
+    if (square && slot_of(a) == 1) a -= y_operand;
+    if (square && slot_of(b) == 1) b -= y_operand;
+    if (!call.in[a] || !call.in[b] || !call.out[out]) return;
+    terms.term[terms.count++] = {a, b, out, !terms.writes[out]};
+    terms.reads[a] = terms.reads[b] = terms.writes[out] = true;
+  };
+  if (call.in[x_direction] || call.in[y_direction]) {
+    add(y_direction, z_operand, 0);
+    add(x_direction, z_operand, 1);
+    add(x_direction, y_operand, 2);
+    add(x_operand, y_direction, 2);
+  } else {
+    add(y_operand, z_operand, 0);
+    add(x_operand, z_operand, 1);
+    add(x_operand, y_operand, 2);
+  }
+  return terms;
+}
+
+// Of a function of x that is not linear: what is there is read and written.
+inline Terms operands_of(const Call& call) {
+  Terms terms{};
+  for (int o = 0; o < operand_count; ++o) terms.reads[o] = call.in[o] != nullptr;
+  for (int s = 0; s < slot_count; ++s) terms.writes[s] = call.out[s] != nullptr;
+  return terms;
+}
+
+}  // namespace equitensor

@@ -1,0 +1,86 @@
+// Calls beside the thread of JavaScript, on host arrays: the results of the synchronous ones, several at once, cancelled, and without their arrays.
+import { describe, expect, test } from 'vitest'
+import { backends, ClebschGordanTensorProduct } from '../lib/index'
+import { products } from './reference'
+import { random, randomArray } from './support'
+
+const backend = backends().cuda.available ? (['cpu', 'cuda'] as const) : (['cpu'] as const)
+
+describe.each(backend)('backend %s', (backend) => {
+  test.each(products)('$name: every pass', async ({ make }) => {
+    using op = make('2x0e+2x1o', '2x0e+2x1o', { dtype: 'float64', backend })
+    const next = random(3), draw = (length: number) => randomArray('float64', length, next)
+    const x = draw(5 * op.irrepsIn1.dim), y = draw(op.irrepsIn2.dim), g = draw(5 * op.irrepsOut.dim)
+    const directions = { x: draw(x.length), y: draw(y.length) }
+    const needs = { x: false }
+    // All of them pending at once.
+    const [z, gradients, some, second, tangent, none] = await Promise.all([
+      op.forwardAsync(x, y),
+      op.backwardAsync(x, y, undefined, g),
+      op.backwardAsync(x, y, undefined, g, { needs }),
+      op.doubleBackwardAsync(x, y, undefined, g, directions),
+      op.jvpAsync(x, y, undefined, directions),
+      op.jvpAsync(x, y, undefined, {}),
+    ])
+    expect(z).toEqual(op.forward(x, y))
+    expect(gradients).toEqual(op.backward(x, y, undefined, g))
+    expect(some).toEqual(op.backward(x, y, undefined, g, { needs }))
+    expect(second).toEqual(op.doubleBackward(x, y, undefined, g, directions))
+    expect(tangent).toEqual(op.jvp(x, y, undefined, directions))
+    expect(none).toEqual(new Float64Array(g.length))
+
+    const out = { x: draw(x.length), y: draw(y.length) }
+    const expected = op.backward(x, y, undefined, g, { out: { x: out.x.slice(), y: out.y.slice() }, accumulate: true })
+    const pending = op.backwardAsync(x, y, undefined, g, { out, accumulate: true })
+    expect(await pending).toEqual(expected)
+    expect((await pending).x).toBe(out.x)
+  })
+
+  const op = ClebschGordanTensorProduct.full('0e+1o', '0e+1o', { backend })
+  const x = randomArray('float32', 4 * 100, random(1)), y = randomArray('float32', 4 * 100, random(2))
+
+  test('the arrays may be transferred away, and the operation disposed of', async () => {
+    const expected = op.forward(x, y)
+    const gone = ClebschGordanTensorProduct.full('0e+1o', '0e+1o', { backend })
+    const [a, b, out] = [x.slice(), y.slice(), new Float32Array(expected.length)]
+    const pending = gone.forwardAsync(a, b, undefined, { out })
+    gone.dispose()
+    structuredClone([a, b], { transfer: [a.buffer, b.buffer] })
+    expect(await pending).toEqual(expected)
+    const lost = op.forwardAsync(x, y, undefined, { out })
+    structuredClone(out, { transfer: [out.buffer] })
+    expect((await lost).length).toBe(0)
+    expect(() => gone.forward(x, y)).toThrow(/dispose/)
+    await expect(gone.forwardAsync(x, y)).rejects.toMatchObject({ code: 'disposed' })
+  })
+
+  test('inputs in shared memory are read in place', async () => {
+    const shared = new Float32Array(new SharedArrayBuffer(x.byteLength))
+    shared.set(x)
+    expect(await op.forwardAsync(shared, y)).toEqual(op.forward(x, y))
+  })
+
+  test('errors reject the promise, and nothing is written', async () => {
+    const out = new Float32Array(3)
+    await expect(op.forwardAsync(x, y.subarray(1))).rejects.toMatchObject({ code: 'wrong_length', argument: 'y' })
+    await expect(op.forwardAsync(x, y, undefined, { out })).rejects.toMatchObject({ code: 'wrong_length', argument: 'out' })
+    await expect(op.forwardAsync(x, y, undefined, { signal: true as never })).rejects.toMatchObject({ code: 'invalid_option', argument: 'options.signal' })
+    expect(out).toEqual(new Float32Array(3))
+  })
+
+  test('a signal that has been given, one that comes, and one that comes too late', async () => {
+    const size = op.irrepsOut.dim * 100
+    const untouched = new Float32Array(size).fill(7)
+    await expect(op.forwardAsync(x, y, undefined, { out: untouched, signal: AbortSignal.abort('no') })).rejects.toMatchObject({ code: 'aborted', cause: 'no' })
+    const controller = new AbortController()
+    const pending = op.forwardAsync(x, y, undefined, { out: untouched, signal: controller.signal })
+    controller.abort()
+    await expect(pending).rejects.toMatchObject({ code: 'aborted' })
+    // Whatever still runs is waited for by what comes after it in the pool of threads.
+    for (let i = 0; i < 8; i++) await op.forwardAsync(x, y)
+    expect(untouched).toEqual(new Float32Array(size).fill(7))
+    const late = new AbortController()
+    expect(await op.forwardAsync(x, y, undefined, { signal: late.signal })).toEqual(op.forward(x, y))
+    late.abort()
+  })
+})

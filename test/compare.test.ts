@@ -1,0 +1,218 @@
+// `npm run compare`: its flags, the model of an H100, what it says of goals, and both ways of running the CUDA kernels, a GPU's with the emulation
+// in its place.
+import { spawnSync } from 'node:child_process'
+import { createRequire } from 'node:module'
+import path from 'node:path'
+import { afterEach, describe, expect, test } from 'vitest'
+import { emulated } from '../bench/emulated'
+import { BadFlag, parseFlags } from '../bench/flags'
+import { cpuGoals, bars, modelledGoals } from '../bench/goals'
+import { gpu } from '../bench/gpu'
+import { h100, modelled, occupancy } from '../bench/h100'
+import { correct, type Counted, type Counts, type Run, type Settings } from '../bench/report'
+import { compare, record, report } from '../bench/run'
+import { backends, DeviceArray, MatrixTensorProduct } from '../lib/index'
+import { nativeArray } from '../lib/device_array'
+import { binary, native } from '../lib/native'
+import { random, randomArray, root, sameBits } from './support'
+
+const { detectCudaToolkit } = createRequire(__filename)('../bin/build.js')
+const isEmulated = binary.flavour === 'emulated' && backends().cuda.available
+
+describe('flags', () => {
+  const settings = (...args: string[]) => parseFlags(args).settings
+
+  test('each backend has its own', () => {
+    expect(settings()).toMatchObject({ backend: 'cpu', batch: 10_000, threads: 1 })
+    expect(settings('--backend', 'cuda', '--device', '2')).toMatchObject({ backend: 'cuda', batch: 100_000, device: 2 })
+    expect(settings('--backend', 'cuda', '--batch', '1_000').batch).toBe(1000)
+  })
+  test.each([
+    [['--backend', 'gpu'], '--backend gpu: there is cpu, cuda'],
+    [['--device', '0'], '--device 0: the backend cpu takes none'],
+    [['--backend', 'cuda', '--threads', '2'], '--threads 2: the backend cuda takes none'],
+    [['--backend', 'cuda', '--device', '-1'], '--device'],
+    [['--batch', '0'], '--batch 0: expected a positive integer'],
+  ])('%s', (args, message) => {
+    expect(() => settings(...args)).toThrow(BadFlag)
+    expect(() => settings(...args)).toThrow(message)
+  })
+
+  test.skipIf(backends().cuda.available && !isEmulated)('without a device the remedies are named, with exit code 2', () => {
+    const env = { ...process.env, EQUITENSOR_BINARY: binary.flavour, EQUITENSOR_EMULATED_DEVICES: '0' }
+    const { status, stdout, stderr } = spawnSync(process.execPath, ['--import', 'tsx', path.join(root, 'bench/compare.ts'), '--backend', 'cuda'], { env, encoding: 'utf8', cwd: root })
+    expect([status, stdout]).toEqual([2, ''])
+    expect(stderr).toMatch(/there is no GPU to use: .*(driver|CPU kernels only)/)
+    expect(stderr).toContain('npx equitensor build --emulated\n  EQUITENSOR_BINARY=emulated npm run compare -- --backend cuda')
+  })
+})
+
+/** A call that moves 400 bytes an item, and needs 100 multiply-adds. */
+function counted(o: Partial<Omit<Counted, 'counts'>> & { counts?: Partial<Counts> } = {}): Counted {
+  const counts = { items: 10, launches: 1, loadedBytes: 1000, storedBytes: 3000, tableBytes: 0, instructions: 10_000, ...o.counts }
+  const name = { problem: 'MIMO', L: 2, operation: 'cgtp', pass: 'forward' } as const
+  return { ...name, status: 'counted', paths: 1, expressivity: 2, flops: 1, bytes: 400, leastBytes: 400, multiplyAdds: 100, error: 0, tolerance: 1, complaints: [], ...o, counts }
+}
+const defaults: Settings = parseFlags(['--backend', 'cuda']).settings
+const runOf = (outcomes: Run['outcomes'], settings: Settings = defaults): Run => ({
+  date: '', machine: { cpu: '', variant: '', cores: 1, memoryGiB: 1, platform: '', node: '', package: '' }, speeds: [h100('float32')], load: 0, seconds: 0, outcomes, settings,
+})
+
+describe('model of an H100', () => {
+  // 400 bytes at 3.35 TB/s, and 1000 thread-instructions at 29.6 T/s.
+  const byteTime = 0.119403, issueTime = 0.0337838
+
+  test('the longer of bytes and instructions', () => {
+    const m = modelled(counted())
+    expect(m).toMatchObject({ traffic: 1, instructions: 1000, limit: 'bytes', boundBy: 'bytes', ratio: 1 })
+    expect(m.ns).toBeCloseTo(byteTime, 6)
+    expect(m.nsPerDegree).toBeCloseTo(byteTime / 2, 6)
+    const n = modelled(counted({ multiplyAdds: 5000, counts: { instructions: 100_000 } }))
+    expect(n).toMatchObject({ limit: 'instr', boundBy: 'ops', ratio: 2 })
+    expect(n.ns).toBeCloseTo(10 * issueTime, 5)
+  })
+  test('tables once a call, everything else an item', () => {
+    expect(modelled(counted({ counts: { tableBytes: 4000 } }), 100).traffic).toBe(1.1)
+  })
+  test('a multiply-add in float64 takes twice as long', () => {
+    expect(modelled(counted(), 100, 'float64').multiplyAddsFloor).toBeCloseTo(2 * modelled(counted()).multiplyAddsFloor, 12)
+  })
+  test('without instructions there is no time', () => {
+    const m = modelled(counted({ counts: { instructions: undefined as never } }))
+    expect([m.ns, m.ratio, m.traffic]).toEqual([undefined, undefined, 1])
+  })
+  test.each(['cgtp', 'cgtp-dense', 'gtp-grid', 'mtp'])('the kernels of %s are in the record of resources', (operation) => {
+    for (const pass of ['forward', 'backward'] as const)
+      for (const dtype of ['float32', 'float64'] as const) expect(occupancy(counted({ operation, pass }), dtype)).toBeGreaterThan(0)
+  })
+})
+
+describe('goals', () => {
+  const lines = (outcomes: Run['outcomes'], settings?: Settings) => bars('', modelledGoals.results(runOf(outcomes, settings)))
+
+  test('of modelled time, by operation and degree', () => {
+    // 1.3 times the byte floor, which is the larger one: too much up to L = 4, enough beyond.
+    const instructions = 1.3 * 29.6e12 * (400 / 3.35e12) * 10
+    const of = (operation: string, L: number) => lines([counted({ operation, L, counts: { instructions } })]).split('\n')[1]
+    expect(of('cgtp', 4)).toMatch(/MISSED +cgtp +forward +modelled, at most 1.25x its byte floor: L=4 1.30x MISSED/)
+    expect(of('cgtp', 5)).toMatch(/reached +cgtp +forward +modelled, at most 1.5x the larger of its floors: L=5 1.30x$/)
+    expect([of('gtp-grid', 3), of('gtp-grid', 4), of('mtp', 4), of('mtp', 5), of('cgtp-dense', 1)].map((line) => line!.trim().split(' ')[0])).toEqual(
+      ['MISSED', 'reached', 'MISSED', 'reached', 'reached'])
+  })
+  test('of traffic, of every operation and pass', () => {
+    const of = (o: Parameters<typeof counted>[0]) => lines([counted(), counted({ pass: 'backward', operation: 'mtp', ...o })]).split('\n').at(-1)
+    expect(of({})).toMatch(/reached +MIMO +both .* L=2 1.00x$/)
+    expect(of({ counts: { loadedBytes: 1201 } })).toMatch(/MISSED +MIMO .* L=2 1.05x MISSED$/)
+    expect(of({ counts: { launches: 2 } })).toMatch(/MISSED +MIMO .* L=2 1.00x in 2 launches MISSED$/)
+    expect(of({ error: 2 })).toMatch(/MISSED/)
+  })
+  test('unknown without instructions, none for other settings', () => {
+    expect(lines([counted({ counts: { instructions: undefined as never } })])).toMatch(/unknown +cgtp .* L=2 -\n/)
+    expect(lines([counted()], { ...defaults, batch: 7 })).toBe('')
+    expect(lines([counted()], { ...defaults, dtype: 'float64' })).toBe('')
+  })
+  test('of the CPU: ratios of measured times', () => {
+    const { counts, ...rest } = counted()
+    const timing = { median: 3.1 * modelled(counted()).bytesFloor, quartiles: [1, 1] as [number, number], fastest: 1, samples: 9, callsPerSample: 1, sets: 1, rotatedBytes: 1 }
+    const run = runOf([{ ...rest, status: 'measured', timing }], parseFlags([]).settings)
+    expect(bars('', cpuGoals.results(run))).toMatch(/MISSED +cgtp +forward +at most 3x its floor: L=2 3.10x MISSED/)
+  })
+})
+
+describe.runIf(backends().cuda.available)('measuring on a device', () => {
+  const cuda = native.cuda!
+
+  // Sizes without and with a rest of 16 bytes, one longer than the threads of a block.
+  test.each([4, 12, 64, 5000, 100_003])('the copy moves all of %i numbers and nothing else', (length) => {
+    const numbers = randomArray('float32', length, random(1))
+    using from = DeviceArray.from(numbers), to = DeviceArray.from(new Float32Array(length + 8).fill(7))
+    cuda.copyByKernel(nativeArray(to.slice(4, length + 4)), nativeArray(from))
+    const copied = to.download()
+    expect(sameBits(copied.slice(4, length + 4), numbers)).toBe(true)
+    expect([...copied.slice(0, 4), ...copied.slice(length + 4)]).toEqual(Array(8).fill(7))
+  })
+
+  test.each(['float32', 'float64'] as const)('%s: multiply-adds are a number for each iteration, and are done', (dtype) => {
+    using out = DeviceArray.alloc(dtype, 1)
+    const count = (iterations: number) => cuda.fmaChain(dtype === 'float64', iterations, nativeArray(out))
+    expect(count(3)).toBe(3 * count(1))
+    // Eight sums from 0 to 7 in the first thread, 16 times s := 0.999 s + 0.001: their mean, and the 1e-5 of the tests' float32.
+    const expected = 1 + 2.5 * 0.999 ** 16
+    expect(Math.abs(out.download()[0]! / expected - 1)).toBeLessThan(1e-5)
+  })
+
+  test('time() calls in order, and waits', () => {
+    const order: string[] = []
+    using a = DeviceArray.from(new Float32Array(1000).fill(1)), b = DeviceArray.alloc('float32', 1000)
+    const times = cuda.time(0, 3, () => order.push('before'), () => {
+      order.push('work')
+      cuda.copyByKernel(nativeArray(b), nativeArray(a))
+    })
+    expect(order).toEqual(['before', 'work', 'before', 'work', 'before', 'work'])
+    expect(times).toHaveLength(3)
+    for (const time of times) expect(time).toBeGreaterThanOrEqual(0)
+    expect(() => cuda.time(0, 1, () => {}, () => { throw new Error('of the work') })).toThrow('of the work')
+  })
+})
+
+describe.runIf(isEmulated)('--backend cuda', () => {
+  const settings = (...args: string[]) => parseFlags(['--backend', 'cuda', '--problem', 'MIMO', '--L', '1,2', ...args]).settings
+  const silent = () => {}
+  const noPtx = () => {
+    throw new Error('no toolkit here')
+  }
+  afterEach(() => native.cuda!.interpret!(undefined))
+
+  test('the emulation counts and models, and prints no time', () => {
+    const machine = emulated(settings(), noPtx)
+    const run = compare(settings(), machine, silent), text = report(run, machine)
+    expect(run.outcomes).toHaveLength(16)
+    for (const o of run.outcomes) {
+      expect(correct(o), JSON.stringify(o)).toBe(true)
+      expect(o).toMatchObject({ status: 'counted', counts: { items: 320, launches: 1 } })
+      expect(modelled(o as Counted).traffic).toBeCloseTo(1, 2)
+    }
+    expect(text).toMatch(/^COUNTED AND MODELLED, NOT MEASURED/)
+    expect(text).toMatch(/Goals \(MODELLED[^]*reached +MIMO +both/)
+    expect(text).not.toMatch(/GB\/s|ns\/item|WRONG/)
+    expect(text).toContain('instructions: not counted (no toolkit here), and so no time is modelled')
+    expect(record(run, machine)).toMatchObject({ goals: expect.arrayContaining([expect.objectContaining({ operation: 'MIMO' })]) })
+  })
+
+  // Compiles the PTX, unless another test has.
+  test.runIf(detectCudaToolkit())('32 thread-instructions are counted for each that a warp issues', () => {
+    const chosen = settings('--operation', 'mtp', '--pass', 'forward')
+    const o = compare(chosen, emulated(chosen), silent).outcomes[1]! // L = 2
+    expect(correct(o), JSON.stringify(o)).toBe(true)
+    using op = new MatrixTensorProduct('0e+1e+2e', '0e+1e+2e', { irrepsOut: '0e+1e+2e+3e+4e', backend: 'cuda' })
+    using x = DeviceArray.from(new Float32Array(320 * 9)), y = DeviceArray.from(new Float32Array(320 * 9))
+    native.cuda!.counting!(true)
+    op.forward(x, y).download()
+    const { instructions } = native.cuda!.counting!(false)
+    expect(instructions.thread).toBeGreaterThan(0)
+    expect((o as Counted).counts.instructions).toBe(32 * instructions.warp)
+    expect(modelled(o as Counted).ns).toBeCloseTo((instructions.warp / 10 / 29.6e12) * 1e9, 6)
+  }, 300_000)
+
+  test('what a GPU is asked for runs, and says that it was none', () => {
+    const machine = gpu(settings('--batch', '70'))
+    const run = compare(settings('--batch', '70'), machine, silent), text = report(run, machine)
+    for (const o of run.outcomes) {
+      expect(correct(o), JSON.stringify(o)).toBe(true)
+      expect(o).toMatchObject({ status: 'measured', timing: { sets: 1 } })
+    }
+    expect(run.speeds.length).toBe(2)
+    for (const speed of run.speeds) expect(Math.min(speed.copyBandwidth, speed.fmaPeak)).toBeGreaterThan(0)
+    expect(text).toMatch(/^THIS IS NO GPU/)
+    expect(text).toMatch(/Warning: THIS IS NO GPU.*$/)
+    expect(record(run, machine)).toMatchObject({ isEmulated: true, goals: [] })
+  })
+
+  test('a wrong number is seen', () => {
+    const machine = emulated(settings(), noPtx), { read } = machine.memory
+    machine.memory.read = (array) => read(array).map((value) => 1.001 * value) as Float32Array
+    const run = compare(settings('--operation', 'mtp', '--pass', 'forward'), machine, silent)
+    expect(run.outcomes.map(correct)).toEqual([false, false])
+    expect(report(run, machine)).toMatch(/WRONG: MIMO L=1 mtp forward: error [\d.e-]+ over 1e-5/)
+  })
+})
