@@ -40,7 +40,7 @@ const std::shared_ptr<const Operation>& operation_of(const Napi::Value& value) {
 
 Napi::Value create_clebsch_gordan(const Napi::CallbackInfo& info) {
   const ClebschGordanForm f = read_clebsch_gordan(info[0].As<Napi::Object>());
-  return wrap(info.Env(), make_clebsch_gordan(f.is_double, f.dims, f.in1, f.in2, f.paths, f.dense));
+  return wrap(info.Env(), make_clebsch_gordan(f.is_double, f.dims, f.in1, f.in2, f.paths, f.dense, f.square));
 }
 
 Napi::Value create_weighted(const Napi::CallbackInfo& info) {
@@ -64,6 +64,12 @@ Napi::Value create_matrix(const Napi::CallbackInfo& info) {
   const auto o = info[0].As<Napi::Object>();
   const ChannelForm f = read_channel_product(o);
   return wrap(info.Env(), make_matrix(f.is_double, f.mul, f.slots, f.products, integer(o, "k")));
+}
+
+Napi::Value create_matrix_block(const Napi::CallbackInfo& info) {
+  const auto o = info[0].As<Napi::Object>();
+  const ChannelForm f = read_channel_product(o);
+  return wrap(info.Env(), make_matrix_block(f.is_double, f.mul, f.slots, read_block_paths(o)));
 }
 
 Napi::Value create_spherical_harmonics(const Napi::CallbackInfo& info) {
@@ -184,6 +190,10 @@ Napi::Value gaunt_path_coefficient(const Napi::CallbackInfo& info) {
 Napi::Value matrix_path_coefficient(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), matrix_path(degree(info, 0), degree(info, 1), degree(info, 2), degree(info, 3)));
 }
+Napi::Value matrix_block_path_coefficient(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), matrix_block_path(degree(info, 0), degree(info, 1), degree(info, 2), degree(info, 3),
+                                                         info[4].As<Napi::Boolean>().Value()));
+}
 Napi::Value wigner_d_array(const Napi::CallbackInfo& info) {
   const std::vector<double> d = wigner_d(degree(info, 0), doubles(info[1]).data());
   auto result = Napi::Float64Array::New(info.Env(), d.size());
@@ -264,6 +274,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   add("createGaunt", create_gaunt);
   add("createFourier", create_fourier);
   add("createMatrix", create_matrix);
+  add("createMatrixBlock", create_matrix_block);
   add("createSphericalHarmonics", create_spherical_harmonics);
   add("dispose", dispose);
   add("overlap", overlap);
@@ -275,6 +286,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   add("gauntCoefficient", gaunt);
   add("gauntPath", gaunt_path_coefficient);
   add("matrixPath", matrix_path_coefficient);
+  add("matrixBlockPath", matrix_block_path_coefficient);
   add("wignerD", wigner_d_array);
   add("measureCopyBandwidth", measure_copy_bandwidth);
   add("measureFmaPeak", measure_fma_peak);

@@ -3,6 +3,7 @@
 #include "core/call.hpp"
 #include "core/channels.hpp"
 #include "core/clebsch_gordan.hpp"
+#include "core/matrix_block.hpp"
 #include "core/weighted.hpp"
 #include <napi.h>
 #include <vector>
@@ -38,7 +39,7 @@ inline std::vector<IrrepsBlock> blocks(const Napi::Value& value) {
 }
 
 struct ClebschGordanForm {
-  bool is_double, dense;
+  bool is_double, dense, square;
   int dims[3];
   std::vector<IrrepsBlock> in1, in2;
   std::vector<ClebschGordanPath> paths;
@@ -49,10 +50,10 @@ inline ClebschGordanForm read_clebsch_gordan(const Napi::Object& o) {
   const std::vector<double> coefficients = doubles(o.Get("coefficients"));
   std::vector<ClebschGordanPath> paths;
   for (size_t p = 0; p < coefficients.size(); ++p) {
-    const int* f = flat.data() + 8 * p;
-    paths.push_back({f[0], f[1], f[2] != 0, f[3], f[4], f[5], f[6], f[7], coefficients[p]});
+    const int* f = flat.data() + 9 * p;
+    paths.push_back({f[0], f[1], Connection(f[2]), f[3], f[4], f[5], f[6], f[7], f[8] != 0, coefficients[p]});
   }
-  return {boolean(o, "isDouble"), boolean(o, "dense"), {dims[0], dims[1], dims[2]}, blocks(o.Get("in1")), blocks(o.Get("in2")), paths};
+  return {boolean(o, "isDouble"), boolean(o, "dense"), boolean(o, "square"), {dims[0], dims[1], dims[2]}, blocks(o.Get("in1")), blocks(o.Get("in2")), paths};
 }
 
 inline WeightedForm read_weighted(const Napi::Object& o) {
@@ -84,6 +85,14 @@ inline ChannelForm read_channel_product(const Napi::Object& o) {
   for (size_t p = 0; p + 2 < flat.size(); p += 3) form.products.push_back({flat[p], flat[p + 1], flat[p + 2]});
   return form;
 }
+inline std::vector<MatrixBlockPath> read_block_paths(const Napi::Object& o) {
+  const std::vector<int> flat = ints(o.Get("paths"));  // the blocks of each
+  const std::vector<double> coefficients = doubles(o.Get("coefficients"));
+  std::vector<MatrixBlockPath> paths;
+  for (size_t p = 0; p < coefficients.size(); ++p) paths.push_back({flat[3 * p], flat[3 * p + 1], flat[3 * p + 2], coefficients[p]});
+  return paths;
+}
+
 // Of a call: { x, y, z, ax, ay, w, aw, xOut, yOut, zOut, wOut, batch, xShared, yShared, wShared, accumulate, threads }.
 inline constexpr int weight_operand = operand_count, weight_direction_operand = operand_count + 1, operand_arrays = operand_count + 2;
 inline constexpr int weight_result = slot_count, result_arrays = slot_count + 1;

@@ -273,7 +273,7 @@ Napi::Value create(const Napi::CallbackInfo& info, F&& make) {
 Napi::Value create_clebsch_gordan(const Napi::CallbackInfo& info) {
   return create(info, [](int device, const Napi::Object& o) {
     const ClebschGordanForm f = read_clebsch_gordan(o);
-    return make_clebsch_gordan(device, f.is_double, f.dims, f.in1, f.in2, f.paths, f.dense);
+    return make_clebsch_gordan(device, f.is_double, f.dims, f.in1, f.in2, f.paths, f.dense, f.square);
   });
 }
 Napi::Value create_gaunt(const Napi::CallbackInfo& info) {
@@ -292,6 +292,12 @@ Napi::Value create_matrix(const Napi::CallbackInfo& info) {
   return create(info, [](int device, const Napi::Object& o) {
     const ChannelForm f = read_channel_product(o);
     return make_matrix(device, f.is_double, f.mul, f.slots, f.products, integer(o, "k"));
+  });
+}
+Napi::Value create_matrix_block(const Napi::CallbackInfo& info) {
+  return create(info, [](int device, const Napi::Object& o) {
+    const ChannelForm f = read_channel_product(o);
+    return make_matrix_block(device, f.is_double, f.mul, f.slots, read_block_paths(o));
   });
 }
 Napi::Value create_spherical_harmonics(const Napi::CallbackInfo& info) {
@@ -613,6 +619,7 @@ void register_cuda(Napi::Env env, Napi::Object exports) {
   set<create_gaunt>(o, "createGaunt");
   set<create_fourier>(o, "createFourier");
   set<create_matrix>(o, "createMatrix");
+  set<create_matrix_block>(o, "createMatrixBlock");
   set<create_spherical_harmonics>(o, "createSphericalHarmonics");
   set<dispose<Plan>>(o, "disposeOperation");
   set<run>(o, "run");

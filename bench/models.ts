@@ -88,3 +88,8 @@ export function matrixCount(_form: Form, { in1, in2, out }: ProblemIrreps, pass:
 export function matrixDegree({ in1, in2, out }: ProblemIrreps): number {
   return Math.ceil(Math.max(degreeOf(in1), degreeOf(in2), degreeOf(out)) / 2)
 }
+
+/** The default k of the block form: matrices are over the irreps 0 .. k. */
+export function matrixBlockDegree({ in1, in2 }: ProblemIrreps): number {
+  return Math.ceil((degreeOf(in1) + degreeOf(in2)) / 2)
+}

@@ -1,7 +1,7 @@
 // Every problem and every operation once, by name. Tests and the benchmark share these: one case object serves
 // correctness, gradients and timing. A new problem, operation or suite is one entry here; a new pass one in passes.ts.
 import { ClebschGordanTensorProduct, GauntTensorProduct, Irreps, MatrixTensorProduct, type Backend, type DeviceArray } from '../lib/index'
-import { clebschGordanForm, gauntForm, matrixForm, type Form } from './reference'
+import { clebschGordanForm, gauntForm, matrixBlockForm, matrixForm, type Form } from './reference'
 import { denseCount, fourierCount, gridCount, matrixCount, sparseCount } from './models'
 import type { PassName } from './passes'
 
@@ -167,6 +167,17 @@ export const operations: readonly Operation[] = [
     selectionRule: triangleRule,
     order: { SISO: 3, SIMO: 3, MIMO: 3 },
     word: 'matrix',
+  },
+  {
+    name: 'mtp-block',
+    meaning: 'matrix product over a direct sum of irreps, by its paths',
+    make: ({ in1, in2, out }, options) => new MatrixTensorProduct(in1, in2, { ...options, irrepsOut: out, form: 'block' }),
+    form: matrixBlockForm,
+    count: sparseCount,
+    countMeaning: 'nonzero coefficients + outer product x_i y_j',
+    selectionRule: triangleRule,
+    order: { SISO: 2, SIMO: 3, MIMO: 5 },
+    word: 'matrix_block',
   },
 ]
 

@@ -1,7 +1,7 @@
 // The reference that every timed kernel is checked against: the operation's definition, written out over all nonzero
 // coefficients in float64, from Wigner 3j symbols and nothing else of the package.
 import { wigner3j, type Irreps } from '../lib/index'
-import { matrixDegree } from './models'
+import { matrixBlockDegree, matrixDegree } from './models'
 import type { Pass, Slot, Term } from './passes'
 import type { Layout, Numbers, ProblemIrreps } from './problems'
 
@@ -152,6 +152,23 @@ export function gauntForm(irreps: ProblemIrreps): Form {
 export function matrixForm(irreps: ProblemIrreps): Form {
   const k = matrixDegree(irreps)
   return summedForm(irreps, (a, b, c) => (c.l % 2 ? -1 : 1) * wigner6j(a.l, b.l, c.l, k, k, k))
+}
+
+/** Of matrices over the irreps 0 .. k with 'norm' coefficients: three 3j summed over k1, k2, k3, which are a 6j. */
+export function matrixBlockPath(l1: number, l2: number, l3: number, k: number): number {
+  let sum = 0
+  for (let k1 = 0; k1 <= k; k1++)
+    for (let k2 = 0; k2 <= k; k2++)
+      for (let k3 = 0; k3 <= k; k3++) {
+        const sign = (k1 + k3 + l3) % 2 ? -1 : 1
+        sum += sign * (2 * k1 + 1) * (2 * k2 + 1) * (2 * k3 + 1) * wigner6j(l1, l2, l3, k3, k1, k2)
+      }
+  return sum
+}
+
+export function matrixBlockForm(irreps: ProblemIrreps): Form {
+  const k = matrixBlockDegree(irreps)
+  return summedForm(irreps, (a, b, c) => matrixBlockPath(a.l, b.l, c.l, k))
 }
 
 /**

@@ -9,6 +9,7 @@
 #include "fourier.hpp"
 #include "gaunt.hpp"
 #include "matrix.hpp"
+#include "matrix_block.hpp"
 #include "plan.hpp"
 #include "weighted.hpp"
 #include <algorithm>
@@ -19,6 +20,10 @@ namespace equitensor {
 // Operations an item; a multiply-add counts two.
 struct PassFlops {
   long forward = 0, backward = 0, double_backward = 0;
+
+  void add(long times, const PassFlops& each) {
+    forward += times * each.forward, backward += times * each.backward, double_backward += times * each.double_backward;
+  }
 };
 
 inline Divisor divisor(int d) { return {~0u / unsigned(d)}; }
@@ -68,38 +73,54 @@ PlanMap<T> build_map(Store& store, const BlockMap& map) {
   return result;
 }
 
+// products: components of x and y, sorted. flops: of one pair of channels.
+template <class T, class Store>
+PlanProducts<T> build_products(Store& store, const std::vector<std::pair<int, int>>& products, const BlockMap& forward, const BlockMap& backward,
+                               PassFlops& flops) {
+  PlanProducts<T> plan{};
+  std::vector<int> x, y, rows, columns, column_products;
+  std::map<int, std::vector<int>> by_column;
+  for (const auto& [i, j] : products) {
+    if (x.empty() || x.back() != i) rows.push_back(int(x.size()));
+    by_column[j].push_back(int(x.size()));
+    x.push_back(i);
+    y.push_back(j);
+  }
+  plan.rows = int(rows.size()), plan.products = int(x.size()), plan.columns = int(by_column.size());
+  rows.push_back(plan.products);
+  for (const auto& [j, column] : by_column) {
+    columns.push_back(int(column_products.size()));
+    column_products.insert(column_products.end(), column.begin(), column.end());
+  }
+  columns.push_back(plan.products);
+  flops.forward += plan.products + 2 * forward.multiply_adds;
+  flops.backward += 4 * plan.products + 2 * backward.multiply_adds;
+  flops.double_backward += 7 * plan.products + 2 * (forward.multiply_adds + backward.multiply_adds);
+  plan.forward = build_map<T>(store, forward), plan.backward = build_map<T>(store, backward);
+  plan.x_component = store.ints(x), plan.y_component = store.ints(y), plan.row_begin = store.ints(rows);
+  plan.column_begin = store.ints(columns), plan.column_product = store.ints(column_products);
+  return plan;
+}
+
 // in_row: a pair of one channel names components of the output row itself.
 template <class T, class Store>
 ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], const std::vector<IrrepsBlock>& in1,
                                          const std::vector<IrrepsBlock>& in2, const std::vector<ClebschGordanPath>& paths,
-                                         bool dense, bool in_row, PassFlops& flops) {
+                                         bool dense, bool square, bool in_row, PassFlops& flops) {
   ClebschGordanPlan<T> plan{};
   std::vector<PlanPair<T>> pairs;
-  for (const ClebschGordanPair& form : clebsch_gordan_pairs(in1, in2, paths, dense)) {
+  for (const ClebschGordanPair& form : clebsch_gordan_pairs(in1, in2, paths, dense, square)) {
     const IrrepsBlock &b1 = in1[form.in1], &b2 = in2[form.in2];
     PlanPair<T> pair{};
-    pair.mul1 = b1.mul, pair.mul2 = b2.mul, pair.same_channel = form.same_channel;
+    pair.mul1 = b1.mul, pair.mul2 = b2.mul, pair.connection = form.connection, pair.triangular = form.triangular;
     pair.x_offset = b1.offset, pair.x_channel = b1.channel;
     pair.y_offset = b2.offset, pair.y_channel = b2.channel;
-    std::vector<int> x, y, rows;
-    for (const auto& [i, j] : form.products) {
-      if (x.empty() || x.back() != i * b1.component) rows.push_back(int(x.size()));
-      x.push_back(i * b1.component);
-      y.push_back(j * b2.component);
-    }
-    pair.rows = int(rows.size()), pair.products = int(x.size());
-    rows.push_back(pair.products);
-    std::vector<int> columns, column_products;
-    for (int j = 0; j <= 2 * b2.l; ++j) {
-      columns.push_back(int(column_products.size()));
-      for (int p = 0; p < pair.products; ++p)
-        if (form.products[p].second == j) column_products.push_back(p);
-      if (columns.back() == int(column_products.size())) columns.pop_back();
-    }
-    pair.columns = int(columns.size());
-    columns.push_back(pair.products);
-    const long channels = form.same_channel ? b1.mul : long(b1.mul) * b2.mul;
-    pair.direct = in_row && channels == 1;
+    std::vector<std::pair<int, int>> products;
+    for (const auto& [i, j] : form.products) products.push_back({i * b1.component, j * b2.component});
+    const long channels = form.connection == Connection::all    ? long(b1.mul) * b2.mul
+                          : form.connection == Connection::same ? b1.mul
+                                                                : long(b1.mul) * (b1.mul - 1) / 2;
+    pair.direct = in_row && b1.mul == 1 && b2.mul == 1;
     std::vector<PlanSegment> segments;
     std::vector<int> row_component;
     std::vector<PlanPlace> places;
@@ -112,21 +133,17 @@ ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], con
       }
     }
     BlockMap forward = make_block_map(pair.compact_outputs, form.entries);
-    BlockMap backward = make_block_map(pair.products, transposed(form.entries));
+    BlockMap backward = make_block_map(int(products.size()), transposed(form.entries));
     if (pair.direct) {
       for (MapBlock& b : forward.blocks)
         for (int& o : b.outputs) o = row_component[o];
       for (MapBlock& b : backward.blocks)
         for (int& s : b.sources) s = row_component[s];
     }
-    flops.forward += channels * (pair.products + 2 * forward.multiply_adds);
-    flops.backward += channels * (4 * pair.products + 2 * backward.multiply_adds);
-    flops.double_backward += channels * (7 * pair.products + 2 * (forward.multiply_adds + backward.multiply_adds));
-    pair.forward = build_map<T>(store, forward), pair.backward = build_map<T>(store, backward);
-    pair.x_component = store.ints(x), pair.y_component = store.ints(y), pair.row_begin = store.ints(rows);
-    pair.column_begin = store.ints(columns), pair.column_product = store.ints(column_products);
+    PassFlops each;
+    static_cast<PlanProducts<T>&>(pair) = build_products<T>(store, products, forward, backward, each);
+    flops.add(channels, each);
     pair.places = store.items(std::move(places));
-    pair.out_component = store.ints(row_component);
     pair.by_outputs = divisor(pair.compact_outputs);
     pair.segment_count = int(segments.size());
     pair.segments = store.items(std::move(segments));
@@ -135,6 +152,7 @@ ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], con
     pairs.push_back(pair);
   }
   std::copy(dims, dims + 3, plan.dim);
+  plan.square = square;
   plan.pair_count = int(pairs.size());
   plan.pairs = store.items(std::move(pairs));
   return plan;
@@ -166,7 +184,7 @@ WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops&
     const IrrepsBlock& b1 = form.blocks[0][size_t(from.in1)];
     const IrrepsBlock& b2 = form.blocks[1][size_t(from.in2)];
     const IrrepsBlock& b3 = form.blocks[2][size_t(from.out)];
-    Connection c = connection_of(from.mode, b1.mul, b2.mul, b3.mul);
+    WeightedConnection c = connection_of(from.mode, b1.mul, b2.mul, b3.mul);
     if (b1.mul == 0 || b2.mul == 0 || b3.mul == 0 || c.segments.empty()) continue;
     const bool from_x = c.lane_operand == 0;
     const IrrepsBlock &lane = from_x ? b1 : b2, &matrix = from_x ? b2 : b1;
@@ -600,6 +618,26 @@ inline long harmonics_flops(const std::vector<int>& copies, bool normalize, bool
     for (int l = 0; l <= lmax; ++l) flops += std::max(0, copies[l] - 1) * (2 * l + 1);
   }
   return flops;
+}
+
+template <class T, class Store>
+MatrixBlockPlan<T> matrix_block_plan(Store& store, int mul, const ChannelSlot (&slots)[3], const std::vector<MatrixBlockPath>& paths,
+                                     PassFlops& flops) {
+  MatrixBlockPlan<T> plan{};
+  plan.mul = mul;
+  for (int s = 0; s < 3; ++s) slot_components<MatrixComponent>(plan.slots[s], slots[s], store);
+  PassFlops each;
+  std::vector<PlanProducts<T>> chunks;
+  for (const MatrixBlockChunk& chunk : matrix_block_chunks(slots, paths)) {
+    const BlockMap forward = make_block_map(plan.slots[2].components, chunk.entries, Missing::untouched);
+    const BlockMap backward = make_block_map(int(chunk.products.size()), transposed(chunk.entries));
+    chunks.push_back(build_products<T>(store, chunk.products, forward, backward, each));
+    plan.max_products = std::max(plan.max_products, chunks.back().products);
+  }
+  flops.add(mul, each);
+  plan.chunk_count = int(chunks.size());
+  plan.chunks = store.items(std::move(chunks));
+  return plan;
 }
 
 template <class T, class Store>

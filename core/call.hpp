@@ -47,10 +47,14 @@ struct Call {
   const std::atomic<int>* cancel;
 };
 
-// Of a product. Results that no term reaches are left out: they are zero.
-inline Terms terms_of(const Call& call) {
+// Of a product. Results that no term reaches are left out: they are zero. square: T(x, x, z), so that y and its direction are x and its, and the
+// gradient of x is that of both slots together, whose operands are the same.
+inline Terms terms_of(const Call& call, bool square = false) {
   Terms terms{};
   const auto add = [&](int a, int b, int out) {
+    if (square && out == 1) return;
+    if (square && slot_of(a) == 1) a -= y_operand;
+    if (square && slot_of(b) == 1) b -= y_operand;
     if (!call.in[a] || !call.in[b] || !call.out[out]) return;
     terms.term[terms.count++] = {a, b, out, !terms.writes[out]};
     terms.reads[a] = terms.reads[b] = terms.writes[out] = true;

@@ -11,6 +11,9 @@ struct IrrepsBlock {
   int at(int u, int m) const { return offset + u * channel + m * component; }
 };
 
+// Which channels u and v of two blocks are multiplied. e3nn's uvuv: all of them; uuu: u with u; uvu<v: u with every later v.
+enum class Connection { all, same, upper };
+
 // Of a product of signals channel by channel: these parts of the inputs' components, into that part of the output's.
 struct PlanProduct {
   int part1, part2, part_out;

@@ -38,13 +38,9 @@ struct Strided {
   int first, step;
 };
 
-// ---- Clebsch-Gordan: all paths of one pair of irreps (blocks of the inputs).
+// Products of components of a channel of x and one of y, and their map to outputs.
 template <class T>
-struct PlanPair {
-  int mul1, mul2;
-  bool same_channel;           // uuu: channel u with channel u; otherwise uvuv: every u with every v
-  int x_offset, x_channel;     // component of channel 0 and the distance to the next channel's
-  int y_offset, y_channel;
+struct PlanProducts {
   const int* x_component;      // of product p: offset of x's and y's component from the channel's first
   const int* y_component;
   const int* row_begin;        // products are sorted by x's component: row r is [row_begin[r], row_begin[r + 1])
@@ -54,9 +50,18 @@ struct PlanPair {
   int columns;
   PlanMap<T> forward;          // products -> outputs
   PlanMap<T> backward;         // outputs -> products
+};
+
+// ---- Clebsch-Gordan: all paths of one pair of irreps (blocks of the inputs).
+template <class T>
+struct PlanPair : PlanProducts<T> {
+  int mul1, mul2;
+  Connection connection;
+  bool triangular;             // in the row v counts less u (u - 1) / 2
+  int x_offset, x_channel;     // component of channel 0 and the distance to the next channel's
+  int y_offset, y_channel;
   bool direct;                 // one channel: the maps name components of the output row itself
   const struct PlanPlace* places;      // of every compact output
-  const int* out_component;            // of every compact output of channels u = v = 0, in the row
   const struct PlanSegment* segments;  // otherwise of the compact outputs of one channel, which these put in place
   int segment_count, compact_outputs;
   Divisor by_outputs;
@@ -72,6 +77,7 @@ struct PlanSegment {
 template <class T>
 struct ClebschGordanPlan {
   int dim[3], max_products, max_compact;
+  bool square;  // the second input is the first one
   const PlanPair<T>* pairs;
   int pair_count;
 };
@@ -216,6 +222,15 @@ struct MatrixPlan {
   int product_count;
   const PlanTop<T>* tops;
   int top_count;
+};
+
+// The block form, by its paths.
+template <class T>
+struct MatrixBlockPlan {
+  int mul, max_products;
+  PlanSlot slots[3];
+  const PlanProducts<T>* chunks;  // each adds to the outputs
+  int chunk_count;
 };
 
 template <class T>

@@ -50,5 +50,24 @@ constexpr double matrix_path(int l1, int l2, int l3, int k) {
   return (l3 % 2 ? -1 : 1) * wigner6j(l1, l2, l3, k, k, k);
 }
 
+// Path coefficient of the product of matrices over the direct sum of the irreps 0 .. k, whose block (k1, k2) holds wigner3j(k1, k2, l) times
+// sqrt((2k1+1)(2k2+1)) ('norm') or sqrt(2l+1) ('component'). Three 3j contract to a 6j, C(k1 k2 l1) C(k2 k3 l2) C(k1 k3 l3) =
+// (-1)^(k1+k3+l3) {l1 l2 l3; k3 k1 k2} C(l1 l2 l3), so that it is a sum over k1, k2, k3. To degree 11 it loses four digits at most (1e-13,
+// l = 8, compared with 40 digits).
+constexpr double matrix_block_path(int l1, int l2, int l3, int k, bool is_norm) {
+  if (!triangle(l1, l2, l3)) return 0;
+  double sum = 0, size = 0;
+  for (int k1 = 0; k1 <= k; ++k1)
+    for (int k2 = absolute(k1 - l1); k2 <= minimum(k, k1 + l1); ++k2)
+      for (int k3 = maximum(absolute(k2 - l2), absolute(k1 - l3)); k3 <= minimum(k, minimum(k2 + l2, k1 + l3)); ++k3) {
+        const double scale = is_norm ? double(2 * k1 + 1) * (2 * k2 + 1) * (2 * k3 + 1) : 1;
+        const double term = scale * wigner6j(l1, l2, l3, k3, k1, k2);
+        sum += (k1 + k3 + l3) % 2 ? -term : term;
+        size += absolute(term);
+      }
+  if (absolute(sum) <= 1e-12 * size) return 0;
+  return is_norm ? sum : sum * square_root(double(2 * l1 + 1) * (2 * l2 + 1) * (2 * l3 + 1));
+}
+
 }  // namespace EQUITENSOR_VARIANT
 }  // namespace equitensor

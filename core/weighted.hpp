@@ -28,7 +28,7 @@ struct WeightedForm {
 };
 
 // Which channels an instruction connects.
-struct Connection {
+struct WeightedConnection {
   int lane_operand;  // 0: x, 1: y
   bool same_channel = false;
   std::vector<PlanChannels> segments;
@@ -38,8 +38,8 @@ struct Connection {
   std::vector<PlanMix> mixes;
 };
 
-inline Connection connection_of(Mode mode, int mul1, int mul2, int mul3) {
-  Connection c{};
+inline WeightedConnection connection_of(Mode mode, int mul1, int mul2, int mul3) {
+  WeightedConnection c{};
   const auto every_v = [&](bool adds) {  // lanes are x's channels
     c.lane_operand = 0;
     for (int v = 0; v < mul2; ++v) c.segments.push_back({v, 0, mul1, adds ? 0 : v * mul1, v * mul1, adds && v > 0});

@@ -11,13 +11,19 @@ inline namespace EQUITENSOR_VARIANT {
 inline constexpr int tiles_at_once = sizeof(Vector<float>) == 64 ? 2 : 1;
 
 // `outputs` sums a tile in registers; a round loads one input a tile and `outputs` broadcast coefficients. The second tile's inputs
-// and outputs lie in_tile and out_tile vectors behind the first one's.
-template <int outputs, int tiles, class T>
+// and outputs lie in_tile and out_tile vectors behind the first one's. add: to the outputs that are there.
+template <int outputs, int tiles, bool add, class T>
 inline void apply_run(const PlanRun<T>& run, const Vector<T>* in, Vector<T>* out, long in_tile, long out_tile) {
   const T* c = run.coefficients;
   const int *source = run.sources, *output = run.outputs;
   for (int b = 0; b < run.blocks; ++b, output += outputs) {
     Vector<T> sum[tiles][outputs]{};
+    if constexpr (add) {
+#pragma GCC unroll 12
+      for (int o = 0; o < outputs; ++o)
+#pragma GCC unroll 2
+        for (int t = 0; t < tiles; ++t) sum[t][o] = out[output[o] + t * out_tile];
+    }
     for (int s = 0; s < run.source_count; ++s, c += outputs) {
       const Vector<T>* value = in + *source++;
       if constexpr (tiles == 1) {
@@ -41,23 +47,23 @@ inline void apply_run(const PlanRun<T>& run, const Vector<T>* in, Vector<T>* out
   }
 }
 
-template <int tiles = 1, class T>
+template <int tiles = 1, bool add = false, class T>
 inline void apply(const PlanMap<T>& map, const Vector<T>* in, Vector<T>* out, long in_tile = 0, long out_tile = 0) {
   for (int r = 0; r < map.count; ++r) {
     const PlanRun<T>& run = map.runs[r];
     switch (run.output_count) {
-      case 1: apply_run<1, tiles>(run, in, out, in_tile, out_tile); break;
-      case 2: apply_run<2, tiles>(run, in, out, in_tile, out_tile); break;
-      case 3: apply_run<3, tiles>(run, in, out, in_tile, out_tile); break;
-      case 4: apply_run<4, tiles>(run, in, out, in_tile, out_tile); break;
-      case 5: apply_run<5, tiles>(run, in, out, in_tile, out_tile); break;
-      case 6: apply_run<6, tiles>(run, in, out, in_tile, out_tile); break;
-      case 7: apply_run<7, tiles>(run, in, out, in_tile, out_tile); break;
-      case 8: apply_run<8, tiles>(run, in, out, in_tile, out_tile); break;
-      case 9: apply_run<9, tiles>(run, in, out, in_tile, out_tile); break;
-      case 10: apply_run<10, tiles>(run, in, out, in_tile, out_tile); break;
-      case 11: apply_run<11, tiles>(run, in, out, in_tile, out_tile); break;
-      case 12: apply_run<12, tiles>(run, in, out, in_tile, out_tile); break;
+      case 1: apply_run<1, tiles, add>(run, in, out, in_tile, out_tile); break;
+      case 2: apply_run<2, tiles, add>(run, in, out, in_tile, out_tile); break;
+      case 3: apply_run<3, tiles, add>(run, in, out, in_tile, out_tile); break;
+      case 4: apply_run<4, tiles, add>(run, in, out, in_tile, out_tile); break;
+      case 5: apply_run<5, tiles, add>(run, in, out, in_tile, out_tile); break;
+      case 6: apply_run<6, tiles, add>(run, in, out, in_tile, out_tile); break;
+      case 7: apply_run<7, tiles, add>(run, in, out, in_tile, out_tile); break;
+      case 8: apply_run<8, tiles, add>(run, in, out, in_tile, out_tile); break;
+      case 9: apply_run<9, tiles, add>(run, in, out, in_tile, out_tile); break;
+      case 10: apply_run<10, tiles, add>(run, in, out, in_tile, out_tile); break;
+      case 11: apply_run<11, tiles, add>(run, in, out, in_tile, out_tile); break;
+      case 12: apply_run<12, tiles, add>(run, in, out, in_tile, out_tile); break;
     }
   }
 }

@@ -2,6 +2,7 @@
 // all of its l3; backwards the transposed map once, then a matrix-vector product with either operand.
 #include "cpu/block_map.hpp"
 #include "cpu/kernels.hpp"
+#include "cpu/products.hpp"
 #include "cpu/rows.hpp"
 
 namespace equitensor {
@@ -12,8 +13,9 @@ template <class T>
 struct ClebschGordanBuffers {
   Vector<T> *in[operand_count], *out[slot_count], *products, *compact;
   ClebschGordanBuffers(const ClebschGordanPlan<T>& plan, Scratch<T>& scratch) {
-    for (int o = 0; o < operand_count; ++o) in[o] = scratch.take(tiles_at_once * plan.dim[slot_of(o)]);
-    for (int s = 0; s < slot_count; ++s) out[s] = scratch.take(RowWriter<T>::buffer_vectors(plan.dim[s], tiles_at_once));
+    const auto is_needed = [&](int slot) { return slot != 1 || !plan.square; };
+    for (int o = 0; o < operand_count; ++o) in[o] = scratch.take(is_needed(slot_of(o)) ? tiles_at_once * plan.dim[slot_of(o)] : 0);
+    for (int s = 0; s < slot_count; ++s) out[s] = scratch.take(is_needed(s) ? RowWriter<T>::buffer_vectors(plan.dim[s], tiles_at_once) : 0);
     products = scratch.take(tiles_at_once * plan.max_products);
     compact = scratch.take(tiles_at_once * plan.max_compact);
   }
@@ -23,16 +25,17 @@ struct ClebschGordanBuffers {
 template <class T, class Body>
 EQUITENSOR_INLINE void for_each_channel(const PlanPair<T>& pair, Body&& body) {
   for (int u = 0; u < pair.mul1; ++u) {
-    if (pair.same_channel)
+    if (pair.connection == Connection::same)
       body(u, u);
     else
-      for (int v = 0; v < pair.mul2; ++v) body(u, v);
+      for (int v = pair.connection == Connection::upper ? u + 1 : 0; v < pair.mul2; ++v) body(u, v);
   }
 }
 
 // Calls copy(compact, output) for the compact outputs of one channel and their components in the row.
 template <class T, class Copy>
 EQUITENSOR_INLINE void for_each_output(const PlanPair<T>& pair, int u, int v, Copy&& copy) {
+  if (pair.triangular) v -= u * (u - 1) / 2;
   for (int s = 0; s < pair.segment_count; ++s) {
     const PlanSegment& segment = pair.segments[s];
     const int first = segment.output.first + u * segment.u_step + v * segment.v_step;
@@ -44,14 +47,7 @@ EQUITENSOR_INLINE void for_each_output(const PlanPair<T>& pair, int u, int v, Co
 template <int tiles, bool add, class T>
 EQUITENSOR_INLINE void outer_product(const ClebschGordanPlan<T>& plan, const PlanPair<T>& pair, const Vector<T>* x, const Vector<T>* y,
                                      Vector<T>* products) {
-  for (int t = 0; t < tiles; ++t, x += plan.dim[0], y += plan.dim[1], products += plan.max_products)
-    for (int r = 0; r < pair.rows; ++r) {
-      const Vector<T> xr = x[pair.x_component[pair.row_begin[r]]];
-      for (int p = pair.row_begin[r]; p < pair.row_begin[r + 1]; ++p) {
-        const Vector<T> product = xr * y[pair.y_component[p]];
-        products[p] = add ? products[p] + product : product;
-      }
-    }
+  for (int t = 0; t < tiles; ++t, x += plan.dim[0], y += plan.dim[1], products += plan.max_products) multiply_components<add>(pair, x, y, products);
 }
 
 template <int tiles, class T>
@@ -75,23 +71,6 @@ inline void multiply_pair(const ClebschGordanPlan<T>& plan, const PlanPair<T>& p
   });
 }
 
-// The matrix of a pair, whose entries are `products`, times y, and its transpose times x. Both at once share the entries.
-template <bool to_x, bool to_y, class T>
-EQUITENSOR_INLINE void multiply_products(const PlanPair<T>& pair, const Vector<T>* products, const Vector<T>* x, const Vector<T>* y, Vector<T>* dx,
-                                         Vector<T>* dy) {
-  for (int r = 0; r < pair.rows; ++r) {
-    const int c = pair.x_component[pair.row_begin[r]];
-    const Vector<T> xr = to_y ? x[c] : Vector<T>{};
-    Vector<T> sum = to_x ? dx[c] : Vector<T>{};
-    for (int p = pair.row_begin[r]; p < pair.row_begin[r + 1]; ++p) {
-      const Vector<T> g = products[p];
-      if (to_x) sum += g * y[pair.y_component[p]];
-      if (to_y) dy[pair.y_component[p]] += g * xr;
-    }
-    if (to_x) dx[c] = sum;
-  }
-}
-
 // x and y: the operands whose product with dz goes into the gradient of the other one.
 template <int tiles, class T>
 inline void multiply_pair_backward(const ClebschGordanPlan<T>& plan, const PlanPair<T>& pair, const Vector<T>* x, const Vector<T>* y,
@@ -110,14 +89,7 @@ inline void multiply_pair_backward(const ClebschGordanPlan<T>& plan, const PlanP
     const int x_first = pair.x_offset + u * pair.x_channel, y_first = pair.y_offset + v * pair.y_channel;
     for (int t = 0; t < tiles; ++t) {
       const Vector<T>*xt = x + t * plan.dim[0] + x_first, *yt = y + t * plan.dim[1] + y_first;
-      const Vector<T>* products = buffer.products + t * plan.max_products;
-      Vector<T>*dx = x_out.tile(t) + x_first, *dy = y_out.tile(t) + y_first;
-      if (x && y)
-        multiply_products<true, true>(pair, products, xt, yt, dx, dy);
-      else if (y)
-        multiply_products<true, false>(pair, products, xt, yt, dx, dy);
-      else
-        multiply_products<false, true>(pair, products, xt, yt, dx, dy);
+      add_gradients(pair, y != nullptr, x != nullptr, buffer.products + t * plan.max_products, xt, yt, x_out.tile(t) + x_first, y_out.tile(t) + y_first);
     }
   });
 }
@@ -129,17 +101,17 @@ void clebsch_gordan(const ClebschGordanPlan<T>& plan, const Operands<T>& a, long
   RowWriter<T> writers[] = {{a, 0, plan.dim[0], buffer.out[0], tiles_at_once},
                             {a, 1, plan.dim[1], buffer.out[1], tiles_at_once},
                             {a, 2, plan.dim[2], buffer.out[2], tiles_at_once}};
-  // What is contracted with dz into the gradients of the other slot.
+  // What is contracted with dz into the gradients of the other slot; in a square one operand, into one gradient.
   const Vector<T> *x = nullptr, *y = nullptr;
   for (int i = 0; i < a.terms.count; ++i) {
     const Term& term = a.terms.term[i];
     if (term.out == 0) y = buffer.in[term.a];
-    if (term.out == 1) x = buffer.in[term.a];
+    if (term.out == (plan.square ? 0 : 1)) x = buffer.in[term.a];
   }
   const auto all_pairs = [&]<int tiles>(Int<tiles>) EQUITENSOR_LAMBDA {
     for (int i = 0; i < plan.pair_count; ++i) {
       if (a.terms.writes[2]) multiply_pair<tiles>(plan, plan.pairs[i], a.terms, buffer, writers[2]);
-      if (x || y) multiply_pair_backward<tiles>(plan, plan.pairs[i], x, y, buffer, writers[0], writers[1]);
+      if (x || y) multiply_pair_backward<tiles>(plan, plan.pairs[i], x, y, buffer, writers[0], writers[plan.square ? 0 : 1]);
     }
   };
   for_each_tiles<T, tiles_at_once>(begin, end, a.stream, [&](const Tile* tiles, int count, bool first, bool last) {

@@ -17,6 +17,8 @@ void add_gaunt(TypedKernels<T>&);
 template <class T>
 void add_matrix(TypedKernels<T>&);
 template <class T>
+void add_matrix_block(TypedKernels<T>&);
+template <class T>
 void add_spherical_harmonics(TypedKernels<T>&);
 
 const Kernels& kernels();

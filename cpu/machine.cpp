@@ -52,6 +52,7 @@ TypedKernels<T> typed_kernels() {
   add_weighted(k);
   add_gaunt(k);
   add_matrix(k);
+  add_matrix_block(k);
   add_spherical_harmonics(k);
   k.fma_chain = fma_chain<T>;
   k.fma_per_iteration = long(chains) * width<T>;

@@ -124,11 +124,14 @@ template <class T>
 class ClebschGordan final : public Planned<T, ClebschGordanPlan<T>> {
  public:
   ClebschGordan(const int (&dims)[3], const std::vector<IrrepsBlock>& in1, const std::vector<IrrepsBlock>& in2,
-                const std::vector<ClebschGordanPath>& paths, bool dense)
+                const std::vector<ClebschGordanPath>& paths, bool dense, bool square)
       : Planned<T, ClebschGordanPlan<T>>(&TypedKernels<T>::clebsch_gordan) {
-    this->plan_ = clebsch_gordan_plan<T>(this->store_, dims, in1, in2, paths, dense, true, this->flops);
+    this->plan_ = clebsch_gordan_plan<T>(this->store_, dims, in1, in2, paths, dense, square, true, this->flops);
     this->set_dims(dims[0], dims[1], dims[2]);
   }
+
+ protected:
+  Terms terms(const Call& call) const override { return terms_of(call, this->plan_.square); }
 };
 
 template <class T>
@@ -224,6 +227,16 @@ class Matrix final : public Planned<T, MatrixPlan<T>> {
 };
 
 template <class T>
+class MatrixBlock final : public Planned<T, MatrixBlockPlan<T>> {
+ public:
+  MatrixBlock(int mul, const ChannelSlot (&slots)[3], const std::vector<MatrixBlockPath>& paths)
+      : Planned<T, MatrixBlockPlan<T>>(&TypedKernels<T>::matrix_block) {
+    this->plan_ = matrix_block_plan<T>(this->store_, mul, slots, paths, this->flops);
+    this->set_dims(slots[0].dim, slots[1].dim, slots[2].dim);
+  }
+};
+
+template <class T>
 class SphericalHarmonics final : public Planned<T, HarmonicsPlan<T>> {
  public:
   SphericalHarmonics(const std::vector<int>& degrees, const std::vector<double>& scale, bool normalize)
@@ -246,8 +259,8 @@ std::unique_ptr<Operation> make(bool is_double, const Arguments&... arguments) {
 
 std::unique_ptr<Operation> make_clebsch_gordan(bool is_double, const int (&dims)[3], const std::vector<IrrepsBlock>& in1,
                                                const std::vector<IrrepsBlock>& in2,
-                                               const std::vector<ClebschGordanPath>& paths, bool dense) {
-  return make<ClebschGordan>(is_double, dims, in1, in2, paths, dense);
+                                               const std::vector<ClebschGordanPath>& paths, bool dense, bool square) {
+  return make<ClebschGordan>(is_double, dims, in1, in2, paths, dense, square);
 }
 std::unique_ptr<Operation> make_weighted(const WeightedForm& form) { return make<Weighted>(form.is_double, form); }
 std::unique_ptr<Operation> make_gaunt(bool is_double, int mul, const ChannelSlot (&slots)[3],
@@ -261,6 +274,9 @@ std::unique_ptr<Operation> make_fourier(bool is_double, int mul, const ChannelSl
 std::unique_ptr<Operation> make_matrix(bool is_double, int mul, const ChannelSlot (&slots)[3],
                                        const std::vector<PlanProduct>& products, int k) {
   return make<Matrix>(is_double, mul, slots, products, k);
+}
+std::unique_ptr<Operation> make_matrix_block(bool is_double, int mul, const ChannelSlot (&slots)[3], const std::vector<MatrixBlockPath>& paths) {
+  return make<MatrixBlock>(is_double, mul, slots, paths);
 }
 std::unique_ptr<Operation> make_spherical_harmonics(bool is_double, const std::vector<int>& degrees,
                                                     const std::vector<double>& scale, bool normalize) {

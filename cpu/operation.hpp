@@ -18,7 +18,7 @@ class Operation {
 // dims: components of an item of both inputs and of the output.
 std::unique_ptr<Operation> make_clebsch_gordan(bool is_double, const int (&dims)[3], const std::vector<IrrepsBlock>& in1,
                                                const std::vector<IrrepsBlock>& in2,
-                                               const std::vector<ClebschGordanPath>& paths, bool dense);
+                                               const std::vector<ClebschGordanPath>& paths, bool dense, bool square);
 std::unique_ptr<Operation> make_weighted(const WeightedForm& form);
 std::unique_ptr<Operation> make_gaunt(bool is_double, int mul, const ChannelSlot (&slots)[3],
                                       const std::vector<PlanProduct>& products, const Grid& grid);
@@ -26,6 +26,8 @@ std::unique_ptr<Operation> make_fourier(bool is_double, int mul, const ChannelSl
                                         const std::vector<PlanProduct>& products, bool fft);
 std::unique_ptr<Operation> make_matrix(bool is_double, int mul, const ChannelSlot (&slots)[3],
                                        const std::vector<PlanProduct>& products, int k);
+std::unique_ptr<Operation> make_matrix_block(bool is_double, int mul, const ChannelSlot (&slots)[3],
+                                             const std::vector<MatrixBlockPath>& paths);
 // Vectors (batch, 3) as x; degrees[i] fills the next 2 degrees[i] + 1 components. scale: factor of each degree 0 .. lmax on
 // harmonics whose mean square over the sphere is 1.
 std::unique_ptr<Operation> make_spherical_harmonics(bool is_double, const std::vector<int>& degrees,

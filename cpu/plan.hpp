@@ -36,6 +36,7 @@ struct TypedKernels {
   Kernel<GauntPlan<T>, T> gaunt;
   Kernel<FourierPlan<T>, T> fourier;
   Kernel<MatrixPlan<T>, T> matrix;
+  Kernel<MatrixBlockPlan<T>, T> matrix_block;
   Kernel<HarmonicsPlan<T>, T> harmonics;
   double (*fma_chain)(long iterations);  // runs iterations x fma_per_iteration dependent-free multiply-adds
   long fma_per_iteration;

@@ -15,7 +15,8 @@ struct ClebschGordanLayout {
   ClebschGordanLayout(const ClebschGordanPlan<T>& plan, const Terms& terms) {
     Components tile;
     for (int o = 0; o < operand_count; ++o) in[o] = tile.take(terms.reads[o] && o != z_operand ? plan.dim[slot_of(o)] : 0);
-    for (int s = 0; s < 2; ++s) out[s] = tile.take(terms.writes[s] ? plan.dim[s] : 0);
+    // Of a square both gradients go to x, which two threads would add to at once: they meet at the end.
+    for (int s = 0; s < 2; ++s) out[s] = tile.take(terms.writes[plan.square ? 0 : s] ? plan.dim[s] : 0);
     products = tile.take(plan.max_products), compact = tile.take(plan.max_compact);
     components = tile.count, teams = tile.teams();
   }
@@ -25,18 +26,15 @@ struct ClebschGordanLayout {
 // Offsets within a tile's rows have 32 bits: clebsch_gordan_dim_limit.
 template <class T, class N, class Visit>
 __device__ __forceinline__ void for_each_output(const PlanPair<T>& pair, int dim, int live, int u, int v, int number_pitch, N* rows, Visit&& visit) {
-  const int outputs = pair.compact_outputs, end = live * outputs;
-  if (pair.mul1 * pair.mul2 == 1) {
-    for (int i = threadIdx.x; i < end; i += blockDim.x) {
-      const int item = divide(i, pair.by_outputs), c = i - item * outputs;
-      visit(rows + (item * dim + load_table(pair.out_component + c).value[0]), c * number_pitch + item);
-    }
-    return;
-  }
-  for (int i = threadIdx.x; i < end; i += blockDim.x) {
-    const int item = divide(i, pair.by_outputs), c = i - item * outputs;
+  // A thread has one component of every `step`th item, so that what depends on the component is looked up once: counted for L = 4, 9 instructions a
+  // number instead of 27.
+  const int outputs = pair.compact_outputs, step = maximum(1, divide(blockDim.x, pair.by_outputs));
+  for (int start = threadIdx.x; start < step * outputs; start += blockDim.x) {
+    const int first = divide(start, pair.by_outputs), c = start - first * outputs;
     const PlanPlace place = load_table(pair.places + c).value[0];
-    visit(rows + (item * dim + place.first + u * place.u_step + v * place.v_step), c * number_pitch + item);
+    N* row = rows + (first * dim + place.first + u * place.u_step + v * place.v_step);
+    int at = c * number_pitch + first;
+    for (int item = first; item < live; item += step, row += step * dim, at += step) visit(row, at);
   }
 }
 constexpr int clebsch_gordan_dim_limit = (1 << 30) / 128;
@@ -44,8 +42,11 @@ constexpr int clebsch_gordan_dim_limit = (1 << 30) / 128;
 // body(u, v) for the channels that the pair connects.
 template <class T, class Body>
 __device__ __forceinline__ void for_each_channel(const PlanPair<T>& pair, Body&& body) {
-  for (int u = 0; u < pair.mul1; ++u)
-    for (int v = pair.same_channel ? u : 0; v < (pair.same_channel ? u + 1 : pair.mul2); ++v) body(u, v);
+  for (int u = 0; u < pair.mul1; ++u) {
+    const int begin = pair.connection == Connection::same ? u : pair.connection == Connection::upper ? u + 1 : 0;
+    const int end = pair.connection == Connection::same ? u + 1 : pair.mul2;
+    for (int v = begin; v < end; ++v) body(u, v);
+  }
 }
 
 template <class T>
@@ -61,11 +62,11 @@ __global__ __launch_bounds__(threads) void clebsch_gordan(const __grid_constant_
   V *const products = tile + layout.products * pitch, *const compact = tile + layout.compact * pitch;
   T* const z = a.to[2] + first * plan.dim[2];
   const T* const dz = a.from[z_operand] + first * plan.dim[2];
-  // The term of dx and of dy has the other input, or its direction.
+  // The term of dx and of dy has the other input, or its direction; in a square one term stands for both.
   int x = -1, y = -1;
   for (int t = 0; t < a.terms.count; ++t) {
     if (a.terms.term[t].out == 0) y = a.terms.term[t].a;
-    if (a.terms.term[t].out == 1) x = a.terms.term[t].a;
+    if (a.terms.term[t].out == (plan.square ? 0 : 1)) x = a.terms.term[t].a;
   }
   // At run time, so that the code for an operand is there once.
 #pragma unroll 1
@@ -73,13 +74,14 @@ __global__ __launch_bounds__(threads) void clebsch_gordan(const __grid_constant_
     if (a.terms.reads[o] && o != z_operand) load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers_of(tile + layout.in[o] * pitch), number_pitch);
 #pragma unroll 1
   for (int s = 0; s < 2; ++s)
-    for (int c = team.index; a.terms.writes[s] && c < plan.dim[s]; c += team.count) tile[(layout.out[s] + c) * pitch + team.item] = V{};
+    for (int c = team.index; (s == 0 ? y : x) >= 0 && c < plan.dim[s]; c += team.count) tile[(layout.out[s] + c) * pitch + team.item] = V{};
   __syncthreads();
   for (int i = 0; i < plan.pair_count; ++i) {
     const PlanPair<T> pair = plan.pairs[i];
     for_each_channel(pair, [&](int u, int v) {
       const int x_first = (pair.x_offset + u * pair.x_channel) * pitch + team.item;
       const int y_first = (pair.y_offset + v * pair.y_channel) * pitch + team.item;
+      if (pair.triangular) v -= u * (u - 1) / 2;  // in the output's rows
       const auto x_place = [&](int p) { return x_first + load_table(pair.x_component + p).value[0] * pitch; };
       const auto y_place = [&](int p) { return y_first + load_table(pair.y_component + p).value[0] * pitch; };
       if (a.terms.writes[2]) {
@@ -129,6 +131,10 @@ __global__ __launch_bounds__(threads) void clebsch_gordan(const __grid_constant_
     });
   }
   __syncthreads();
+  if (plan.square && a.terms.writes[0]) {
+    for (int c = team.index; c < plan.dim[0]; c += team.count) tile[(layout.out[0] + c) * pitch + team.item] += tile[(layout.out[1] + c) * pitch + team.item];
+    __syncthreads();
+  }
 #pragma unroll 1
   for (int s = 0; s < 2; ++s)
     if (a.terms.writes[s]) store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers_of(tile + layout.out[s] * pitch), number_pitch);
@@ -138,19 +144,19 @@ template <class T>
 class ClebschGordan final : public Operation {
  public:
   ClebschGordan(int device, const int (&dims)[3], const std::vector<IrrepsBlock>& in1, const std::vector<IrrepsBlock>& in2,
-                const std::vector<ClebschGordanPath>& paths, bool dense)
+                const std::vector<ClebschGordanPath>& paths, bool dense, bool square)
       : Operation(device, sizeof(T) == 8, dims[0], dims[1], dims[2]), arena_(device) {
     if (dims[2] > clebsch_gordan_dim_limit)
       throw Error("not_supported", "an output of " + std::to_string(dims[2]) + " components an item is more than " +
                                        std::to_string(clebsch_gordan_dim_limit) + ": use backend 'cpu'");
     PassFlops flops;
-    plan_ = arena_.build([&](auto& store) { return clebsch_gordan_plan<T>(store, dims, in1, in2, paths, dense, false, flops); });
-    tiling_for<Items<T>>(device, ClebschGordanLayout(plan_, backward_terms()).components, 1, 1);
+    plan_ = arena_.build([&](auto& store) { return clebsch_gordan_plan<T>(store, dims, in1, in2, paths, dense, square, false, flops); });
+    tiling_for<Items<T>>(device, ClebschGordanLayout(plan_, backward_terms(square)).components, 1, 1);
     allow_all_shared_memory(device, clebsch_gordan<T>);
   }
 
   void contract(const Call& call, cudaStream_t stream) const override {
-    const Terms terms = terms_of(call);
+    const Terms terms = terms_of(call, plan_.square);
     const ClebschGordanLayout layout(plan_, terms);
     const Tiling tiling = tiling_for<Items<T>>(device, layout.components, layout.teams, call.batch);
     const Results<T> results(*this, call, terms, stream);
@@ -169,8 +175,8 @@ class ClebschGordan final : public Operation {
 
 std::unique_ptr<Operation> make_clebsch_gordan(int device, bool is_double, const int (&dims)[3], const std::vector<IrrepsBlock>& in1,
                                                const std::vector<IrrepsBlock>& in2, const std::vector<ClebschGordanPath>& paths,
-                                               bool dense) {
-  return make<ClebschGordan>(is_double, device, dims, in1, in2, paths, dense);
+                                               bool dense, bool square) {
+  return make<ClebschGordan>(is_double, device, dims, in1, in2, paths, dense, square);
 }
 
 }  // namespace equitensor::cuda

@@ -8,8 +8,8 @@
 
 namespace equitensor::cuda {
 
-constexpr int threads = 512;  // a block, at most
-// With so many a thread has 128 registers, which takes occupancy to 25 % at most. What hides latency instead: the numbers of a pack, and the 4 to
+constexpr int threads = 384;  // a block, at most
+// With so many a thread has 168 registers and none spills, which takes occupancy to 19 % at most. What hides latency instead: the numbers of a pack, and the 4 to
 // 12 sums of a map's block, are independent of one another.
 
 // A plan's arrays in one piece of device memory. The builder runs twice: once for the size, then with the final addresses.
@@ -157,10 +157,10 @@ inline Terms forward_terms() {
   call.in[x_operand] = call.in[y_operand] = call.out[2] = &call;
   return terms_of(call);
 }
-inline Terms backward_terms() {
+inline Terms backward_terms(bool square = false) {
   Call call{};
   call.in[x_operand] = call.in[y_operand] = call.in[z_operand] = call.out[0] = call.out[1] = &call;
-  return terms_of(call);
+  return terms_of(call, square);
 }
 
 // The host's side of a product of signals, channel by channel: a plan and the kernel for it. Layout(plan, terms) says where in a tile of

@@ -24,13 +24,15 @@ class Operation {
 // As those of cpu/operation.hpp, on one device.
 std::unique_ptr<Operation> make_clebsch_gordan(int device, bool is_double, const int (&dims)[3], const std::vector<IrrepsBlock>& in1,
                                                const std::vector<IrrepsBlock>& in2, const std::vector<ClebschGordanPath>& paths,
-                                               bool dense);
+                                               bool dense, bool square);
 std::unique_ptr<Operation> make_gaunt(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],
                                       const std::vector<PlanProduct>& products, const Grid& grid);
 std::unique_ptr<Operation> make_fourier(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],
                                         const std::vector<PlanProduct>& products, bool fft);
 std::unique_ptr<Operation> make_matrix(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],
                                        const std::vector<PlanProduct>& products, int k);
+std::unique_ptr<Operation> make_matrix_block(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],
+                                             const std::vector<MatrixBlockPath>& paths);
 // The vectors are x; y is not read.
 std::unique_ptr<Operation> make_spherical_harmonics(int device, bool is_double, const std::vector<int>& degrees,
                                                     const std::vector<double>& scale, bool normalize);

@@ -134,11 +134,15 @@ constexpr int items_of<Items<T>> = Items<T>::count;
 template <class T>
 __device__ __forceinline__ T* numbers_of(Items<T>* tile) { return reinterpret_cast<T*>(tile); }
 
-// One small dense block of a map: a load of an input for every `outputs` multiply-adds, coefficients 16 bytes at a time.
-template <int outputs, class T, class V>
+// One small dense block of a map: a load of an input for every `outputs` multiply-adds, coefficients 16 bytes at a time. add: to the outputs
+// that are there.
+template <int outputs, bool add, class T, class V>
 __device__ __forceinline__ void apply_block(const T* coefficients, const int* source, int source_count, const V* in, V* out, int pitch) {
   constexpr int lanes = 16 / sizeof(T), packs = (outputs + lanes - 1) / lanes;
+  const int* output = source + source_count;
   V sum[outputs] = {};
+#pragma unroll
+  for (int o = 0; add && o < outputs; ++o) sum[o] = out[load_table(output + o).value[0] * pitch];
 #pragma unroll 1
   for (int s = 0; s < source_count; ++s, coefficients += packs * lanes) {
     const V value = in[load_table(source + s).value[0] * pitch];
@@ -150,13 +154,12 @@ __device__ __forceinline__ void apply_block(const T* coefficients, const int* so
         if (p * lanes + n < outputs) sum[p * lanes + n] += c.value[n] * value;
     }
   }
-  const int* output = source + source_count;
 #pragma unroll
   for (int o = 0; o < outputs; ++o) out[load_table(output + o).value[0] * pitch] = sum[o];
 }
 
-// out = map(in), blocks shared out to the teams. in and out are the calling thread's pack of the tiles.
-template <class T, class V>
+// out = map(in), or out += map(in), blocks shared out to the teams. in and out are the calling thread's pack of the tiles.
+template <bool add = false, class T, class V>
 __device__ __forceinline__ void apply(const PlanMap<T>& map, const V* in, V* out, const Team& team) {
   for (int b = team.index; b < map.block_count; b += team.count) {
     const PlanMapBlock block = load_table(map.blocks + b).value[0];
@@ -164,7 +167,7 @@ __device__ __forceinline__ void apply(const PlanMap<T>& map, const V* in, V* out
     const int* source = map.indices + block.sources;
     switch (block.output_count) {
 #define EQUITENSOR_CASE(outputs) \
-  case outputs: apply_block<outputs>(coefficients, source, block.source_count, in, out, team.pitch); break;
+  case outputs: apply_block<outputs, add>(coefficients, source, block.source_count, in, out, team.pitch); break;
       EQUITENSOR_CASE(1) EQUITENSOR_CASE(2) EQUITENSOR_CASE(3) EQUITENSOR_CASE(4) EQUITENSOR_CASE(5) EQUITENSOR_CASE(6)
       EQUITENSOR_CASE(7) EQUITENSOR_CASE(8) EQUITENSOR_CASE(9) EQUITENSOR_CASE(10) EQUITENSOR_CASE(11) EQUITENSOR_CASE(12)
 #undef EQUITENSOR_CASE

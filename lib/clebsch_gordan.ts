@@ -4,7 +4,7 @@ import {
   channelwiseInstructions, fullyConnectedInstructions, irrepFactorOf, pathNormalizationOf, weightedForm, type Instruction, type NormalizationOptions,
 } from './weighted'
 import { Irreps, irrepKey, multiplyIrreps, toIrreps, type Irrep, type IrrepsLike, type MulIr } from './irreps'
-import { channelRange, channelsOf, packChannels, packDims, type Channels } from './layout'
+import { channelRange, channelsOf, packChannels, packDims, packPaths, type Channels, type Connection } from './layout'
 import { createPlan, TensorProduct, type OperationForm } from './operation'
 import {
   commonOptions, inputIrreps, oneOf, outputIrreps, requireKnownOptions, resolveOptions, type CommonOptions, type Layout, type ResolvedOptions,
@@ -32,41 +32,47 @@ export interface ClebschGordanOptions<D extends DType> extends UnweightedOptions
 }
 
 /** A range of channels of an input block with one of the other input, into an output block from channel `begin` on. */
-interface Connection {
+export interface Piece {
   in1: Channels
   in2: Channels
-  /** uuu: channel u with channel u; otherwise uvuv: every u with every v. */
-  sameChannel: boolean
+  connection: Connection
   begin: number
   /** Distance between the output channels of u and u + 1, and of v and v + 1. */
   uStep: number
   vStep: number
+  /** Every next u has one v less, so that `uStep` is the less by u. Default false. */
+  triangular?: boolean
 }
 
-interface PlannedPath {
+export interface PlannedPath {
   in1: number
   in2: number
   out: MulIr
-  connections: Connection[]
+  /** Multiplies wigner3j. */
+  coefficient: number
+  pieces: Piece[]
 }
 
-interface Plan {
+/** @internal */
+export interface Plan {
   /** e3nn's form of the inputs, which the instructions refer to. */
   irrepsIn1: Irreps
   irrepsIn2: Irreps
   instructions: PlannedPath[]
   sorted: boolean
+  /** The second input is the first one. Default false. */
+  square?: boolean
   expressivity: number
 }
 
 /** A block of the simplified irreps, with the blocks that it was passed as: those fix the layout. */
-interface MergedBlock {
+export interface MergedBlock {
   ir: Irrep
   mul: number
   pieces: { channels: Channels; begin: number }[]
 }
 
-function merge(blocks: readonly Channels[]): MergedBlock[] {
+export function merge(blocks: readonly Channels[]): MergedBlock[] {
   const merged: MergedBlock[] = []
   for (const channels of blocks) {
     let last = merged.at(-1)
@@ -78,21 +84,35 @@ function merge(blocks: readonly Channels[]): MergedBlock[] {
 }
 
 type Keep = (ir: Irrep) => boolean
+export type IrrepNormalization = 'component' | 'norm' | 'none'
+/** @internal Instructions of a product of these inputs. */
+export type Planner = (irrepsIn1: Irreps, irrepsIn2: Irreps, layout: Layout, keep: Keep, normalization: IrrepNormalization) => Plan
+
+export const irrepFactors = {
+  component: (_l1: number, _l2: number, l3: number) => Math.sqrt(2 * l3 + 1),
+  norm: (l1: number, l2: number) => Math.sqrt((2 * l1 + 1) * (2 * l2 + 1)),
+  none: () => 1,
+}
+
+/** uvuv of two whole blocks. */
+export function everyWithEvery(b1: MergedBlock, b2: MergedBlock): Piece[] {
+  return b1.pieces.flatMap((p1) =>
+    b2.pieces.map((p2): Piece => {
+      const begin = p1.begin * b2.mul + p2.begin
+      return { in1: p1.channels, in2: p2.channels, connection: 'uvuv', begin, uStep: b2.mul, vStep: 1 }
+    }),
+  )
+}
 
 // e3nn.o3.FullTensorProduct: every pair of blocks, every irrep of their product.
-function planFull(irrepsIn1: Irreps, irrepsIn2: Irreps, layout: Layout, keep: Keep): Plan {
+function planFull(irrepsIn1: Irreps, irrepsIn2: Irreps, layout: Layout, keep: Keep, normalization: IrrepNormalization): Plan {
   const in1 = merge(channelsOf(irrepsIn1, layout)), in2 = merge(channelsOf(irrepsIn2, layout))
   const instructions: PlannedPath[] = []
   for (const [i1, b1] of in1.entries()) {
     for (const [i2, b2] of in2.entries()) {
       for (const ir of multiplyIrreps(b1.ir, b2.ir).filter(keep)) {
-        const connections = b1.pieces.flatMap((p1) =>
-          b2.pieces.map((p2): Connection => {
-            const begin = p1.begin * b2.mul + p2.begin
-            return { in1: p1.channels, in2: p2.channels, sameChannel: false, begin, uStep: b2.mul, vStep: 1 }
-          }),
-        )
-        instructions.push({ in1: i1, in2: i2, out: { mul: b1.mul * b2.mul, ir }, connections })
+        const coefficient = irrepFactors[normalization](b1.ir.l, b2.ir.l, ir.l)
+        instructions.push({ in1: i1, in2: i2, out: { mul: b1.mul * b2.mul, ir }, coefficient, pieces: everyWithEvery(b1, b2) })
       }
     }
   }
@@ -107,29 +127,29 @@ function planFull(irrepsIn1: Irreps, irrepsIn2: Irreps, layout: Layout, keep: Ke
 }
 
 // e3nn.o3.ElementwiseTensorProduct: channel by channel, in segments that end where either of the simplified inputs changes block.
-function planElementwise(irrepsIn1: Irreps, irrepsIn2: Irreps, layout: Layout, keep: Keep): Plan {
+function planElementwise(irrepsIn1: Irreps, irrepsIn2: Irreps, layout: Layout, keep: Keep, normalization: IrrepNormalization): Plan {
   if (irrepsIn1.numIrreps !== irrepsIn2.numIrreps) {
     throw argumentError('unequal_multiplicities', 'irrepsIn2', `${irrepsIn1.numIrreps} irreps as irrepsIn1 has`, `${irrepsIn2.numIrreps}`)
   }
   const pieces1 = merge(channelsOf(irrepsIn1, layout)).flatMap(({ pieces }, block) => pieces.map((p) => ({ ...p.channels, block })))
   const pieces2 = merge(channelsOf(irrepsIn2, layout)).flatMap(({ pieces }, block) => pieces.map((p) => ({ ...p.channels, block })))
-  const segments: { key: string; ir1: Irrep; ir2: Irrep; mul: number; connections: Connection[] }[] = []
+  const segments: { key: string; ir1: Irrep; ir2: Irrep; mul: number; pieces: Piece[] }[] = []
   for (let i = 0, j = 0, u = 0, v = 0; i < pieces1.length; ) {
     const p1 = pieces1[i]!, p2 = pieces2[j]!
     const mul = Math.min(p1.mul - u, p2.mul - v)
     const key = `${p1.block},${p2.block}`
     let segment = segments.at(-1)
-    if (segment?.key !== key) segments.push((segment = { key, ir1: p1.ir, ir2: p2.ir, mul: 0, connections: [] }))
+    if (segment?.key !== key) segments.push((segment = { key, ir1: p1.ir, ir2: p2.ir, mul: 0, pieces: [] }))
     const in1 = channelRange(p1, u, mul), in2 = channelRange(p2, v, mul)
-    segment.connections.push({ in1, in2, sameChannel: true, begin: segment.mul, uStep: 1, vStep: 0 })
+    segment.pieces.push({ in1, in2, connection: 'uuu', begin: segment.mul, uStep: 1, vStep: 0 })
     segment.mul += mul
     u += mul
     v += mul
     if (u === p1.mul) (i++, (u = 0))
     if (v === p2.mul) (j++, (v = 0))
   }
-  const instructions = segments.flatMap(({ ir1, ir2, mul, connections }, s) =>
-    multiplyIrreps(ir1, ir2).filter(keep).map((ir): PlannedPath => ({ in1: s, in2: s, out: { mul, ir }, connections })),
+  const instructions = segments.flatMap(({ ir1, ir2, mul, pieces }, s) =>
+    multiplyIrreps(ir1, ir2).filter(keep).map((ir): PlannedPath => ({ in1: s, in2: s, out: { mul, ir }, coefficient: irrepFactors[normalization](ir1.l, ir2.l, ir.l), pieces })),
   )
   const of = (irreps: Irreps, ir: Irrep) => irreps.blocks.reduce((sum, b) => sum + (irrepKey(b.ir) === irrepKey(ir) ? b.mul : 0), 0)
   // Of one pair of irreps, linear layers reach sum over channels of c_path a b': each channel has m1 + m2 + paths parameters, two of
@@ -156,27 +176,24 @@ const weightedOptions = ['irrepNormalization', 'pathNormalization', ...commonOpt
 const unweightedOptions = ['filterIrrepsOut', 'algorithm', ...weightedOptions]
 const clebschGordanOptions = ['irrepsOut', 'instructions', ...unweightedOptions]
 
-type PlanFunction = typeof planFull
-
 function unweightedForm<D extends DType>(
   irrepsIn1: IrrepsLike,
   irrepsIn2: IrrepsLike,
   options: ClebschGordanOptions<D>,
-  plan: PlanFunction,
+  planner: Planner,
   resolved: ResolvedOptions<D>,
 ): OperationForm {
   const algorithm = oneOf(options.algorithm ?? 'sparse', 'options.algorithm', ['sparse', 'dense'])
-  const irrepFactor = irrepFactorOf(options)
-  const factor = (l1: number, l2: number, l3: number) => Math.sqrt(irrepFactor(l1, l2, l3))
+  const normalization = oneOf(options.irrepNormalization ?? 'component', 'options.irrepNormalization', ['component', 'norm', 'none'])
   pathNormalizationOf(options)
   if (options.irrepsOut !== undefined) {
     throw argumentError('invalid_option', 'options.irrepsOut', 'none without instructions (filterIrrepsOut keeps some irreps)', describe(options.irrepsOut))
   }
   const in1 = inputIrreps(irrepsIn1, 'irrepsIn1'), in2 = inputIrreps(irrepsIn2, 'irrepsIn2')
   const keep = keepOf(options.filterIrrepsOut, 'options.filterIrrepsOut')
-  const planned = plan(in1, in2, resolved.layout, keep)
+  const planned = planner(in1, in2, resolved.layout, keep, normalization)
   const { instructions } = planned
-  if (instructions.length === 0) throw noPath(in1, in2, options.filterIrrepsOut, 'options.filterIrrepsOut')
+  if (instructions.length === 0) throw noPath(in1, in2, options.filterIrrepsOut, 'options.filterIrrepsOut', planned.square ? ', and even l3 of a single channel with itself' : '')
   const unsorted = new Irreps(instructions.map(({ out }) => out))
   const { irreps: irrepsOut, p: position } = planned.sorted ? unsorted.sort() : { irreps: unsorted, p: instructions.map((_, i) => i) }
   const outs = channelsOf(irrepsOut, resolved.layout)
@@ -186,22 +203,30 @@ function unweightedForm<D extends DType>(
     const known = inputs[side].findIndex((c) => c.offset === channels.offset)
     return known >= 0 ? known : inputs[side].push(channels) - 1
   }
-  const coefficients: number[] = []
-  const packed = instructions.flatMap(({ out, connections }, i) =>
-    connections.flatMap(({ in1, in2, sameChannel, begin, uStep, vStep }) => {
+  const packed = instructions.flatMap(({ out, coefficient, pieces }, i) =>
+    pieces.map(({ in1, in2, connection, begin, uStep, vStep, triangular = false }) => {
       const { offset, channel, component } = outs[position[i]!]!
-      coefficients.push(factor(in1.ir.l, in2.ir.l, out.ir.l))
-      const at = offset + begin * channel
-      return [blockIndex(0, in1), blockIndex(1, in2), sameChannel ? 1 : 0, out.ir.l, at, uStep * channel, vStep * channel, component]
+      return {
+        in1: blockIndex(0, in1),
+        in2: blockIndex(1, in2),
+        connection,
+        l3: out.ir.l,
+        offset: offset + begin * channel,
+        uStep: uStep * channel,
+        vStep: vStep * channel,
+        triangular,
+        component,
+        coefficient,
+      }
     }),
   )
   return {
     irrepsIn1: planned.irrepsIn1,
     irrepsIn2: planned.irrepsIn2,
     irrepsOut,
-    paths: instructions.map(({ in1, in2, out }, i) => {
+    paths: instructions.map(({ in1, in2, out, coefficient }, i) => {
       const l = [planned.irrepsIn1.blocks[in1]!.ir.l, planned.irrepsIn2.blocks[in2]!.ir.l, out.ir.l] as const
-      return { in1, in2, out: position[i]!, l, coefficient: factor(...l) }
+      return { in1, in2, out: position[i]!, l, coefficient }
     }),
     algorithm,
     plan: createPlan(
@@ -211,13 +236,14 @@ function unweightedForm<D extends DType>(
         dims: packDims(in1, in2, irrepsOut),
         in1: packChannels(inputs[0]),
         in2: packChannels(inputs[1]),
-        paths: Int32Array.from(packed),
-        coefficients: Float64Array.from(coefficients),
+        ...packPaths(packed),
         dense: algorithm === 'dense',
+        square: planned.square ?? false,
       },
       resolved,
     ),
     expressivity: planned.expressivity,
+    square: planned.square ?? false,
   }
 }
 
@@ -227,11 +253,11 @@ function keepOf(filterIrrepsOut: IrrepsLike | undefined, argument: string): Keep
   return (ir) => kept.has(irrepKey(ir))
 }
 
-function noPath(in1: Irreps, in2: Irreps, filter: IrrepsLike | undefined, argument: string): EquitensorError {
+function noPath(in1: Irreps, in2: Irreps, filter: IrrepsLike | undefined, argument: string, further = ''): EquitensorError {
   const received = `${filter === undefined ? undefined : toIrreps(filter, argument)}`
   return new EquitensorError(
     'no_path',
-    `${argument}: expected an irrep with |l1 - l2| <= l3 <= l1 + l2 and p3 = p1 p2 for an l1 of '${in1}' and an l2 of '${in2}', got '${received}'`,
+    `${argument}: expected an irrep with |l1 - l2| <= l3 <= l1 + l2 and p3 = p1 p2 for an l1 of '${in1}' and an l2 of '${in2}'${further}, got '${received}'`,
     { argument, received },
   )
 }
@@ -260,7 +286,7 @@ export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends Ten
    * that no instruction writes; `unequal_multiplicities` where a mode does not allow them; `invalid_irreps`, `degree_limit`, `invalid_option`,
    * `backend_unavailable`, and `not_supported` for instructions with backend 'cuda'.
    */
-  constructor(irrepsIn1: IrrepsLike, irrepsIn2: IrrepsLike, options: ClebschGordanOptions<D> = {}, /** @internal */ plan: PlanFunction = planFull) {
+  constructor(irrepsIn1: IrrepsLike, irrepsIn2: IrrepsLike, options: ClebschGordanOptions<D> = {}, /** @internal */ planner: Planner = planFull) {
     requireKnownOptions(options, clebschGordanOptions)
     const { instructions, irrepsOut, filterIrrepsOut, algorithm = 'sparse' } = options
     const resolved = instructions === undefined ? resolveOptions(options) : onCpu(options)
@@ -270,7 +296,7 @@ export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends Ten
     }
     super(
       instructions === undefined
-        ? unweightedForm(irrepsIn1, irrepsIn2, options, plan, resolved)
+        ? unweightedForm(irrepsIn1, irrepsIn2, options, planner, resolved)
         : weightedForm(irrepsIn1, irrepsIn2, irrepsOut, instructions, options, resolved),
       resolved,
     )

@@ -36,6 +36,32 @@ export function packChannels(channels: readonly Channels[]): Int32Array {
   return Int32Array.from(channels.flatMap(({ ir, mul, offset, channel, component }) => [offset, mul, ir.l, channel, component]))
 }
 
+/** Which channels of two blocks meet, as e3nn names it: every u with every v; u with u; u with every later v. In the order of core/irreps.hpp. */
+export type Connection = 'uvuv' | 'uuu' | 'uvu<v'
+const connections: readonly Connection[] = ['uvuv', 'uuu', 'uvu<v']
+
+/** A path between blocks of inputs as they are packed, into an output; see core/clebsch_gordan.hpp. */
+export interface PackedPath {
+  in1: number
+  in2: number
+  connection: Connection
+  l3: number
+  offset: number
+  uStep: number
+  vStep: number
+  triangular: boolean
+  component: number
+  coefficient: number
+}
+export function packPaths(paths: readonly PackedPath[]): { paths: Int32Array; coefficients: Float64Array } {
+  return {
+    paths: Int32Array.from(
+      paths.flatMap((p) => [p.in1, p.in2, connections.indexOf(p.connection), p.l3, p.offset, p.uStep, p.vStep, p.component, Number(p.triangular)]),
+    ),
+    coefficients: Float64Array.from(paths, ({ coefficient }) => coefficient),
+  }
+}
+
 /**
  * Components of an item of both inputs and of the output.
  * @throws EquitensorError `invalid_irreps`: native code counts them in 32 bits.

@@ -95,7 +95,7 @@ export interface CudaDevice {
   readonly sharedMemoryPerBlock: number
 }
 
-type CudaCreate<K extends 'createClebschGordan' | 'createGaunt' | 'createFourier' | 'createMatrix' | 'createSphericalHarmonics'> = (
+type CudaCreate<K extends 'createClebschGordan' | 'createGaunt' | 'createFourier' | 'createMatrix' | 'createMatrixBlock' | 'createSphericalHarmonics'> = (
   device: number,
   form: Parameters<NativeAddon[K]>[0],
 ) => NativeCudaOperation
@@ -123,6 +123,7 @@ export interface NativeCuda {
   createGaunt: CudaCreate<'createGaunt'>
   createFourier: CudaCreate<'createFourier'>
   createMatrix: CudaCreate<'createMatrix'>
+  createMatrixBlock: CudaCreate<'createMatrixBlock'>
   createSphericalHarmonics: CudaCreate<'createSphericalHarmonics'>
   disposeOperation(operation: NativeCudaOperation): void
   run(operation: NativeCudaOperation, call: NativeArrays<NativeArray>): void
@@ -194,8 +195,8 @@ export interface NativeAddon {
   /** The kernel variant in use, those that this machine can run, and the number of threads. */
   cpuInfo(): { variant: string; variants: string[]; threads: number }
 
-  /** `paths`: [in1, in2, same channel, l3, offset, u step, v step, component] of each, see core/clebsch_gordan.hpp. */
-  createClebschGordan(form: NativeProduct & { paths: Int32Array; coefficients: Float64Array; dense: boolean }): NativeOperation
+  /** `paths`: packed by lib/layout.ts. `square`: the second input is the first one, calls have no y and ay, and x gets the whole gradient. */
+  createClebschGordan(form: NativeProduct & { paths: Int32Array; coefficients: Float64Array; dense: boolean; square: boolean }): NativeOperation
   /**
    * `instructions`: [in1, in2, out, mode, first weight or -1] of each, see core/weighted.hpp. Blocks are numbered as the irreps number them, so that
    * empty ones are there too.
@@ -206,6 +207,8 @@ export interface NativeAddon {
   createGaunt(form: NativeChannelProduct & { rings: number; angles: number; pointwise: boolean }): NativeOperation
   createFourier(form: NativeChannelProduct & { fft: boolean }): NativeOperation
   createMatrix(form: NativeChannelProduct & { k: number }): NativeOperation
+  /** `paths`: [block of in1, of in2, of out] of each, with its coefficient. */
+  createMatrixBlock(form: NativeChannelProduct & { paths: Int32Array; coefficients: Float64Array }): NativeOperation
   /** `scale`: factor of each degree on harmonics whose mean square over the sphere is 1. */
   createSphericalHarmonics(form: { isDouble: boolean; degrees: Int32Array; scale: Float64Array; normalize: boolean }): NativeOperation
   dispose(operation: NativeOperation): void
@@ -225,6 +228,8 @@ export interface NativeAddon {
   gauntPath(l1: number, l2: number, l3: number): number
   /** Path coefficient of the product of (2k+1) x (2k+1) matrices. */
   matrixPath(l1: number, l2: number, l3: number, k: number): number
+  /** The same of matrices over the direct sum of the irreps 0 .. k, with `norm` or else 'component' coefficients. */
+  matrixBlockPath(l1: number, l2: number, l3: number, k: number, norm: boolean): number
   wignerD(l: number, rotation: Float64Array): Float64Array
 
   /** Bytes read plus written a second by a streaming copy over `bytes` in total. */

@@ -85,7 +85,7 @@ export interface Plan {
 }
 
 /** Makes the plan of `form` by the function of that name, for the backend of `options`. The host's always: it knows the work of an item. */
-export function createPlan<K extends 'createClebschGordan' | 'createGaunt' | 'createFourier' | 'createMatrix'>(
+export function createPlan<K extends 'createClebschGordan' | 'createGaunt' | 'createFourier' | 'createMatrix' | 'createMatrixBlock'>(
   create: K,
   form: Parameters<NativeAddon[K]>[0],
   options: ResolvedOptions<DType>,
@@ -109,6 +109,8 @@ export interface OperationForm {
   why?: string
   plan: Plan
   expressivity: number
+  /** The second input is the first one: calls have x only. Default false. */
+  square?: boolean
 }
 
 /** Arrays of a call, checked. Results that nothing contributes to are in `zero`, and not in the call. */
@@ -159,6 +161,7 @@ export abstract class TensorProduct<D extends DType> {
   #plan: Plan | undefined
   /** Calls on host arrays with up to so many items run on the CPU, though the backend is 'cuda'. */
   readonly #itemsForCpu: number
+  readonly #isSquare: boolean
 
   protected constructor(form: OperationForm, options: ResolvedOptions<D>) {
     this.irrepsIn1 = form.irrepsIn1
@@ -174,6 +177,7 @@ export abstract class TensorProduct<D extends DType> {
     this.algorithm = form.algorithm
     this.expressivity = form.expressivity
     this.#plan = form.plan
+    this.#isSquare = form.square ?? false
     const flops = native.flops(form.plan.cpu)
     const size = options.dtype === 'float32' ? 4 : 8
     const inputs = form.irrepsIn1.dim + form.irrepsIn2.dim
@@ -362,7 +366,7 @@ export abstract class TensorProduct<D extends DType> {
     const inputs = this.#withDirections(this.#withGradOut(this.#inputs(x, y, weight), gradOut), cotangents, 'cotangents')
     const result = this.#gradients(inputs, ['x', 'y', 'weight', 'gradOut'], options) as SecondGradients<D, OperandOf<D>>
     const { ax, ay, aw } = inputs
-    return { call: this.#reached(inputs, result, { x: ay ?? aw, y: ax ?? aw, w: ax ?? ay, z: ax ?? ay ?? aw }, options.accumulate), result }
+    return { call: this.#reached(inputs, result, { x: (this.#isSquare ? ax : ay) ?? aw, y: ax ?? aw, w: ax ?? ay, z: ax ?? ay ?? aw }, options.accumulate), result }
   }
 
   #jvpCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, tangents: Directions<OperandOf<D>>, options: ForwardOptions<OperandOf<D>>) {
@@ -485,7 +489,7 @@ export abstract class TensorProduct<D extends DType> {
       throw argumentError('batch_mismatch', 'y', `a batch of ${xBatch} as x has, or of 1`, `a batch of ${yBatch}`)
     }
     const batch = xBatch === 1 ? yBatch : xBatch
-    const inputs = { x, y, batch, xShared: xBatch !== batch, yShared: yBatch !== batch }
+    const inputs = { x, y: this.#isSquare ? undefined : y, batch, xShared: xBatch !== batch, yShared: yBatch !== batch }
     if (!numel) return inputs
     const w = weight as OperandOf<D>
     this.#require(w, 'weight', x)

@@ -4,7 +4,7 @@ import { spawnSync } from 'node:child_process'
 import { createRequire } from 'node:module'
 import path from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { ClebschGordanTensorProduct, DeviceArray, GauntTensorProduct, Irreps, MatrixTensorProduct, sphericalHarmonics } from '../lib/index'
+import { ClebschGordanTensorProduct, DeviceArray, GauntTensorProduct, Irreps, MatrixTensorProduct, sphericalHarmonics, TensorSquare } from '../lib/index'
 import { binary, native } from '../lib/native'
 import { blockError, dtypes, layouts, random, randomArray, root, tolerance, type Numbers } from './support'
 
@@ -51,6 +51,7 @@ describe.runIf(isEmulated && toolkit && !toolkit.tooOld)("nvcc's PTX of the kern
     ['GTP, Fourier', (options) => new GauntTensorProduct(signals, signals, options, { convolution: 'direct' })],
     ['GTP, Fourier by FFT', (options) => new GauntTensorProduct(signals, signals, options, { convolution: 'fft' })],
     ['MTP, one signal', (options) => new MatrixTensorProduct('0e+1e+2e+3e', '0e+1e+2e+3e', options)],
+    ['MTP, block', (options) => new MatrixTensorProduct(signals, signals, { ...options, form: 'block' })],
     // float32 is multiplied in double.
     ['MTP, k = 9', (options) => new MatrixTensorProduct('0e+9e', '0e+9e', { ...options, irrepsOut: '0e+9e' })],
   ]
@@ -73,6 +74,18 @@ describe.runIf(isEmulated && toolkit && !toolkit.tooOld)("nvcc's PTX of the kern
       check(backward.result.x, expected.x, op.irrepsIn1)
       check(backward.result.y, expected.y, op.irrepsIn2)
     }
+  })
+
+  test.each(dtypes)('a square, %s: as on the CPU', (dtype) => {
+    using op = new TensorSquare(in1, { dtype, backend: 'cuda' }), cpu = new TensorSquare(in1, { dtype, backend: 'cpu' })
+    const array = (irreps: Irreps, seed: number) => randomArray(dtype, irreps.dim * 37, random(seed)) as Float32Array
+    const x = array(op.irrepsIn, 1), v = array(op.irrepsOut, 2), ax = array(op.irrepsIn, 3)
+    const { result, counts } = counted(() => op.doubleBackward(x as never, undefined, v as never, { x: ax as never }))
+    expect(counts.instructions.warp).toBeGreaterThan(0)
+    const expected = cpu.doubleBackward(x as never, undefined, v as never, { x: ax as never })
+    expect(blockError(result.x, expected.x, op.irrepsIn)).toBeLessThan(tolerance[dtype])
+    expect(blockError(result.gradOut, expected.gradOut, op.irrepsOut)).toBeLessThan(tolerance[dtype])
+    expect(blockError(op.forward(x as never), cpu.forward(x as never), op.irrepsOut)).toBeLessThan(tolerance[dtype])
   })
 
   test.each(dtypes)('spherical harmonics, %s: as on the CPU', (dtype) => {
@@ -112,6 +125,7 @@ describe.runIf(isEmulated && toolkit && !toolkit.tooOld)("nvcc's PTX of the kern
       ['GTP', (irreps, options) => new GauntTensorProduct(irreps, irreps, { ...options, algorithm: 'grid' })],
       ['GTP, Fourier', (irreps, options) => new GauntTensorProduct(irreps, irreps, { ...options, algorithm: 'fourier' })],
       ['MTP', (irreps, options) => new MatrixTensorProduct(irreps, irreps, options)],
+      ['MTP, block', (irreps, options) => new MatrixTensorProduct(irreps, irreps, { ...options, form: 'block' })],
     ]
     const wide = channels.flatMap(([name, make]) => ([8, 16] as const).flatMap((mul) => dtypes.map((dtype) => [name, mul, dtype, make] as const)))
     // 36 items of 8 or 16 channels: 16 bytes are neighbouring channels in the last, incomplete tile too.
@@ -141,6 +155,7 @@ describe.runIf(isEmulated)('offsets beyond 2^31', () => {
     ['GTP, Fourier', `new e.GauntTensorProduct('4x0e+4x1o', '4x0e+4x1o', { ...options, algorithm: 'fourier' })`],
     ['MTP', `new e.MatrixTensorProduct('0e+1e', '0e+1e', options)`],
     ['MTP, channels', `new e.MatrixTensorProduct('3x0e+3x1e', '3x0e+3x1e', options)`],
+    ['MTP, block', `new e.MatrixTensorProduct('0e+1e', '0e+1e', { ...options, form: 'block' })`],
   ]
   const ways = toolkit && !toolkit.tooOld ? ['C++', 'PTX'] : ['C++']
   const program = (body: string, way: string) => `

@@ -1,6 +1,6 @@
 // Every operation as a sum over its nonzero coefficients in float64: z[k] += c x[i] y[j], for any multiplicities, layout and unsimplified blocks,
 // from Wigner 3j symbols and nothing else of the package.
-import { wigner6j } from '../bench/reference'
+import { matrixBlockPath, wigner6j } from '../bench/reference'
 import {
   ClebschGordanTensorProduct, GauntTensorProduct, Irreps, MatrixTensorProduct, wigner3j, type DType, type Instruction, type Irrep, type Layout, type TensorProduct,
 } from '../lib/index'
@@ -49,6 +49,14 @@ export const gaunt: Coefficient = (l1, l2, l3) => {
 export const matrix = (k: number): Coefficient => (l1, l2, l3) => {
   const value = (l3 % 2 ? -1 : 1) * wigner6j(l1, l2, l3, k, k, k)
   return Math.abs(value) < 1e-14 ? 0 : value // accidental zeros of the 6j symbol, less a rounding error
+}
+
+/** Of the block form with 'norm' coefficients. A few hundred 6j each, so they are remembered. */
+const blockPaths = new Map<string, number>()
+export const matrixBlock = (k: number): Coefficient => (l1, l2, l3) => {
+  const key = `${k},${l1},${l2},${l3}`
+  if (!blockPaths.has(key)) blockPaths.set(key, triangle(l1, l2, l3) ? matrixBlockPath(l1, l2, l3, k) : 0)
+  return blockPaths.get(key)!
 }
 
 /** A channel of an array: where its components are, and the block of the simplified irreps that it is in. */
@@ -112,6 +120,33 @@ export function elementwiseTerms(in1: Irreps, in2: Irreps, layout: Layout, filte
   const second = channelsOf(in2, layout)
   const pairs = channelsOf(in1, layout).map((c, u): [Channel, Channel] => [c, second[u]!])
   return blockwise(in1, in2, layout, grouped(pairs, ([a, b]) => `${a.block},${b.block}`), false, coefficient, filter)
+}
+
+/** e3nn's TensorSquare as a product of x with itself: of two blocks everything, of one the channels u < v and then each with itself. */
+export function squareTerms(irreps: Irreps, layout: Layout, filter?: Irreps, normalization: 'component' | 'norm' | 'none' = 'component'): Terms {
+  const own: Record<string, (l: number, l3: number) => number> = {
+    component: (l, l3) => Math.sqrt(l3 === 0 ? 1 / (size(l) + 2) : size(l3) / 2),
+    norm: (l, l3) => Math.sqrt(l3 === 0 ? size(l) : (size(l) * (size(l) + 2)) / 2),
+    none: () => 1,
+  }
+  const different = { component, norm, none: () => 1 }[normalization]
+  const first = grouped(channelsOf(irreps, layout), (c) => c.block)
+  const found: { l: number; p: number; pairs: [Channel, Channel][]; coefficient: number }[] = []
+  first.forEach((us, i1) => first.forEach((vs, i2) => {
+    const a = us[0]!.ir, b = vs[0]!.ir, p = a.p * b.p
+    for (let l = Math.abs(a.l - b.l); l <= a.l + b.l && i1 <= i2; l++) {
+      if (filter && !filter.blocks.some(({ ir }) => ir.l === l && ir.p === p)) continue
+      const pairs = us.flatMap((u, n) => (i1 < i2 ? vs : vs.slice(n + 1)).map((v): [Channel, Channel] => [u, v]))
+      if (pairs.length > 0) found.push({ l, p, pairs, coefficient: different(a.l, b.l, l) })
+      if (i1 === i2 && l % 2 === 0) found.push({ l, p, pairs: us.map((u) => [u, u]), coefficient: own[normalization]!(a.l, l) })
+    }
+  }))
+  found.sort((a, b) => a.l - b.l || a.p - b.p)
+  const irrepsOut = new Irreps(found.map(({ l, p, pairs }) => `${pairs.length}x${l}${parity(p)}`).join('+'))
+  const terms: Terms = { irrepsIn1: irreps, irrepsIn2: irreps, irrepsOut, i: [], j: [], k: [], c: [] }
+  const outs = places(irrepsOut, layout)
+  found.forEach(({ l, pairs, coefficient }, b) => pairs.forEach(([u, v], n) => add(terms, u, v, outs[b]![n]!, l, coefficient)))
+  return terms
 }
 
 /** Channel u with channel u, all paths of one parity summed; without `out`, into everything that can be reached. */
@@ -278,6 +313,12 @@ export const products: readonly { name: string; channelwise: boolean; make: Make
     channelwise: true,
     make: (in1, in2, options) => new MatrixTensorProduct(in1, in2, options),
     terms: (in1, in2, layout) => summedTerms(in1, in2, layout, matrix(Math.ceil((in1.lmax + in2.lmax) / 2))),
+  },
+  {
+    name: 'MTP block',
+    channelwise: true,
+    make: (in1, in2, options) => new MatrixTensorProduct(in1, in2, { form: 'block', ...options }),
+    terms: (in1, in2, layout) => summedTerms(in1, in2, layout, matrixBlock(Math.ceil((in1.lmax + in2.lmax) / 2))),
   },
 ]
 

@@ -1,7 +1,7 @@
 // What the CUDA kernels do to global memory, counted by the emulation: one launch a pass, every operand read and every result written once.
 import { describe, expect, test } from 'vitest'
 import { cases } from '../bench/problems'
-import { DeviceArray, GauntTensorProduct, sphericalHarmonics, type Irreps } from '../lib/index'
+import { DeviceArray, GauntTensorProduct, MatrixTensorProduct, sphericalHarmonics, TensorSquare, type Irreps } from '../lib/index'
 import { native } from '../lib/native'
 import { layouts, random, randomArray } from './support'
 
@@ -45,6 +45,37 @@ describe.runIf(counting)('counted traffic', () => {
     expect(second.launches).toBe(1)
     expect([second.loaded.unique, second.stored.unique]).toEqual([bytes(x, y, v, ax, ay), bytes(x, y, v)])
     expect([second.loaded.requested, second.stored.requested]).toEqual([bytes(x, y, v, ax, ay), bytes(x, y, v)])
+  })
+
+  test.each(layouts)('a square reads its input once, %s', (layout) => {
+    const op = new TensorSquare('4x0e+3x1o+2x2e', { layout, backend: 'cuda' })
+    const array = (of: Irreps, seed: number) => DeviceArray.from(randomArray('float32', of.dim * batch, random(seed)))
+    using x = array(op.irrepsIn, 1), v = array(op.irrepsOut, 2), ax = array(op.irrepsIn, 3)
+    const passes: [() => DeviceArray[], read: number, written: number][] = [
+      [() => [op.forward(x)], x.length, v.length],
+      [() => [op.backward(x, undefined, v).x], x.length + v.length, x.length],
+      [() => Object.values(op.doubleBackward(x, undefined, v, { x: ax })), 2 * x.length + v.length, x.length + v.length],
+      [() => [op.jvp(x, undefined, { x: ax })], 2 * x.length, v.length],
+    ]
+    for (const [action, read, written] of passes) {
+      counting!(true)
+      for (const result of action()) {
+        result.download()
+        result.dispose()
+      }
+      const { launches, loaded, stored } = counting!(false)
+      expect([launches, loaded.requested, loaded.unique, stored.requested, stored.unique]).toEqual([1, 4 * read, 4 * read, 4 * written, 4 * written])
+    }
+  })
+
+  test.each(layouts)('channels of the block form of the matrix product, %s', (layout) => {
+    const op = new MatrixTensorProduct('8x0e+8x1o+8x2e', '8x0e+8x1o+8x2e', { form: 'block', layout, backend: 'cuda' })
+    using x = DeviceArray.from(randomArray('float32', op.irrepsIn1.dim * batch, random(1))), y = DeviceArray.from(randomArray('float32', op.irrepsIn2.dim * batch, random(2)))
+    counting!(true)
+    using z = op.forward(x, y)
+    z.download()
+    const { launches, loaded, stored } = counting!(false)
+    expect([launches, loaded.requested, loaded.unique, stored.requested, stored.unique]).toEqual([1, 4 * (x.length + y.length), 4 * (x.length + y.length), 4 * z.length, 4 * z.length])
   })
 
   test.each((['grid', 'fourier'] as const).flatMap((algorithm) => layouts.map((layout) => [algorithm, layout] as const)))('channels, GTP by %s, %s', (algorithm, layout) => {

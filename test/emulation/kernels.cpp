@@ -94,15 +94,21 @@ void run_all() {
     for (int i = 0; i <= 2; ++i)
       for (int j = 0; j <= 1; ++j)
         for (int l = std::abs(i - j); l <= i + j; offset += mul * (2 * l + 1), ++l)
-          paths.push_back({i, j, false, l, offset, 2 * l + 1, 2 * l + 1, 1, 1.0});
+          paths.push_back({i, j, Connection::all, l, offset, 2 * l + 1, 2 * l + 1, 1, false, 1.0});
     const int dims[3] = {dim_of(in), dim_of(vectors), offset};
-    run<T>(*cuda::make_clebsch_gordan(0, is_double, dims, in, vectors, paths, false), mul == 3);
+    run<T>(*cuda::make_clebsch_gordan(0, is_double, dims, in, vectors, paths, false, false), mul == 3);
     const ChannelSlot slots[3] = {slot(2, mul), slot(2, mul), slot(4, mul)};
     for (const bool pointwise : {false, true})
       run<T>(*cuda::make_gaunt(0, is_double, mul, slots, {{0, 0, 0}}, {5, 9, pointwise}), false);
     for (const bool fft : {false, true}) run<T>(*cuda::make_fourier(0, is_double, mul, slots, {{0, 0, 0}}, fft), false);
     run<T>(*cuda::make_matrix(0, is_double, mul, slots, {{0, 0, 0}}, 2), false);
+    run<T>(*cuda::make_matrix_block(0, is_double, mul, slots, {{0, 0, 0, 1.0}, {1, 1, 0, 2.0}, {1, 2, 3, 3.0}, {2, 1, 3, -1.0}, {0, 1, 1, 1.0}, {2, 2, 2, 1.0}, {2, 2, 4, 1.0}}),
+           false);
   }
+  // A square: the channels u < v of three vectors, and each with itself.
+  const auto three = full_irreps(1, 3);
+  const std::vector<ClebschGordanPath> square = {{1, 1, Connection::upper, 1, -3, 3, 3, 1, true, 1.0}, {1, 1, Connection::same, 2, 9, 5, 0, 1, false, 1.0}};
+  run<T>(*cuda::make_clebsch_gordan(0, is_double, {dim_of(three), dim_of(three), 24}, three, three, square, false, true), false);
   // The highest output by its own path, and float32 in double.
   const ChannelSlot high[3] = {slot(1, 1), slot(1, 1), slot(2, 1)};
   for (const int k : {6, 9}) run<T>(*cuda::make_matrix(0, is_double, 1, high, {{0, 0, 0}}, k), false);

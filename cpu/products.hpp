@@ -1,0 +1,51 @@
+// Products of the components of two channels, and the gradients through them: around the map of a product that is computed by its paths.
+#pragma once
+#include "cpu/plan.hpp"
+#include "cpu/simd.hpp"
+
+namespace equitensor {
+inline namespace EQUITENSOR_VARIANT {
+
+// products = x_i y_j, or products += x_i y_j.
+template <bool add, class T>
+EQUITENSOR_INLINE void multiply_components(const PlanProducts<T>& plan, const Vector<T>* x, const Vector<T>* y, Vector<T>* products) {
+  for (int r = 0; r < plan.rows; ++r) {
+    const Vector<T> xr = x[plan.x_component[plan.row_begin[r]]];
+    for (int p = plan.row_begin[r]; p < plan.row_begin[r + 1]; ++p) {
+      const Vector<T> product = xr * y[plan.y_component[p]];
+      products[p] = add ? products[p] + product : product;
+    }
+  }
+}
+
+// dx_i += sum over j of g_ij y_j, dy_j += sum over i of g_ij x_i. Both at once share the g_ij; dx and dy may then be the same.
+template <bool to_x, bool to_y, class T>
+EQUITENSOR_INLINE void add_gradients(const PlanProducts<T>& plan, const Vector<T>* products, const Vector<T>* x, const Vector<T>* y, Vector<T>* dx,
+                                     Vector<T>* dy) {
+  for (int r = 0; r < plan.rows; ++r) {
+    int p = plan.row_begin[r];
+    const int c = plan.x_component[p];
+    const Vector<T> xr = to_y ? x[c] : Vector<T>{};
+    Vector<T> sum = to_x ? products[p] * y[plan.y_component[p]] : Vector<T>{};
+    if (to_y) dy[plan.y_component[p]] += products[p] * xr;
+    for (++p; p < plan.row_begin[r + 1]; ++p) {
+      const Vector<T> g = products[p];
+      if (to_x) sum += g * y[plan.y_component[p]];
+      if (to_y) dy[plan.y_component[p]] += g * xr;
+    }
+    if (to_x) dx[c] += sum;
+  }
+}
+template <class T>
+inline void add_gradients(const PlanProducts<T>& plan, bool to_x, bool to_y, const Vector<T>* products, const Vector<T>* x, const Vector<T>* y,
+                          Vector<T>* dx, Vector<T>* dy) {
+  if (to_x && to_y)
+    add_gradients<true, true>(plan, products, x, y, dx, dy);
+  else if (to_x)
+    add_gradients<true, false>(plan, products, x, y, dx, dy);
+  else
+    add_gradients<false, true>(plan, products, x, y, dx, dy);
+}
+
+}  // namespace EQUITENSOR_VARIANT
+}  // namespace equitensor

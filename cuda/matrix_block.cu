@@ -1,0 +1,108 @@
+// Matrix tensor product over a direct sum of irreps, by its paths, as on the CPU: products of components, a chunk at a time, and a map that adds them
+// up in the outputs; backwards the transposed map, then the gradients through the products. All of it in shared memory.
+#include "cuda/host.hpp"
+
+namespace equitensor::cuda {
+namespace {
+
+// First components in a tile.
+struct MatrixBlockLayout {
+  int in[operand_count], out[slot_count], products;
+  long components;
+  int teams;
+  template <class T>
+  MatrixBlockLayout(const MatrixBlockPlan<T>& plan, const Terms& terms) {
+    Components tile;
+    for (int o = 0; o < operand_count; ++o) in[o] = tile.take(terms.reads[o] ? plan.slots[slot_of(o)].components : 0);
+    for (int s = 0; s < slot_count; ++s) out[s] = tile.take(terms.writes[s] ? plan.slots[s].components : 0);
+    products = tile.take(plan.max_products);
+    components = tile.count, teams = tile.teams();
+  }
+};
+
+template <class T>
+__global__ __launch_bounds__(threads) void matrix_block(const __grid_constant__ MatrixBlockPlan<T> plan, const __grid_constant__ Contraction<T> a,
+                                                        const __grid_constant__ MatrixBlockLayout layout, int items, long long signals) {
+  using V = Items<T>;
+  const Team team = team_of(items / V::count);
+  const long long first = (long long)blockIdx.x * items;
+  const int live = int(signals - first < items ? signals - first : items), pitch = team.pitch, number_pitch = pitch * V::count;
+  V* const tile = dynamic_shared<V>();
+  const auto strip = [&](int component) { return Strip<V>{tile + component * pitch + team.item, pitch}; };
+  const Strip<V> products = strip(layout.products);
+  // The term of dx and of dy has the other input, or its direction.
+  int x = -1, y = -1;
+  for (int t = 0; t < a.terms.count; ++t) {
+    if (a.terms.term[t].out == 0) y = a.terms.term[t].a;
+    if (a.terms.term[t].out == 1) x = a.terms.term[t].a;
+  }
+  // At run time, so that the code for an operand is there once.
+#pragma unroll 1
+  for (int o = 0; o < operand_count; ++o)
+    if (a.terms.reads[o]) load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers_of(tile + layout.in[o] * pitch), number_pitch);
+#pragma unroll 1
+  for (int s = 0; s < slot_count; ++s)
+    for (int c = team.index; a.terms.writes[s] && c < plan.slots[s].components; c += team.count) strip(layout.out[s])[c] = V{};
+  __syncthreads();
+  for (int i = 0; i < plan.chunk_count; ++i) {
+    const PlanProducts<T> chunk = plan.chunks[i];
+    const auto x_component = [&](int p) { return load_table(chunk.x_component + p).value[0]; };
+    const auto y_component = [&](int p) { return load_table(chunk.y_component + p).value[0]; };
+    if (a.terms.writes[2]) {
+#pragma unroll 1
+      for (int t = 0; t < a.terms.count; ++t) {
+        const Term term = a.terms.term[t];
+        if (term.out != 2) continue;
+        const Strip<V> xs = strip(layout.in[term.a]), ys = strip(layout.in[term.b]);
+        for (int p = team.index; p < chunk.products; p += team.count) {
+          const V value = xs[x_component(p)] * ys[y_component(p)];
+          products[p] = term.first ? value : products[p] + value;
+        }
+      }
+      __syncthreads();
+      apply<true>(chunk.forward, products.at, strip(layout.out[2]).at, team);
+      __syncthreads();
+    }
+    if (x < 0 && y < 0) continue;
+    apply(chunk.backward, strip(layout.in[z_operand]).at, products.at, team);
+    __syncthreads();
+    // Rows of the products first, then columns: each is one component of dx or dy, summed by one thread.
+    for (int r = team.index; r < chunk.rows + chunk.columns; r += team.count) {
+      const bool is_row = r < chunk.rows;
+      if (is_row ? y < 0 : x < 0) continue;
+      const Strip<V> other = strip(layout.in[is_row ? y : x]);
+      const int* begin = is_row ? chunk.row_begin + r : chunk.column_begin + (r - chunk.rows);
+      const int from = load_table(begin).value[0], to = load_table(begin + 1).value[0];
+      V sum{};
+      int p = 0;
+      for (int n = from; n < to; ++n) {
+        p = is_row ? n : load_table(chunk.column_product + n).value[0];
+        sum += products[p] * other[is_row ? y_component(p) : x_component(p)];
+      }
+      strip(layout.out[is_row ? 0 : 1])[is_row ? x_component(p) : y_component(p)] += sum;
+    }
+    __syncthreads();
+  }
+#pragma unroll 1
+  for (int s = 0; s < slot_count; ++s)
+    if (a.terms.writes[s]) store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers_of(tile + layout.out[s] * pitch), number_pitch);
+}
+
+template <class T>
+class MatrixBlock final : public ChannelProduct<T, T, MatrixBlockPlan<T>, MatrixBlockLayout> {
+ public:
+  MatrixBlock(int device, int mul, const ChannelSlot (&slots)[3], const std::vector<MatrixBlockPath>& paths)
+      : ChannelProduct<T, T, MatrixBlockPlan<T>, MatrixBlockLayout>(device, slots, matrix_block<T>, [&](auto& store) {
+          PassFlops flops;
+          return matrix_block_plan<T>(store, mul, slots, paths, flops);
+        }) {}
+};
+
+}  // namespace
+
+std::unique_ptr<Operation> make_matrix_block(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],
+                                             const std::vector<MatrixBlockPath>& paths) {
+  return make<MatrixBlock>(is_double, device, mul, slots, paths);
+}
+
+}  // namespace equitensor::cuda
