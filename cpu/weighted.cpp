@@ -564,7 +564,7 @@ class WeightedItem {
     }
   }
 
-  // Calls body(count), a constant for degrees to 3: loops of a few rounds cost a mispredicted branch each.
+  // Calls body(count), a constant for degrees to 3, so that it has no loop of a few rounds.
   template <class Body>
   static EQUITENSOR_INLINE void with_components(int count, Body&& body) {
     switch (count) {
