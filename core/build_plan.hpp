@@ -240,7 +240,7 @@ WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops&
       const bool adds = to.adds || s.adds;
       if (c.mixed) {
         flops.forward += make + lanes * products(false, false);
-        flops.backward += make + contraction + lanes * (products(false, false) + gradients);
+        flops.backward += make + contraction + lanes * ((from.weight >= 0 ? products(false, false) : 0) + gradients);
         // T(x, y), of which the weights' direction is multiplied, beside T(ax, y) + T(x, ay).
         const long directed = from.weight >= 0 ? products(false, false) + gradients : 0;
         flops.double_backward += 2 * make + contraction + lanes * (directed + products(false, false) + products(true, false) + gradients);
@@ -252,7 +252,7 @@ WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops&
     }
     plan.max_staged = std::max(plan.max_staged, to.outputs * c.channels);
     const long mix = 2L * to.outputs * c.channels * c.mixed;
-    flops.forward += mix, flops.backward += 2 * mix, flops.double_backward += (from.weight >= 0 ? 5 : 3) * mix;
+    flops.forward += mix, flops.backward += (from.weight >= 0 ? 2 : 1) * mix, flops.double_backward += (from.weight >= 0 ? 5 : 2) * mix;
     plan.makes_matrices[1 - c.lane_operand] |= !c.same_channel;
     plan.max_pitch = std::max(plan.max_pitch, to.pitch), plan.max_entries = std::max(plan.max_entries, n);
     if (from.weight < 0) plan.max_lanes = std::max(plan.max_lanes, c.mixed * c.channels);

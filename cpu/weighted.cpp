@@ -568,7 +568,7 @@ class WeightedItem {
     }
   }
 
-  // Calls body(count), a constant for degrees to 3: loops of a few rounds cost a mispredicted branch each.
+  // Calls body(count), a constant for degrees to 3, so that it has no loop of a few rounds.
   template <class Body>
   static EQUITENSOR_INLINE void with_components(int count, Body&& body) {
     switch (count) {
@@ -713,9 +713,9 @@ class WeightedItem {
       mix(in, t, weighted ? weight_ + in.weight : buffer_.ones, mul, in.adds);
       if (directed) mix(in, buffer_.t, weight_direction_ + in.weight, mul, true);
     }
-    for (int m = 0; a_.weight_out && m < in.mix_count; ++m) {
+    for (int m = 0; a_.weight_out && weighted && m < in.mix_count; ++m) {
       const PlanMix& mix = in.mixes[m];
-      T* dw = weighted ? buffer_.weight_gradient + in.weight + mix.weight : buffer_.unused;
+      T* dw = buffer_.weight_gradient + in.weight + mix.weight;
       multiply(t + mix.first, 1L, in.channels, mix.count, z.at, z.pitch, in.outputs, in.mixed, dw, mix.pitch, a_.weight_sum);
     }
   }
@@ -798,7 +798,7 @@ class WeightedItem {
   void run_mixed(const Instruction& in, const PlanChannels& s, const M* matrix, const M* matrix_direction, View x, View ax, bool directed) {
     const View ones{buffer_.ones, 0}, g{buffer_.g + s.out, in.channels}, g_direction{buffer_.g_direction + s.out, in.channels};
     T *t = buffer_.t + s.out, *t_direction = buffer_.t_direction + s.out;
-    const bool wants_t = wants(2) || a_.weight_out;
+    const bool wants_t = wants(2) || (a_.weight_out && in.weight >= 0);
     if (wants_t && (!doubles_ || directed)) multiply_by(in, matrix, x, View{}, t, in.channels, false, s.lanes);
     if (wants_t && doubles_) {
       multiply_by(in, matrix, ax, View{}, t_direction, in.channels, false, s.lanes);
