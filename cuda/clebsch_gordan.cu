@@ -50,7 +50,7 @@ __device__ __forceinline__ void for_each_channel(const PlanPair<T>& pair, Body&&
 }
 
 template <class T>
-__global__ __launch_bounds__(threads) void clebsch_gordan(const __grid_constant__ ClebschGordanPlan<T> plan,
+__global__ __launch_bounds__(threads, 1) void clebsch_gordan(const __grid_constant__ ClebschGordanPlan<T> plan,
                                                                                         const __grid_constant__ Contraction<T> a,
                                                                                         const __grid_constant__ ClebschGordanLayout layout,
                                                                                         int items, long long batch) {

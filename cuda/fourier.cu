@@ -171,7 +171,7 @@ __device__ __forceinline__ void multiply_by_values(const FourierPlan<T>& plan, c
 }
 
 template <class T>
-__global__ __launch_bounds__(threads) void fourier(const __grid_constant__ FourierPlan<T> plan, const __grid_constant__ Contraction<T> a,
+__global__ __launch_bounds__(threads, 1) void fourier(const __grid_constant__ FourierPlan<T> plan, const __grid_constant__ Contraction<T> a,
                                                    const __grid_constant__ FourierLayout layout, int items, long long signals) {
   using V = Items<T>;
   const Team team = team_of(items / V::count);

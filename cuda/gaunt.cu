@@ -153,7 +153,7 @@ __device__ __forceinline__ void contract_rings(const GauntPlan<T>& plan, const T
 }
 
 template <class T>
-__global__ __launch_bounds__(threads) void gaunt(const __grid_constant__ GauntPlan<T> plan,
+__global__ __launch_bounds__(threads, 1) void gaunt(const __grid_constant__ GauntPlan<T> plan,
                                                                                const __grid_constant__ Contraction<T> a,
                                                                                const __grid_constant__ GauntLayout layout, int items,
                                                                                long long signals) {

@@ -149,7 +149,7 @@ __device__ __forceinline__ void multiply_term(const MatrixPlan<C>& plan, const T
 
 // T: type of the arrays; C: of the computation and the plan.
 template <class T, class C>
-__global__ __launch_bounds__(threads) void matrix(const __grid_constant__ MatrixPlan<C> plan,
+__global__ __launch_bounds__(threads, 1) void matrix(const __grid_constant__ MatrixPlan<C> plan,
                                                                                 const __grid_constant__ Contraction<T> a,
                                                                                 const __grid_constant__ MatrixLayout layout, int items,
                                                                                 long long signals) {

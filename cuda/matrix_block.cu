@@ -21,7 +21,7 @@ struct MatrixBlockLayout {
 };
 
 template <class T>
-__global__ __launch_bounds__(threads) void matrix_block(const __grid_constant__ MatrixBlockPlan<T> plan, const __grid_constant__ Contraction<T> a,
+__global__ __launch_bounds__(threads, 1) void matrix_block(const __grid_constant__ MatrixBlockPlan<T> plan, const __grid_constant__ Contraction<T> a,
                                                         const __grid_constant__ MatrixBlockLayout layout, int items, long long signals) {
   using V = Items<T>;
   const Team team = team_of(items / V::count);

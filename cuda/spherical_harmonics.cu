@@ -29,7 +29,7 @@ long harmonics_components(const HarmonicsPlan<T>& plan, bool has_direction, bool
 // With a direction the results are derivatives along it. z is null where nobody asked for it. Two blocks an SM in float64 too, where left to itself
 // ptxas takes 148 registers for what fits into 128.
 template <class T, bool has_direction, bool has_gradient>
-__global__ __launch_bounds__(threads) void spherical_harmonics(HarmonicsPlan<T> plan, Rows vectors, Rows harmonics, int items, long long batch,
+__global__ __launch_bounds__(threads, 1) void spherical_harmonics(HarmonicsPlan<T> plan, Rows vectors, Rows harmonics, int items, long long batch,
                                                                   bool accumulate, const T* x, const T* direction, const T* dz, T* dx, T* z) {
   using N = std::conditional_t<has_direction, Dual<T>, T>;
   const Team team = team_of(items);

@@ -200,33 +200,23 @@ describe.runIf(isEmulated)('offsets beyond 2^31', () => {
       print({ actual: tail(e.sphericalHarmonics(2, device, { backend: 'cuda' }), 9), expected: Array.from(e.sphericalHarmonics(2, vectors, { backend: 'cpu' })) })`, way), memory)
     close(value.actual, value.expected)
   })
-
-  // Blocks go over the arrays in turn, at most 2^16 of 256 threads; these are the lengths at which the last block has the last number.
-  test.each(ways.flatMap((way) => [[way, 2 ** 31 + 2 ** 26], [way, 2 ** 31 + 2 ** 24 - 3]] as const))('%s, sum of %d numbers', (way, length) => {
-    const { value } = run(program(`
-      const [a, b] = [1, 2].map(() => native.cuda.allocate(0, 4 * ${length}))
-      const end = (array) => native.cuda.slice(array, 4 * (${length} - items), 4 * ${length})
-      native.cuda.copyFromHost(end(a), numbers(items, 1)), native.cuda.copyFromHost(end(b), numbers(items, 2))
-      native.cuda.add(false, a, b)
-      const actual = new Float32Array(items)
-      native.cuda.download(end(a), actual)
-      print({ actual: Array.from(actual), expected: Array.from(numbers(items, 1).map((value, i) => value + numbers(items, 2)[i])) })`, way), memory)
-    close(value.actual, value.expected)
-  })
 })
 
-// The kernel that adds arrays whose length is no multiple of 16 bytes, with another body: launches of `add` run it.
-const kernel = '_ZN10equitensor4cuda12_GLOBAL__N_13sumIfLi1EEEvPKT_S5_PS3_x'
+// The kernel that copies, with another body: launches of `copyByKernel` run it. What it copies from are pairs, all first numbers and then all
+// second ones.
+const kernel = '_ZN10equitensor4cuda12_GLOBAL__N_14copyEPKfPfxPKhPhi'
 const written = (body: string, name = kernel) => `
 .version 9.0
 .target sm_90
 .address_size 64
 .extern .shared .align 16 .b8 equitensor_dynamic_shared[];
 .entry ${name}(
-	.param .u64 first,
-	.param .u64 second,
+	.param .u64 pairs,
 	.param .u64 result,
-	.param .u64 count
+	.param .u64 packs,
+	.param .u64 rest,
+	.param .u64 rest_result,
+	.param .u32 rest_bytes
 )
 {
 	.reg .pred %p<9>;
@@ -236,17 +226,18 @@ const written = (body: string, name = kernel) => `
 	.reg .b64 %rd<29>;
 	.reg .f64 %fd<9>;
 	.shared .align 4 .b8 table[1024];
-	ld.param.u64 %rd1, [first];
-	ld.param.u64 %rd2, [second];
+	ld.param.u64 %rd1, [pairs];
 	ld.param.u64 %rd3, [result];
-	ld.param.u64 %rd4, [count];
+	ld.param.u64 %rd4, [packs];
+	shl.b64 %rd4, %rd4, 1;
+	shl.b64 %rd2, %rd4, 2;
 	mov.u32 %r1, %tid.x;
 	cvt.u64.u32 %rd5, %r1;
 	setp.ge.s64 %p1, %rd5, %rd4;
 	@%p1 bra $end;
 	shl.b64 %rd6, %rd5, 2;
 	add.s64 %rd7, %rd1, %rd6;
-	add.s64 %rd8, %rd2, %rd6;
+	add.s64 %rd8, %rd7, %rd2;
 	add.s64 %rd9, %rd3, %rd6;
 	ld.global.u32 %r2, [%rd7];
 	ld.global.u32 %r3, [%rd8];
@@ -325,17 +316,13 @@ describe.runIf(isEmulated)('the interpreter', () => {
   /** Runs the body on the pairs. */
   function execute(body: string) {
     interpret!(written(body))
-    // 4 bytes beyond a multiple of 16, so that `add` takes this kernel.
-    const array = (which: 0 | 1) => {
-      const whole = native.cuda!.from(0, new Float32Array(Uint32Array.from([0, ...pairs.map((pair) => pair[which])]).buffer))
-      return native.cuda!.slice(whole, 4, 4 * (pairs.length + 1))
-    }
-    const a = array(0), b = array(1), result = new Float32Array(pairs.length)
+    const from = native.cuda!.from(0, new Float32Array(Uint32Array.from([...pairs.map(([a]) => a), ...pairs.map(([, b]) => b)]).buffer))
+    const to = native.cuda!.allocate(0, 8 * pairs.length), result = new Float32Array(2 * pairs.length)
     const { counts } = counted(() => {
-      native.cuda!.add(false, a, b)
-      native.cuda!.download(a, result)
+      native.cuda!.copyByKernel(to, from)
+      native.cuda!.download(to, result)
     })
-    return { result: new Uint32Array(result.buffer), counts }
+    return { result: new Uint32Array(result.buffer, 0, pairs.length), counts }
   }
 
   test.each(instructions)('%s', (body, meaning) => {
@@ -394,9 +381,9 @@ describe.runIf(isEmulated)('the interpreter', () => {
   ])('fails on %s', (body, message) => {
     const { value, stderr } = run(`
       native.cuda.interpret(${JSON.stringify(written(body))})
-      const [a, b] = [0, 1].map(() => native.cuda.slice(native.cuda.from(0, new Float32Array(193)), 4, 772))
-      native.cuda.add(false, a, b)
-      try { native.cuda.download(a, new Float32Array(192)); print('no error') } catch (error) { print(error.code) }`)
+      const from = native.cuda.from(0, new Float32Array(384)), to = native.cuda.allocate(0, 4 * 384)
+      native.cuda.copyByKernel(to, from)
+      try { native.cuda.download(to, new Float32Array(384)); print('no error') } catch (error) { print(error.code) }`)
     expect(value).toBe('cuda')
     expect(stderr).toMatch(message)
   })
