@@ -10,6 +10,8 @@ import { cpuGoals, bars, modelledGoals } from '../bench/goals'
 import { gpu } from '../bench/gpu'
 import { h100, modelled, occupancy } from '../bench/h100'
 import { orders, correct, type Counted, type Counts, type Run, type Settings } from '../bench/report'
+import { passes } from '../bench/passes'
+import { operations } from '../bench/problems'
 import { compare, record, report } from '../bench/run'
 import { backends, DeviceArray, MatrixTensorProduct } from '../lib/index'
 import { nativeArray } from '../lib/device_array'
@@ -165,7 +167,7 @@ describe.runIf(isEmulated)('--backend cuda', () => {
   test('the emulation counts and models, and prints no time', () => {
     const machine = emulated(settings(), noPtx)
     const run = compare(settings(), machine, silent), text = report(run, machine)
-    expect(run.outcomes).toHaveLength(30)
+    expect(run.outcomes).toHaveLength(2 * operations.length * passes.length)
     for (const o of run.outcomes) {
       expect(correct(o), JSON.stringify(o)).toBe(true)
       expect(o).toMatchObject({ status: 'counted', counts: { items: 1280, launches: 1 } })
