@@ -30,7 +30,7 @@ export interface Modelled extends Floors {
 }
 
 /**
- * Of a call of `batch` items. Counts grow with the items but for the tables, which are read once: a block of threads owns a tile of up to 32
+ * Of a call of `batch` items. Counts grow with the items but for the tables, which are read once: a block of threads owns a tile of up to 128
  * items, and the counted items are whole tiles as the batch is.
  */
 export function modelled(o: Counted, batch: number = modelledBatch, dtype: Dtype = 'float32'): Modelled {
