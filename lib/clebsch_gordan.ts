@@ -1,7 +1,8 @@
 import type { DType } from './arrays'
 import { argumentError, describe, EquitensorError } from './errors'
 import {
-  channelwiseInstructions, fullyConnectedInstructions, irrepFactorOf, pathNormalizationOf, weightedForm, type Instruction, type NormalizationOptions,
+  channelwiseInstructions, fullyConnectedInstructions, irrepFactor, irrepNormalizationOf, pathNormalizationOf, weightedForm, type Instruction,
+  type IrrepNormalization, type NormalizationOptions,
 } from './weighted'
 import { Irreps, irrepKey, multiplyIrreps, toIrreps, type Irrep, type IrrepsLike, type MulIr } from './irreps'
 import { channelRange, channelsOf, packChannels, packDims, packPaths, type Channels, type Connection } from './layout'
@@ -84,15 +85,8 @@ export function merge(blocks: readonly Channels[]): MergedBlock[] {
 }
 
 type Keep = (ir: Irrep) => boolean
-export type IrrepNormalization = 'component' | 'norm' | 'none'
 /** @internal Instructions of a product of these inputs. */
 export type Planner = (irrepsIn1: Irreps, irrepsIn2: Irreps, layout: Layout, keep: Keep, normalization: IrrepNormalization) => Plan
-
-export const irrepFactors = {
-  component: (_l1: number, _l2: number, l3: number) => Math.sqrt(2 * l3 + 1),
-  norm: (l1: number, l2: number) => Math.sqrt((2 * l1 + 1) * (2 * l2 + 1)),
-  none: () => 1,
-}
 
 /** uvuv of two whole blocks. */
 export function everyWithEvery(b1: MergedBlock, b2: MergedBlock): Piece[] {
@@ -111,7 +105,7 @@ function planFull(irrepsIn1: Irreps, irrepsIn2: Irreps, layout: Layout, keep: Ke
   for (const [i1, b1] of in1.entries()) {
     for (const [i2, b2] of in2.entries()) {
       for (const ir of multiplyIrreps(b1.ir, b2.ir).filter(keep)) {
-        const coefficient = irrepFactors[normalization](b1.ir.l, b2.ir.l, ir.l)
+        const coefficient = irrepFactor(normalization, b1.ir.l, b2.ir.l, ir.l)
         instructions.push({ in1: i1, in2: i2, out: { mul: b1.mul * b2.mul, ir }, coefficient, pieces: everyWithEvery(b1, b2) })
       }
     }
@@ -149,7 +143,7 @@ function planElementwise(irrepsIn1: Irreps, irrepsIn2: Irreps, layout: Layout, k
     if (v === p2.mul) (j++, (v = 0))
   }
   const instructions = segments.flatMap(({ ir1, ir2, mul, pieces }, s) =>
-    multiplyIrreps(ir1, ir2).filter(keep).map((ir): PlannedPath => ({ in1: s, in2: s, out: { mul, ir }, coefficient: irrepFactors[normalization](ir1.l, ir2.l, ir.l), pieces })),
+    multiplyIrreps(ir1, ir2).filter(keep).map((ir): PlannedPath => ({ in1: s, in2: s, out: { mul, ir }, coefficient: irrepFactor(normalization, ir1.l, ir2.l, ir.l), pieces })),
   )
   const of = (irreps: Irreps, ir: Irrep) => irreps.blocks.reduce((sum, b) => sum + (irrepKey(b.ir) === irrepKey(ir) ? b.mul : 0), 0)
   // Of one pair of irreps, linear layers reach sum over channels of c_path a b': each channel has m1 + m2 + paths parameters, two of
@@ -184,7 +178,7 @@ function unweightedForm<D extends DType>(
   resolved: ResolvedOptions<D>,
 ): OperationForm {
   const algorithm = oneOf(options.algorithm ?? 'sparse', 'options.algorithm', ['sparse', 'dense'])
-  const normalization = oneOf(options.irrepNormalization ?? 'component', 'options.irrepNormalization', ['component', 'norm', 'none'])
+  const normalization = irrepNormalizationOf(options)
   pathNormalizationOf(options)
   if (options.irrepsOut !== undefined) {
     throw argumentError('invalid_option', 'options.irrepsOut', 'none without instructions (filterIrrepsOut keeps some irreps)', describe(options.irrepsOut))

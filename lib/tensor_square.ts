@@ -1,5 +1,5 @@
 import type { ArrayOf, DType } from './arrays'
-import { ClebschGordanTensorProduct, everyWithEvery, irrepFactors, merge, type PlannedPath, type IrrepNormalization, type MergedBlock, type Piece, type Planner } from './clebsch_gordan'
+import { ClebschGordanTensorProduct, everyWithEvery, merge, type PlannedPath, type MergedBlock, type Piece, type Planner } from './clebsch_gordan'
 import type { DeviceArray } from './device_array'
 import { EquitensorError } from './errors'
 import { multiplyIrreps, type Irreps, type IrrepsLike } from './irreps'
@@ -7,6 +7,7 @@ import { channelsOf } from './layout'
 import type { Pass } from './native'
 import type { AsyncOptions, ForwardOptions, OperandOf, PassCost, Path } from './operation'
 import { commonOptions, inputIrreps, requireKnownOptions, type Backend, type CommonOptions, type Layout } from './options'
+import { irrepFactor, type IrrepNormalization } from './weighted'
 
 export interface TensorSquareOptions<D extends DType> extends CommonOptions<D> {
   /** Keep only paths into these irreps (multiplicities are ignored). */
@@ -59,7 +60,7 @@ const planSquare: Planner = (irreps, _same, layout, keep, normalization) => {
       if (i1 > i2) continue
       for (const ir of multiplyIrreps(b1.ir, b2.ir).filter(keep)) {
         const add = (mul: number, coefficient: number, pieces: Piece[]) => instructions.push({ in1: i1, in2: i2, out: { mul, ir }, coefficient, pieces })
-        const coefficient = irrepFactors[normalization](b1.ir.l, b2.ir.l, ir.l)
+        const coefficient = irrepFactor(normalization, b1.ir.l, b2.ir.l, ir.l)
         if (i1 < i2) add(b1.mul * b2.mul, coefficient, everyWithEvery(b1, b2))
         else {
           if (b1.mul > 1) add((b1.mul * (b1.mul - 1)) / 2, coefficient, everyWithLater(b1))

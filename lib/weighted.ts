@@ -32,15 +32,21 @@ export interface NormalizationOptions {
   pathNormalization?: 'element' | 'path' | 'none'
 }
 
+/** Squares of the factors of a path. */
 const irrepFactors = {
   component: (_l1: number, _l2: number, l3: number) => 2 * l3 + 1,
   norm: (l1: number, l2: number) => (2 * l1 + 1) * (2 * l2 + 1),
   none: () => 1,
 }
 
-/** Square of the factor of a path. @throws EquitensorError `invalid_option`. */
-export function irrepFactorOf(options: NormalizationOptions): (l1: number, l2: number, l3: number) => number {
-  return irrepFactors[oneOf(options.irrepNormalization ?? 'component', 'options.irrepNormalization', ['component', 'norm', 'none'])]
+export type IrrepNormalization = keyof typeof irrepFactors
+
+/** The factor of a path of a product without weights. */
+export const irrepFactor = (normalization: IrrepNormalization, l1: number, l2: number, l3: number) => Math.sqrt(irrepFactors[normalization](l1, l2, l3))
+
+/** @throws EquitensorError `invalid_option`. */
+export function irrepNormalizationOf(options: NormalizationOptions): IrrepNormalization {
+  return oneOf(options.irrepNormalization ?? 'component', 'options.irrepNormalization', ['component', 'norm', 'none'])
 }
 
 /** @throws EquitensorError `invalid_option`. */
@@ -125,7 +131,7 @@ export function weightedForm<D extends DType>(
   normalization: NormalizationOptions,
   options: ResolvedOptions<D>,
 ): OperationForm {
-  const irrepFactor = irrepFactorOf(normalization), pathNormalization = pathNormalizationOf(normalization)
+  const squaredFactor = irrepFactors[irrepNormalizationOf(normalization)], pathNormalization = pathNormalizationOf(normalization)
   const irreps = [inputIrreps(irrepsIn1, 'irrepsIn1'), inputIrreps(irrepsIn2, 'irrepsIn2'), outputIrreps(irrepsOut as IrrepsLike, 'options.irrepsOut')] as const
   if (!Array.isArray(given)) throw argumentError('invalid_option', 'options.instructions', 'an array', describe(given))
   const all = given.map((instruction, i) => resolveInstruction(instruction, `options.instructions[${i}]`, irreps))
@@ -140,7 +146,7 @@ export function weightedForm<D extends DType>(
       path: () => elements(instruction) * others.length,
       none: () => 1,
     }[pathNormalization]()
-    return Math.sqrt((irrepFactor(b1.ir.l, b2.ir.l, b3.ir.l) / (count || 1)) * instruction.pathWeight)
+    return Math.sqrt((squaredFactor(b1.ir.l, b2.ir.l, b3.ir.l) / (count || 1)) * instruction.pathWeight)
   }
   const kept = all.filter(({ shape }) => product(shape) > 0)
   requireReached(irreps[2], kept, 'options.irrepsOut', 'irreps that an instruction writes')
