@@ -189,8 +189,6 @@ Box<Array> allocate(Napi::Env env, int device, size_t bytes) {
   return std::make_shared<Array>(Array{shared, 0, bytes});
 }
 
-size_t bytes_of(const Napi::Value& typed) { return typed.As<Napi::TypedArray>().ByteLength(); }
-
 // Waits until the host's memory is its caller's again, whatever happened.
 template <class F>
 void finish(const Stream& stream, F&& enqueue) {
@@ -217,7 +215,7 @@ Napi::Value allocate_array(const Napi::CallbackInfo& info) {
 }
 Napi::Value array_from(const Napi::CallbackInfo& info) {
   refuse_capture(info.Env(), "an upload");
-  const Box<Array> array = allocate(info.Env(), device_argument(info), bytes_of(info[1]));
+  const Box<Array> array = allocate(info.Env(), device_argument(info), span_of(info[1]).bytes);
   fill(info.Env(), *array, info[1]);
   return wrap(info.Env(), array);
 }

@@ -8,10 +8,6 @@
 namespace equitensor::cuda {
 namespace {
 
-__host__ __device__ inline int part_of(const PlanProduct& product, int slot) {
-  return slot == 0 ? product.part1 : slot == 1 ? product.part2 : product.part_out;
-}
-
 // Each takes room for the values of a ring.
 constexpr int ring_teams = 4;
 template <class T>

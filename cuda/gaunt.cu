@@ -7,10 +7,6 @@
 namespace equitensor::cuda {
 namespace {
 
-__host__ __device__ inline int part_of(const PlanProduct& product, int slot) {
-  return slot == 0 ? product.part1 : slot == 1 ? product.part2 : product.part_out;
-}
-
 // The product of values at angles is there to check the other one by: few teams are enough.
 constexpr int pointwise_teams = 4;
 template <class T>

@@ -175,6 +175,11 @@ __device__ __forceinline__ void apply(const PlanMap<T>& map, const V* in, V* out
   }
 }
 
+// The part of a slot that a product of signals has.
+__device__ __forceinline__ int part_of(const PlanProduct& product, int slot) {
+  return slot == 0 ? product.part1 : slot == 1 ? product.part2 : product.part_out;
+}
+
 // A component's place in a tile, indexed like a pointer: by orders from -degree to degree, or by matrix entries.
 template <class T>
 struct Strip {
