@@ -72,6 +72,16 @@ Napi::Value create_matrix_block(const Napi::CallbackInfo& info) {
   return wrap(info.Env(), make_matrix_block(f.is_double, f.mul, f.slots, read_block_paths(o)));
 }
 
+Napi::Value create_symmetric_contraction(const Napi::CallbackInfo& info) {
+  std::vector<int> ranks;
+  auto result = Napi::Object::New(info.Env());
+  result.Set("operation", wrap(info.Env(), make_symmetric_contraction(read_symmetric_contraction(info[0].As<Napi::Object>()), ranks)));
+  auto list = Napi::Array::New(info.Env(), ranks.size());
+  for (size_t b = 0; b < ranks.size(); ++b) list.Set(uint32_t(b), ranks[b]);
+  result.Set("ranks", list);
+  return result;
+}
+
 Napi::Value create_spherical_harmonics(const Napi::CallbackInfo& info) {
   const auto o = info[0].As<Napi::Object>();
   return wrap(info.Env(), make_spherical_harmonics(boolean(o, "isDouble"), ints(o.Get("degrees")), doubles(o.Get("scale")),
@@ -120,6 +130,7 @@ Call call_on(const HostSpans& spans, const Napi::Object& o) {
   for (int s = 0; s < slot_count; ++s) call.out[s] = spans.out[s].data;
   call.weight = spans.in[weight_operand].data, call.weight_direction = spans.in[weight_direction_operand].data;
   call.weight_out = spans.out[weight_result].data;
+  call.species = static_cast<const int*>(spans.in[species_operand].data);
   return call;
 }
 
@@ -275,6 +286,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   add("createFourier", create_fourier);
   add("createMatrix", create_matrix);
   add("createMatrixBlock", create_matrix_block);
+  add("createSymmetricContraction", create_symmetric_contraction);
   add("createSphericalHarmonics", create_spherical_harmonics);
   add("dispose", dispose);
   add("overlap", overlap);

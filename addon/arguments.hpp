@@ -4,6 +4,7 @@
 #include "core/channels.hpp"
 #include "core/clebsch_gordan.hpp"
 #include "core/matrix_block.hpp"
+#include "core/symmetric_contraction.hpp"
 #include "core/weighted.hpp"
 #include <napi.h>
 #include <vector>
@@ -69,6 +70,16 @@ inline WeightedForm read_weighted(const Napi::Object& o) {
           {blocks(o.Get("in1")), blocks(o.Get("in2")), blocks(o.Get("out"))}, instructions};
 }
 
+inline SymmetricForm read_symmetric_contraction(const Napi::Object& o) {
+  const std::vector<int> dims = ints(o.Get("dims")), flat = ints(o.Get("paths"));  // the fields of SymmetricPath
+  SymmetricForm form{boolean(o, "isDouble"), {dims[0], dims[1]}, integer(o, "mul"), integer(o, "numSpecies"), blocks(o.Get("in")), blocks(o.Get("out")), {}};
+  for (size_t p = 0; p + 5 < flat.size(); p += 6) {
+    const int* f = flat.data() + p;
+    form.paths.push_back({f[0], f[1], {f[2], f[3], f[4]}, f[5]});
+  }
+  return form;
+}
+
 struct ChannelForm {
   bool is_double;
   int mul;
@@ -93,10 +104,11 @@ inline std::vector<MatrixBlockPath> read_block_paths(const Napi::Object& o) {
   return paths;
 }
 
-// Of a call: { x, y, z, ax, ay, w, aw, xOut, yOut, zOut, wOut, batch, xShared, yShared, wShared, accumulate, threads }.
-inline constexpr int weight_operand = operand_count, weight_direction_operand = operand_count + 1, operand_arrays = operand_count + 2;
+// Of a call: { x, y, z, ax, ay, w, aw, species, xOut, yOut, zOut, wOut, batch, xShared, yShared, wShared, accumulate, threads }.
+inline constexpr int weight_operand = operand_count, weight_direction_operand = operand_count + 1, species_operand = operand_count + 2;
+inline constexpr int operand_arrays = operand_count + 3;
 inline constexpr int weight_result = slot_count, result_arrays = slot_count + 1;
-inline constexpr const char* operand_names[operand_arrays] = {"x", "y", "z", "ax", "ay", "w", "aw"};
+inline constexpr const char* operand_names[operand_arrays] = {"x", "y", "z", "ax", "ay", "w", "aw", "species"};
 inline constexpr const char* result_names[result_arrays] = {"xOut", "yOut", "zOut", "wOut"};
 
 // All but the arrays.

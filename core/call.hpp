@@ -51,6 +51,7 @@ struct Call {
   const void *weight, *weight_direction;
   void* weight_out;
   bool weight_shared;
+  const int* species;  // of a symmetric contraction: of every item, whose set of weights it takes; null: 0
   bool accumulate;  // add to what the results hold
   long long batch;
   const Sweep* sweep;  // of a convolution, whose batch is the number of its edges; otherwise null

@@ -233,6 +233,24 @@ struct MatrixBlockPlan {
   int chunk_count;
 };
 
+// ---- Symmetric contraction: z = C (y, x) + linear terms, y = weights times components of x and of its pairs C (x, x); core/symmetric_contraction.hpp.
+// The i-th term has row i of the weights; those of z come behind those of y.
+struct PlanSymmetricTerm {
+  int source, target, count;  // components, of x with the pairs behind it, and of y or z
+  bool first;                 // into these components of y
+};
+template <class T>
+struct SymmetricPlan {
+  int mul, inputs, pairs, sums, outputs;  // components of a channel: of x, of the pairs, of y, of z
+  int dim[2];
+  const PlanBlock* blocks[2];  // of x and z
+  int block_count[2];
+  PlanProducts<T> squares;   // x x -> pairs
+  PlanProducts<T> products;  // y x -> z
+  const PlanSymmetricTerm *terms, *linear;
+  int term_count, linear_count;
+};
+
 template <class T>
 struct HarmonicsPlan {
   int lmax, dim;

@@ -53,6 +53,7 @@ TypedKernels<T> typed_kernels() {
   add_gaunt(k);
   add_matrix(k);
   add_matrix_block(k);
+  add_symmetric_contraction(k);
   add_spherical_harmonics(k);
   k.fma_chain = fma_chain<T>;
   k.fma_per_iteration = long(chains) * width<T>;

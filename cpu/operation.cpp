@@ -236,6 +236,88 @@ class MatrixBlock final : public Planned<T, MatrixBlockPlan<T>> {
   }
 };
 
+// Nodes are taken species by species, so that a task has one set of weights. The sets are brought to the basis of the plan at the call's
+// beginning, and the gradient, summed over the tasks of a species in their order, back to the paths at its end.
+template <class T>
+class SymmetricContraction final : public Operation {
+ public:
+  SymmetricContraction(const SymmetricForm& form, SymmetricBasis basis) : species_(form.species), paths_(int(form.paths.size())) {
+    plan_ = symmetric_plan<T>(store_, form, basis, flops);
+    rows_ = int(basis.rows.size()), expansions_ = std::move(basis.expansions);
+    dim[0] = form.dims[0], dim[2] = form.dims[1];
+    weights = species_ * paths_ * form.mul;
+  }
+
+  void contract(const Call& call, const Kernels& kernels) const override {
+    const Kernel<SymmetricPlan<T>, T>& kernel = typed<T>(kernels).symmetric_contraction;
+    const long nodes = long(call.batch), mul = plan_.mul, set = paths_ * mul, rows = rows_ * mul;
+    std::vector<long> begin(size_t(species_) + 1);
+    const auto species_of = [&](long node) { return call.species ? call.species[node] : 0; };
+    for (long n = 0; n < nodes; ++n) ++begin[size_t(species_of(n)) + 1];
+    for (int s = 0; s < species_; ++s) begin[size_t(s) + 1] += begin[size_t(s)];
+    std::vector<int> order(static_cast<size_t>(nodes));
+    std::vector<long> next(begin.begin(), begin.end() - 1);
+    for (long n = 0; n < nodes; ++n) order[size_t(next[size_t(species_of(n))]++)] = int(n);
+
+    struct Task {
+      int set;
+      long begin, end;
+    };
+    std::vector<Task> tasks;
+    std::vector<int> present;  // species that have nodes
+    const long most = std::max<long>(8, (nodes + many_tasks - 1) / many_tasks);
+    for (int s = 0; s < species_; ++s) {
+      for (long at = begin[size_t(s)]; at < begin[size_t(s) + 1]; at += most) tasks.push_back({int(present.size()), at, std::min(begin[size_t(s) + 1], at + most)});
+      if (begin[size_t(s)] < begin[size_t(s) + 1]) present.push_back(s);
+    }
+
+    std::vector<T> sets(call.weight ? present.size() * size_t(rows) : 0), directions(call.weight_direction ? present.size() * size_t(rows) : 0);
+    parallel_for(call.threads, long(present.size()), 0, [&](long p, void*) {
+      for (auto [from, to] : {std::pair(call.weight, &sets), std::pair(call.weight_direction, &directions)}) {
+        if (!from) continue;
+        const T* weight = static_cast<const T*>(from) + present[size_t(p)] * set;
+        for (const SymmetricExpansion& e : expansions_)
+          for (long u = 0; u < mul; ++u) (*to)[size_t(p * rows + e.row * mul + u)] += T(e.value) * weight[e.path * mul + u];
+      }
+    });
+
+    Operands<T> all{};
+    all.terms = operands_of(call);
+    all.accumulate = call.accumulate;
+    all.order = order.data();
+    for (int o = 0; o < operand_count; ++o) all.in[o] = static_cast<const T*>(call.in[o]);
+    for (int s = 0; s < slot_count; ++s) all.out[s] = static_cast<T*>(call.out[s]);
+    std::vector<T> gradients(call.weight_out ? tasks.size() * size_t(rows) : 0);
+    parallel_for(call.threads, long(tasks.size()), kernel.scratch(plan_), [&](long t, void* scratch) {
+      if (call.cancel && *call.cancel) return;
+      const Task& task = tasks[size_t(t)];
+      Operands<T> mine = all;
+      mine.weight = sets.data() + task.set * rows;
+      if (call.weight_direction) mine.weight_direction = directions.data() + task.set * rows;
+      if (call.weight_out) mine.weight_out = gradients.data() + t * rows;
+      kernel.contract(plan_, mine, task.begin, task.end, scratch);
+    });
+    if (!call.weight_out) return;
+
+    T* out = static_cast<T*>(call.weight_out);
+    if (!call.accumulate) std::fill(out, out + species_ * set, T(0));
+    parallel_for(call.threads, long(present.size()), 0, [&](long p, void*) {
+      std::vector<double> sums(static_cast<size_t>(rows)), of_paths(static_cast<size_t>(set));
+      for (size_t t = 0; t < tasks.size(); ++t)
+        for (long i = 0; tasks[t].set == p && i < rows; ++i) sums[size_t(i)] += double(gradients[t * size_t(rows) + size_t(i)]);
+      for (const SymmetricExpansion& e : expansions_)
+        for (long u = 0; u < mul; ++u) of_paths[size_t(e.path * mul + u)] += e.value * sums[size_t(e.row * mul + u)];
+      for (long i = 0; i < set; ++i) out[present[size_t(p)] * set + i] += T(of_paths[size_t(i)]);
+    });
+  }
+
+ private:
+  PlanStore store_;
+  SymmetricPlan<T> plan_{};
+  int species_, paths_, rows_ = 0;
+  std::vector<SymmetricExpansion> expansions_;
+};
+
 template <class T>
 class SphericalHarmonics final : public Planned<T, HarmonicsPlan<T>> {
  public:
@@ -277,6 +359,12 @@ std::unique_ptr<Operation> make_matrix(bool is_double, int mul, const ChannelSlo
 }
 std::unique_ptr<Operation> make_matrix_block(bool is_double, int mul, const ChannelSlot (&slots)[3], const std::vector<MatrixBlockPath>& paths) {
   return make<MatrixBlock>(is_double, mul, slots, paths);
+}
+std::unique_ptr<Operation> make_symmetric_contraction(const SymmetricForm& form, std::vector<int>& ranks) {
+  const SymmetricBasis basis(form);
+  ranks.assign(form.out.size(), 0);
+  for (const SymmetricPath& row : basis.rows) ++ranks[size_t(row.out)];
+  return make<SymmetricContraction>(form.is_double, form, basis);
 }
 std::unique_ptr<Operation> make_spherical_harmonics(bool is_double, const std::vector<int>& degrees,
                                                     const std::vector<double>& scale, bool normalize) {

@@ -28,6 +28,8 @@ std::unique_ptr<Operation> make_matrix(bool is_double, int mul, const ChannelSlo
                                        const std::vector<PlanProduct>& products, int k);
 std::unique_ptr<Operation> make_matrix_block(bool is_double, int mul, const ChannelSlot (&slots)[3],
                                              const std::vector<MatrixBlockPath>& paths);
+// Calls have no y; all sets of weights, one a species, are one row. ranks: of each output block, how many of its paths are independent.
+std::unique_ptr<Operation> make_symmetric_contraction(const SymmetricForm& form, std::vector<int>& ranks);
 // Vectors (batch, 3) as x; degrees[i] fills the next 2 degrees[i] + 1 components. scale: factor of each degree 0 .. lmax on
 // harmonics whose mean square over the sphere is 1.
 std::unique_ptr<Operation> make_spherical_harmonics(bool is_double, const std::vector<int>& degrees,

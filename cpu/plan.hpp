@@ -15,6 +15,7 @@ struct Operands {
   // Of an operation with weights.
   const T *weight, *weight_direction;
   T* weight_out;
+  const int* order;      // of a symmetric contraction: item i is row order[i]
   long weight_stride;
   bool weight_sum;
   Terms terms;
@@ -37,6 +38,7 @@ struct TypedKernels {
   Kernel<FourierPlan<T>, T> fourier;
   Kernel<MatrixPlan<T>, T> matrix;
   Kernel<MatrixBlockPlan<T>, T> matrix_block;
+  Kernel<SymmetricPlan<T>, T> symmetric_contraction;
   Kernel<HarmonicsPlan<T>, T> harmonics;
   double (*fma_chain)(long iterations);  // runs iterations x fma_per_iteration dependent-free multiply-adds
   long fma_per_iteration;

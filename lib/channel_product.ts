@@ -6,8 +6,8 @@ import { channelsOf, packChannels, packDims } from './layout'
 import type { Path } from './operation'
 import { inputIrreps, outputIrreps, type ResolvedOptions } from './options'
 
-/** All irreps with one multiplicity, each (l, p) once. */
-function requireSignals(irreps: Irreps, argument: string): number {
+/** All irreps with one multiplicity, each (l, p) once. @throws EquitensorError `unequal_multiplicities`, `repeated_irrep`. */
+export function requireSignals(irreps: Irreps, argument: string): number {
   const blocks = irreps.blocks.filter(({ mul }) => mul > 0)
   const mul = blocks[0]!.mul
   const seen = new Set<number>()

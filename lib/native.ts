@@ -26,6 +26,8 @@ export interface NativeArrays<A> {
   /** Weights and their direction, of an operation that has them. */
   w?: A | undefined
   aw?: A | undefined
+  /** Of a symmetric contraction: of every item, which set of weights it takes. */
+  species?: Int32Array | undefined
   xOut?: A | undefined
   yOut?: A | undefined
   zOut?: A | undefined
@@ -209,6 +211,18 @@ export interface NativeAddon {
   createMatrix(form: NativeChannelProduct & { k: number }): NativeOperation
   /** `paths`: [block of in1, of in2, of out] of each, with its coefficient. */
   createMatrixBlock(form: NativeChannelProduct & { paths: Int32Array; coefficients: Float64Array }): NativeOperation
+  /** `paths`: [block of out, number of factors, their blocks (3), l12] of each, see core/symmetric_contraction.hpp; blocks as packed by lib/layout.ts.
+   * `ranks`: of each output block, how many of its paths are independent. */
+  createSymmetricContraction(form: {
+    isDouble: boolean
+    /** Components of an item of the input and of the output. */
+    dims: Int32Array
+    mul: number
+    numSpecies: number
+    in: Int32Array
+    out: Int32Array
+    paths: Int32Array
+  }): { operation: NativeOperation; ranks: number[] }
   /** `scale`: factor of each degree on harmonics whose mean square over the sphere is 1. */
   createSphericalHarmonics(form: { isDouble: boolean; degrees: Int32Array; scale: Float64Array; normalize: boolean }): NativeOperation
   dispose(operation: NativeOperation): void

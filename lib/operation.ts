@@ -336,6 +336,16 @@ export abstract class TensorProduct<D extends DType> {
     return native.takeCount()
   }
 
+  /** @internal */
+  get isDisposed(): boolean {
+    return this.#plan === undefined
+  }
+
+  /** Operands of a native call beside those of every product. */
+  protected furtherOperands(): { species?: Int32Array } {
+    return {}
+  }
+
   #dim(slot: Slot): number {
     return { x: this.irrepsIn1.dim, y: this.irrepsIn2.dim, w: this.weightNumel, z: this.irrepsOut.dim }[slot]
   }
@@ -489,7 +499,7 @@ export abstract class TensorProduct<D extends DType> {
       throw argumentError('batch_mismatch', 'y', `a batch of ${xBatch} as x has, or of 1`, `a batch of ${yBatch}`)
     }
     const batch = xBatch === 1 ? yBatch : xBatch
-    const inputs = { x, y: this.#isSquare ? undefined : y, batch, xShared: xBatch !== batch, yShared: yBatch !== batch }
+    const inputs = { ...this.furtherOperands(), x, y: this.#isSquare ? undefined : y, batch, xShared: xBatch !== batch, yShared: yBatch !== batch }
     if (!numel) return inputs
     const w = weight as OperandOf<D>
     this.#require(w, 'weight', x)
