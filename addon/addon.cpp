@@ -54,6 +54,12 @@ Napi::Value create_gaunt(const Napi::CallbackInfo& info) {
   return wrap(info.Env(), make_gaunt(f.is_double, f.mul, f.slots, f.products, read_grid(o)));
 }
 
+Napi::Value create_gaunt_product(const Napi::CallbackInfo& info) {
+  const auto o = info[0].As<Napi::Object>();
+  const FactorsForm f = read_factors(o);
+  return wrap(info.Env(), make_gaunt_product(f.is_double, f.mul, f.slots, integer(o, "power"), {integer(o, "rings"), integer(o, "angles"), true}));
+}
+
 Napi::Value create_fourier(const Napi::CallbackInfo& info) {
   const auto o = info[0].As<Napi::Object>();
   const ChannelForm f = read_channel_product(o);
@@ -130,6 +136,10 @@ Call call_on(const HostSpans& spans, const Napi::Object& o) {
   for (int s = 0; s < slot_count; ++s) call.out[s] = spans.out[s].data;
   call.weight = spans.in[weight_operand].data, call.weight_direction = spans.in[weight_direction_operand].data;
   call.weight_out = spans.out[weight_result].data;
+  for (int f = 0; f < max_factors; ++f) {
+    call.factor[f] = spans.in[factor_operand + f].data, call.factor_direction[f] = spans.in[factor_direction_operand + f].data;
+    call.factor_out[f] = spans.out[factor_result + f].data;
+  }
   call.species = static_cast<const int*>(spans.in[species_operand].data);
   return call;
 }
@@ -283,6 +293,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   add("createClebschGordan", create_clebsch_gordan);
   add("createWeighted", create_weighted);
   add("createGaunt", create_gaunt);
+  add("createGauntProduct", create_gaunt_product);
   add("createFourier", create_fourier);
   add("createMatrix", create_matrix);
   add("createMatrixBlock", create_matrix_block);

@@ -96,6 +96,20 @@ inline ChannelForm read_channel_product(const Napi::Object& o) {
   for (size_t p = 0; p + 2 < flat.size(); p += 3) form.products.push_back({flat[p], flat[p + 1], flat[p + 2]});
   return form;
 }
+struct FactorsForm {
+  bool is_double;
+  int mul;
+  std::vector<ChannelSlot> slots;  // of the factors, and the result
+};
+inline FactorsForm read_factors(const Napi::Object& o) {
+  FactorsForm form{boolean(o, "isDouble"), integer(o, "mul"), {}};
+  const auto slots = o.Get("slots").As<Napi::Array>();
+  for (uint32_t s = 0; s < slots.Length(); ++s) {
+    const auto slot = slots.Get(s).As<Napi::Object>();
+    form.slots.push_back({integer(slot, "dim"), blocks(slot.Get("blocks")), ints(slot.Get("parts"))});
+  }
+  return form;
+}
 inline std::vector<MatrixBlockPath> read_block_paths(const Napi::Object& o) {
   const std::vector<int> flat = ints(o.Get("paths"));  // the blocks of each
   const std::vector<double> coefficients = doubles(o.Get("coefficients"));
@@ -104,12 +118,15 @@ inline std::vector<MatrixBlockPath> read_block_paths(const Napi::Object& o) {
   return paths;
 }
 
-// Of a call: { x, y, z, ax, ay, w, aw, species, xOut, yOut, zOut, wOut, batch, xShared, yShared, wShared, accumulate, threads }.
+// Of a call: { x, y, z, ax, ay, w, aw, species, xOut, yOut, zOut, wOut, batch, xShared, yShared, wShared, accumulate, threads }, and of
+// a product of many factors (factors: true) f1, f2, ..., their directions af1, ... and results f1Out, ... .
 inline constexpr int weight_operand = operand_count, weight_direction_operand = operand_count + 1, species_operand = operand_count + 2;
-inline constexpr int operand_arrays = operand_count + 3;
-inline constexpr int weight_result = slot_count, result_arrays = slot_count + 1;
-inline constexpr const char* operand_names[operand_arrays] = {"x", "y", "z", "ax", "ay", "w", "aw", "species"};
-inline constexpr const char* result_names[result_arrays] = {"xOut", "yOut", "zOut", "wOut"};
+inline constexpr int factor_operand = operand_count + 3, factor_direction_operand = factor_operand + max_factors;
+inline constexpr int operand_arrays = factor_direction_operand + max_factors;
+inline constexpr int weight_result = slot_count, factor_result = slot_count + 1, result_arrays = factor_result + max_factors;
+inline constexpr const char* operand_names[operand_arrays] = {"x",  "y",  "z",  "ax", "ay",  "w",   "aw",  "species",
+                                                                "f1", "f2", "f3", "f4", "af1", "af2", "af3", "af4"};
+inline constexpr const char* result_names[result_arrays] = {"xOut", "yOut", "zOut", "wOut", "f1Out", "f2Out", "f3Out", "f4Out"};
 
 // All but the arrays.
 inline Call read_call(const Napi::Object& o) {

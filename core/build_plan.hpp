@@ -294,6 +294,24 @@ std::vector<Component> slot_components(PlanSlot& plan, const ChannelSlot& slot, 
   return components;
 }
 
+struct GauntSlotFlops {
+  long synthesis, analysis, to_angles, from_angles;
+};
+template <class T, class Store>
+GauntSlotFlops build_gaunt_slot(Store& store, GauntSlot<T>& slot, const ChannelSlot& channels, const Grid& grid) {
+  const auto components = slot_components<GridComponent>(slot, channels, store);
+  const GauntSlotForm form = gaunt_slot_form(components, grid.rings, grid.angles);
+  slot.degree = form.degree, slot.parts = form.parts;
+  // On the CPU ring coefficients that no component reaches are cleared once, and not for every tile.
+  const BlockMap in = make_block_map(form.rings_size, form.synthesis, Store::on_device ? Missing::zero : Missing::untouched);
+  const BlockMap out = make_block_map(slot.components, form.analysis);
+  const BlockMap to = make_block_map(grid.angles, form.to_angles);
+  const BlockMap from = make_block_map(2 * form.degree + 1, form.from_angles);
+  slot.synthesis = build_map<T>(store, in), slot.analysis = build_map<T>(store, out);
+  slot.to_angles = build_map<T>(store, to), slot.from_angles = build_map<T>(store, from);
+  return {2 * in.multiply_adds, 2 * out.multiply_adds, 2 * to.multiply_adds, 2 * from.multiply_adds};
+}
+
 template <class T, class Store>
 GauntPlan<T> gaunt_plan(Store& store, int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products,
                         const Grid& grid, PassFlops& flops) {
@@ -303,19 +321,8 @@ GauntPlan<T> gaunt_plan(Store& store, int mul, const ChannelSlot (&slots)[3], co
   plan.products = store.items(products);
   long synthesis[3], analysis[3], to_angles[3], from_angles[3];
   for (int s = 0; s < 3; ++s) {
-    GauntSlot<T>& slot = plan.slots[s];
-    const auto components = slot_components<GridComponent>(slot, slots[s], store);
-    const GauntSlotForm form = gaunt_slot_form(components, grid.rings, grid.angles);
-    slot.degree = form.degree, slot.parts = form.parts;
-    // On the CPU ring coefficients that no component reaches are cleared once, and not for every tile.
-    const BlockMap in = make_block_map(form.rings_size, form.synthesis, Store::on_device ? Missing::zero : Missing::untouched);
-    const BlockMap out = make_block_map(slot.components, form.analysis);
-    const BlockMap to = make_block_map(grid.angles, form.to_angles);
-    const BlockMap from = make_block_map(2 * form.degree + 1, form.from_angles);
-    slot.synthesis = build_map<T>(store, in), slot.analysis = build_map<T>(store, out);
-    slot.to_angles = build_map<T>(store, to), slot.from_angles = build_map<T>(store, from);
-    synthesis[s] = 2 * in.multiply_adds, analysis[s] = 2 * out.multiply_adds;
-    to_angles[s] = 2 * to.multiply_adds, from_angles[s] = 2 * from.multiply_adds;
+    const GauntSlotFlops flops_of = build_gaunt_slot(store, plan.slots[s], slots[s], grid);
+    synthesis[s] = flops_of.synthesis, analysis[s] = flops_of.analysis, to_angles[s] = flops_of.to_angles, from_angles[s] = flops_of.from_angles;
   }
 
   const long mirrored = grid.rings / 2, n = long(products.size());
@@ -345,6 +352,41 @@ GauntPlan<T> gaunt_plan(Store& store, int mul, const ChannelSlot (&slots)[3], co
                          (unrolled ? folds(2) : 0));
   flops.double_backward = mul * (2 * (input(0) + input(1)) + input(2) + contraction(1, 2, 0) + contraction(0, 2, 1) + contraction(0, 1, 2, 2) +
                                  (unrolled ? folds(0) + folds(1) + folds(2) : 0));
+  return plan;
+}
+
+// power: of the one factor there is; otherwise 0, and the last slot is the result of the others.
+template <class T, class Store>
+GauntProductPlan<T> gaunt_product_plan(Store& store, int mul, const std::vector<ChannelSlot>& slots, int power, const Grid& grid, PassFlops& flops) {
+  GauntProductPlan<T> plan{};
+  plan.mul = mul, plan.rings = grid.rings, plan.angles = grid.angles, plan.power = power;
+  plan.factors = int(slots.size()) - 1, plan.parts = 1;
+  std::vector<GauntSlot<T>> built;
+  const int n = power ? power : plan.factors;
+  const long mirrored = grid.rings / 2, angle_fold = 2 * ((grid.angles - 1) / 2), points = long(grid.rings) * grid.angles;
+  long inputs = 0, outputs = 0, result_in = 0, result_out = 0;  // to the grid and back, of all factors and of the result
+  for (const ChannelSlot& channels : slots) {
+    GauntSlot<T> slot{};
+    const GauntSlotFlops each = build_gaunt_slot(store, slot, channels, grid);
+    plan.parts = std::max(plan.parts, slot.parts);
+    const long folds = mirrored * 2 * slot.parts * (2 * slot.degree + 1), rings = long(grid.rings) * slot.parts;
+    const bool is_result = &channels == &slots.back();
+    (is_result ? result_in : inputs) += each.synthesis + folds + rings * (each.to_angles + angle_fold);
+    (is_result ? result_out : outputs) += each.analysis + folds + rings * (each.from_angles + angle_fold);
+    built.push_back(slot);
+  }
+  plan.slots = store.items(std::move(built));
+  // Operations of a product at a point, of the part of e of one of dual numbers, and of all of that.
+  const long multiply = plan.parts == 2 ? 6 : 1, tangent = 2 * multiply + plan.parts, both = multiply + tangent, scale = plan.parts;
+  flops.forward = mul * (inputs + result_out + points * (n - 1) * multiply);
+  if (power) {
+    flops.backward = mul * (inputs + result_in + outputs + points * ((n - 1) * multiply + scale));
+    // n v^(n-1) a, and n (n - 1) v^(n-2) a g
+    flops.double_backward = mul * (2 * inputs + result_in + outputs + result_out + points * ((n - 2 + 1 + 1 + (n > 2)) * multiply + 2 * scale));
+  } else {
+    flops.backward = mul * (inputs + result_in + outputs + points * (3 * (n - 2) + n) * multiply);
+    flops.double_backward = mul * (2 * inputs + result_in + outputs + result_out + points * ((2 * (n - 2)) * both + (n - 2 + 1) * tangent + n * multiply));
+  }
   return plan;
 }
 

@@ -158,6 +158,15 @@ struct GauntPlan {
   int product_count;
 };
 
+// A product of many factors, or a power of one, by values on the grid.
+template <class T>
+struct GauntProductPlan {
+  int mul, rings, angles;
+  int factors, power;         // power: of the one factor; otherwise 0
+  int parts;                  // 2: values even and odd under inversion, multiplied as such
+  const GauntSlot<T>* slots;  // of the factors, and the result
+};
+
 // Sums of terms plus or minus a b, of complex coefficients (core/fourier_terms.hpp): those of one kind and sign in a run.
 struct alignas(16) PlanTermRun {
   int kind, begin, count;  // kind: 2 * TermKind + negative; factors[2 * begin], ... are the first a and b

@@ -15,6 +15,8 @@ void add_weighted(TypedKernels<T>&);
 template <class T>
 void add_gaunt(TypedKernels<T>&);
 template <class T>
+void add_gaunt_product(TypedKernels<T>&);
+template <class T>
 void add_matrix(TypedKernels<T>&);
 template <class T>
 void add_matrix_block(TypedKernels<T>&);

@@ -51,6 +51,7 @@ TypedKernels<T> typed_kernels() {
   add_fourier(k);
   add_weighted(k);
   add_gaunt(k);
+  add_gaunt_product(k);
   add_matrix(k);
   add_matrix_block(k);
   add_symmetric_contraction(k);

@@ -56,6 +56,10 @@ void run(const Operation& operation, const Call& call, const Terms& terms, long 
   }
   all.weight = static_cast<const T*>(call.weight), all.weight_direction = static_cast<const T*>(call.weight_direction);
   all.weight_out = static_cast<T*>(call.weight_out);
+  for (int f = 0; f < max_factors; ++f) {
+    all.factor[f] = static_cast<const T*>(call.factor[f]), all.factor_direction[f] = static_cast<const T*>(call.factor_direction[f]);
+    all.factor_out[f] = static_cast<T*>(call.factor_out[f]);
+  }
   all.weight_stride = call.weight_shared ? 0 : operation.weights;
   all.weight_sum = call.weight_shared && all.weight_out;
   out_dim += all.weight_out && !call.weight_shared ? operation.weights : 0;
@@ -167,6 +171,20 @@ class Gaunt final : public Planned<T, GauntPlan<T>> {
     this->plan_ = gaunt_plan<T>(this->store_, mul, slots, products, grid, this->flops);
     this->set_dims(slots[0].dim, slots[1].dim, slots[2].dim);
   }
+};
+
+template <class T>
+class GauntProduct final : public Planned<T, GauntProductPlan<T>> {
+ public:
+  GauntProduct(int mul, const std::vector<ChannelSlot>& slots, int power, const Grid& grid)
+      : Planned<T, GauntProductPlan<T>>(&TypedKernels<T>::gaunt_product) {
+    this->plan_ = gaunt_product_plan<T>(this->store_, mul, slots, power, grid, this->flops);
+    // Of a call only z is in a slot; what streams is judged by it.
+    this->set_dims(0, 0, slots.back().dim);
+  }
+
+ protected:
+  Terms terms(const Call& call) const override { return operands_of(call); }
 };
 
 template <class T>
@@ -348,6 +366,9 @@ std::unique_ptr<Operation> make_weighted(const WeightedForm& form) { return make
 std::unique_ptr<Operation> make_gaunt(bool is_double, int mul, const ChannelSlot (&slots)[3],
                                       const std::vector<PlanProduct>& products, const Grid& grid) {
   return make<Gaunt>(is_double, mul, slots, products, grid);
+}
+std::unique_ptr<Operation> make_gaunt_product(bool is_double, int mul, const std::vector<ChannelSlot>& slots, int power, const Grid& grid) {
+  return make<GauntProduct>(is_double, mul, slots, power, grid);
 }
 std::unique_ptr<Operation> make_fourier(bool is_double, int mul, const ChannelSlot (&slots)[3],
                                         const std::vector<PlanProduct>& products, bool fft) {

@@ -22,6 +22,8 @@ std::unique_ptr<Operation> make_clebsch_gordan(bool is_double, const int (&dims)
 std::unique_ptr<Operation> make_weighted(const WeightedForm& form);
 std::unique_ptr<Operation> make_gaunt(bool is_double, int mul, const ChannelSlot (&slots)[3],
                                       const std::vector<PlanProduct>& products, const Grid& grid);
+// slots: of the factors, and the result. power: of the one factor; otherwise 0. Calls have factors in place of x and y.
+std::unique_ptr<Operation> make_gaunt_product(bool is_double, int mul, const std::vector<ChannelSlot>& slots, int power, const Grid& grid);
 std::unique_ptr<Operation> make_fourier(bool is_double, int mul, const ChannelSlot (&slots)[3],
                                         const std::vector<PlanProduct>& products, bool fft);
 std::unique_ptr<Operation> make_matrix(bool is_double, int mul, const ChannelSlot (&slots)[3],

@@ -15,6 +15,9 @@ struct Operands {
   // Of an operation with weights.
   const T *weight, *weight_direction;
   T* weight_out;
+  // Of a product of many factors, whose items have rows of their own.
+  const T *factor[max_factors], *factor_direction[max_factors];
+  T* factor_out[max_factors];
   const int* order;      // of a symmetric contraction: item i is row order[i]
   long weight_stride;
   bool weight_sum;
@@ -35,6 +38,7 @@ struct TypedKernels {
   Kernel<ClebschGordanPlan<T>, T> clebsch_gordan;
   Kernel<WeightedPlan<T>, T> weighted;
   Kernel<GauntPlan<T>, T> gaunt;
+  Kernel<GauntProductPlan<T>, T> gaunt_product;
   Kernel<FourierPlan<T>, T> fourier;
   Kernel<MatrixPlan<T>, T> matrix;
   Kernel<MatrixBlockPlan<T>, T> matrix_block;

@@ -41,6 +41,12 @@ export interface NativeArrays<A> {
   accumulate?: boolean
 }
 
+type Factor = 'f1' | 'f2' | 'f3' | 'f4'
+/** A call of a product of many factors: factors, their directions and gradients in place of x and y. */
+export type NativeFactorsCall = { factors: true; batch: number; threads: number; variant?: string; accumulate?: boolean; z?: Floats | undefined; zOut?: Floats | undefined } & {
+  [key in Factor | `a${Factor}` | `${Factor}Out`]?: Floats | undefined
+}
+
 export interface NativeCall extends NativeArrays<Floats> {
   threads: number
   /** Kernels to use instead of the fastest. */
@@ -207,6 +213,15 @@ export interface NativeAddon {
     form: NativeProduct & { out: Int32Array; weightNumel: number; instructions: Int32Array; coefficients: Float64Array },
   ): NativeOperation
   createGaunt(form: NativeChannelProduct & { rings: number; angles: number; pointwise: boolean }): NativeOperation
+  /** `slots`: of the factors, and the result, with `blocks` packed by lib/layout.ts and the part of each. `power`: of the one factor; otherwise 0. */
+  createGauntProduct(form: {
+    isDouble: boolean
+    mul: number
+    slots: { dim: number; blocks: Int32Array; parts: Int32Array }[]
+    power: number
+    rings: number
+    angles: number
+  }): NativeOperation
   createFourier(form: NativeChannelProduct & { fft: boolean }): NativeOperation
   createMatrix(form: NativeChannelProduct & { k: number }): NativeOperation
   /** `paths`: [block of in1, of in2, of out] of each, with its coefficient. */
@@ -230,9 +245,9 @@ export interface NativeAddon {
   overlap(a: ArrayBufferView, b: ArrayBufferView): boolean
   /** Operations of one item, by pass. */
   flops(operation: NativeOperation): Record<Pass, number>
-  contract(operation: NativeOperation, call: NativeCall): void
+  contract(operation: NativeOperation, call: NativeCall | NativeFactorsCall): void
   /** Copies what the call reads, and writes the results when the promise resolves. */
-  contractAsync(operation: NativeOperation, call: NativeCall & Cancellable): Promise<void>
+  contractAsync(operation: NativeOperation, call: (NativeCall | NativeFactorsCall) & Cancellable): Promise<void>
   /** Operations that kernels of the variant "counted" have executed since the last call. */
   takeCount(): number
 

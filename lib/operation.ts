@@ -526,8 +526,7 @@ export abstract class TensorProduct<D extends DType> {
 
   async #runAsync({ arrays, zero }: CheckedCall<D>, signal: AbortSignal | undefined): Promise<void> {
     const plan = this.#live()
-    if (signal !== undefined && !(signal instanceof AbortSignal)) throw argumentError('invalid_option', 'options.signal', 'an AbortSignal', describe(signal))
-    if (signal?.aborted) throw aborted(signal)
+    requireSignal(signal)
     if (slots.some((slot) => arrays[`${slot}Out`])) await this.#start(plan, arrays, signal)
     for (const array of zero) fillZero(array)
   }
@@ -544,21 +543,25 @@ export abstract class TensorProduct<D extends DType> {
             return addon.finished(this.device)
           })
         : cuda((addon) => addon.runHostAsync(operation, call))
-    if (!signal) return done
-    let stop = () => {}
-    const abort = new Promise<never>((_, reject) => {
-      stop = () => {
-        Atomics.store(cancel!, 0, 1)
-        reject(aborted(signal))
-      }
-      signal.addEventListener('abort', stop, { once: true })
-    })
-    try {
-      await Promise.race([done, abort])
-    } finally {
-      signal.removeEventListener('abort', stop)
-      done.catch(() => {}) // of interest to nobody after an abort
+    return signal ? cancellable(done, signal, cancel!) : done
+  }
+}
+
+/** Of what is done, or the error `aborted`; then `cancel` is 1. */
+export async function cancellable(done: Promise<void>, signal: AbortSignal, cancel: Int32Array): Promise<void> {
+  let stop = () => {}
+  const abort = new Promise<never>((_, reject) => {
+    stop = () => {
+      Atomics.store(cancel, 0, 1)
+      reject(aborted(signal))
     }
+    signal.addEventListener('abort', stop, { once: true })
+  })
+  try {
+    await Promise.race([done, abort])
+  } finally {
+    signal.removeEventListener('abort', stop)
+    done.catch(() => {}) // of interest to nobody after an abort
   }
 }
 
@@ -572,8 +575,14 @@ function fillZero(array: ArrayLike<number> | DeviceArray): void {
   else (array as Float32Array | Float64Array).fill(0)
 }
 
+/** @throws EquitensorError `invalid_option`, `aborted`. */
+export function requireSignal(signal: AbortSignal | undefined): void {
+  if (signal !== undefined && !(signal instanceof AbortSignal)) throw argumentError('invalid_option', 'options.signal', 'an AbortSignal', describe(signal))
+  if (signal?.aborted) throw aborted(signal)
+}
+
 /** Of the CPU's kernels. */
-function translated(cause: unknown): unknown {
+export function translated(cause: unknown): unknown {
   if ((cause as { code?: string }).code !== 'out_of_memory') return cause
   return new EquitensorError('out_of_memory', (cause as Error).message, { cause })
 }
