@@ -195,8 +195,11 @@ WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops&
     to.same_channel = c.same_channel;
     to.asks_ahead = std::none_of(instructions.begin(), instructions.end(),
                                  [&](const auto& before) { return before.lane_operand == to.lane_operand && before.lane_block == to.lane_block; });
-    // Not where the block's channels are spread over segments, or it is the other operand of channel by channel products as well.
-    to.makes_gradient = to.asks_ahead && !c.same_channel && c.segments[0].lanes == lane.mul;
+    // Not where the block's channels are spread over segments, or it is an operand of channel by channel products before, which add to its gradient.
+    const bool added_to = std::any_of(instructions.begin(), instructions.end(), [&](const auto& before) {
+      return before.same_channel && before.lane_operand != to.lane_operand && before.matrix_block == to.lane_block;
+    });
+    to.makes_gradient = to.asks_ahead && !added_to && !c.same_channel && c.segments[0].lanes == lane.mul;
     if (to.makes_gradient) all_blocks[c.lane_operand][size_t(to.lane_block)].gradient_made = true;
     to.adds = !instructions.empty() && instructions.back().out_block == from.out;
     to.weight = from.weight, to.weights = c.weights, to.weight_columns = c.weight_columns, to.mixed = c.mixed, to.channels = c.channels;

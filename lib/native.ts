@@ -37,6 +37,19 @@ export interface NativeArrays<A> {
   wShared?: boolean
   /** Add to what the results hold. */
   accumulate?: boolean
+  /** Of a convolution, whose items are the edges. */
+  sweeps?: NativeSweeps | undefined
+}
+
+/** Orders of a graph's edges: Sweep of core/call.hpp. The edges of node n are those from begin[n] to begin[n + 1]; `other`: the node at the other end. */
+export interface NativeSweep {
+  readonly begin: Int32Array
+  readonly edge: Int32Array
+  readonly other: Int32Array
+}
+export interface NativeSweeps {
+  readonly senders: NativeSweep
+  readonly receivers: NativeSweep
 }
 
 export interface NativeCall extends NativeArrays<Floats> {

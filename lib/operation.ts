@@ -4,6 +4,7 @@ import { itemsForCpu } from './cost_model'
 import { cuda } from './cuda'
 import { DeviceArray, nativeArray, requireDeviceArray } from './device_array'
 import { argumentError, describe, EquitensorError } from './errors'
+import type { Graph } from './graph'
 import type { Irreps } from './irreps'
 import { native, type NativeAddon, type NativeArray, type NativeArrays, type NativeCudaOperation, type NativeOperation, type Pass } from './native'
 import { requireKnownOptions, type Backend, type Layout, type ResolvedOptions } from './options'
@@ -77,6 +78,12 @@ export type DoubleBackwardArguments<A, O = {}> = [
   x: A, y: A, weight: A | undefined, gradOut: A, cotangents: Directions<A>, options?: DoubleBackwardOptions<A> & O,
 ]
 export type JvpArguments<A, O = {}> = [x: A, y: A, weight: A | undefined, tangents: Directions<A>, options?: ForwardOptions<A> & O]
+
+/** @internal Key of a pass's options: the graph whose edges are the items, where {@link Convolution} makes the call. */
+export const overGraph: unique symbol = Symbol('graph')
+interface OverGraph {
+  [overGraph]?: Graph
+}
 
 /** A plan in the memory of the host, and one on the device where that is the backend. */
 export interface Plan {
@@ -340,16 +347,16 @@ export abstract class TensorProduct<D extends DType> {
     return { x: this.irrepsIn1.dim, y: this.irrepsIn2.dim, w: this.weightNumel, z: this.irrepsOut.dim }[slot]
   }
 
-  #forwardCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, options: ForwardOptions<OperandOf<D>>) {
+  #forwardCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, options: ForwardOptions<OperandOf<D>> & OverGraph) {
     this.#live()
-    const inputs = this.#inputs(x, y, weight)
+    const inputs = this.#inputs(x, y, weight, options)
     const result = this.#result(inputs, options.out)
     return { call: { arrays: { ...inputs, zOut: result }, zero: [] } as CheckedCall<D>, result }
   }
 
-  #backwardCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, gradOut: OperandOf<D>, options: BackwardOptions<OperandOf<D>>) {
+  #backwardCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, gradOut: OperandOf<D>, options: BackwardOptions<OperandOf<D>> & OverGraph) {
     this.#live()
-    const inputs = this.#withGradOut(this.#inputs(x, y, weight), gradOut)
+    const inputs = this.#withGradOut(this.#inputs(x, y, weight, options), gradOut)
     const result = this.#gradients(inputs, ['x', 'y', 'weight'], options)
     return { call: this.#reached(inputs, result, { x: true, y: true, w: true }, options.accumulate), result }
   }
@@ -360,37 +367,42 @@ export abstract class TensorProduct<D extends DType> {
     weight: unknown,
     gradOut: OperandOf<D>,
     cotangents: Directions<OperandOf<D>>,
-    options: DoubleBackwardOptions<OperandOf<D>>,
+    options: DoubleBackwardOptions<OperandOf<D>> & OverGraph,
   ) {
     this.#live()
-    const inputs = this.#withDirections(this.#withGradOut(this.#inputs(x, y, weight), gradOut), cotangents, 'cotangents')
+    const inputs = this.#withDirections(this.#withGradOut(this.#inputs(x, y, weight, options), gradOut), cotangents, 'cotangents')
     const result = this.#gradients(inputs, ['x', 'y', 'weight', 'gradOut'], options) as SecondGradients<D, OperandOf<D>>
     const { ax, ay, aw } = inputs
     return { call: this.#reached(inputs, result, { x: (this.#isSquare ? ax : ay) ?? aw, y: ax ?? aw, w: ax ?? ay, z: ax ?? ay ?? aw }, options.accumulate), result }
   }
 
-  #jvpCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, tangents: Directions<OperandOf<D>>, options: ForwardOptions<OperandOf<D>>) {
+  #jvpCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, tangents: Directions<OperandOf<D>>, options: ForwardOptions<OperandOf<D>> & OverGraph) {
     this.#live()
-    const inputs = this.#withDirections(this.#inputs(x, y, weight), tangents, 'tangents')
+    const inputs = this.#withDirections(this.#inputs(x, y, weight, options), tangents, 'tangents')
     const result = this.#result(inputs, options.out)
     return { call: this.#reached(inputs, { gradOut: result }, { z: inputs.ax ?? inputs.ay ?? inputs.aw }, false), result }
   }
 
+  #ofResult({ batch, sweeps }: NativeArrays<OperandOf<D>>) {
+    const rows = sweeps ? sweeps.receivers.begin.length - 1 : batch
+    return { length: rows * this.irrepsOut.dim, shape: `(${sweeps ? 'receivers' : 'batch'} ${rows}, irrepsOut.dim ${this.irrepsOut.dim})` }
+  }
+
   /** The array of a call's only result, in the shape of z. */
   #result(inputs: NativeArrays<OperandOf<D>>, out: OperandOf<D> | undefined): OperandOf<D> {
-    const { x, y, w: weight, ax, ay, aw, batch } = inputs
-    const length = batch * this.irrepsOut.dim
+    const { x, y, w: weight, ax, ay, aw } = inputs
+    const { length, shape } = this.#ofResult(inputs)
     if (out === undefined) return this.#allocate(x, length)
     this.#require(out, 'out', x)
-    requireLength(out, 'out', length, `(batch ${batch}, irrepsOut.dim ${this.irrepsOut.dim})`)
+    requireLength(out, 'out', length, shape)
     requireSeparate({ out }, { x, y, weight, ax, ay, aw })
     return out
   }
 
   #withGradOut<I extends NativeArrays<OperandOf<D>>>(inputs: I, gradOut: OperandOf<D>): I {
-    const { x, batch } = inputs
-    this.#require(gradOut, 'gradOut', x)
-    requireLength(gradOut, 'gradOut', batch * this.irrepsOut.dim, `(batch ${batch}, irrepsOut.dim ${this.irrepsOut.dim})`)
+    this.#require(gradOut, 'gradOut', inputs.x)
+    const { length, shape } = this.#ofResult(inputs)
+    requireLength(gradOut, 'gradOut', length, shape)
     return { ...inputs, z: gradOut }
   }
 
@@ -473,28 +485,36 @@ export abstract class TensorProduct<D extends DType> {
     else requireArray(value, argument, this.dtype)
   }
 
-  #inputs(x: OperandOf<D>, y: OperandOf<D>, weight: unknown): NativeArrays<OperandOf<D>> {
-    const numel = this.weightNumel
+  #inputs(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, { [overGraph]: graph }: OverGraph): NativeArrays<OperandOf<D>> {
+    const numel = this.weightNumel, items = graph ? 'edges' : 'items'
     if (numel && (weight === undefined || weight === null)) {
-      throw argumentError('weight_missing', 'weight', `${numel} numbers shared by all items, or as many for each`, describe(weight))
+      throw argumentError('weight_missing', 'weight', `${numel} numbers shared by all ${items}, or as many for each`, describe(weight))
     }
     if (!numel && weight !== undefined && weight !== null && (weight as ArrayLike<number>).length !== 0) {
       throw argumentError('weight_unwanted', 'weight', 'undefined, since the operation has no weights', describe(weight))
     }
     this.#require(x, 'x', x)
     this.#require(y, 'y', x)
-    const xBatch = rowCount(x, 'x', this.irrepsIn1.dim, `(batch, irrepsIn1.dim ${this.irrepsIn1.dim})`)
-    const yBatch = rowCount(y, 'y', this.irrepsIn2.dim, `(batch, irrepsIn2.dim ${this.irrepsIn2.dim})`)
-    if (xBatch !== yBatch && xBatch !== 1 && yBatch !== 1) {
-      throw argumentError('batch_mismatch', 'y', `a batch of ${xBatch} as x has, or of 1`, `a batch of ${yBatch}`)
+    const { dim: dim1 } = this.irrepsIn1, { dim: dim2 } = this.irrepsIn2
+    let inputs: NativeArrays<OperandOf<D>>
+    if (graph) {
+      const { sweeps, numSenders, numEdges: batch } = graph
+      requireLength(x, 'x', numSenders * dim1, `(senders ${numSenders}, irrepsIn1.dim ${dim1})`)
+      if (y.length !== dim2) requireLength(y, 'y', batch * dim2, `(edges ${batch}, irrepsIn2.dim ${dim2}), or ${dim2} shared by all edges`)
+      inputs = { x, y, batch, yShared: y.length !== batch * dim2, sweeps }
+    } else {
+      const xBatch = rowCount(x, 'x', dim1, `(batch, irrepsIn1.dim ${dim1})`), yBatch = rowCount(y, 'y', dim2, `(batch, irrepsIn2.dim ${dim2})`)
+      if (xBatch !== yBatch && xBatch !== 1 && yBatch !== 1) {
+        throw argumentError('batch_mismatch', 'y', `a batch of ${xBatch} as x has, or of 1`, `a batch of ${yBatch}`)
+      }
+      const batch = xBatch === 1 ? yBatch : xBatch
+      inputs = { x, y: this.#isSquare ? undefined : y, batch, xShared: xBatch !== batch, yShared: yBatch !== batch }
     }
-    const batch = xBatch === 1 ? yBatch : xBatch
-    const inputs = { x, y: this.#isSquare ? undefined : y, batch, xShared: xBatch !== batch, yShared: yBatch !== batch }
     if (!numel) return inputs
     const w = weight as OperandOf<D>
     this.#require(w, 'weight', x)
-    const sets = batch * numel
-    if (w.length !== numel) requireLength(w, 'weight', sets, `(batch ${batch}, weightNumel ${numel}), or ${numel} shared by all items`)
+    const sets = inputs.batch * numel
+    if (w.length !== numel) requireLength(w, 'weight', sets, `(${graph ? 'edges' : 'batch'} ${inputs.batch}, weightNumel ${numel}), or ${numel} shared by all ${items}`)
     return { ...inputs, w, wShared: w.length !== sets }
   }
 
