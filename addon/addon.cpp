@@ -89,6 +89,7 @@ Napi::Value flops(const Napi::CallbackInfo& info) {
   result.Set("forward", double(operation.flops.forward));
   result.Set("backward", double(operation.flops.backward));
   result.Set("doubleBackward", double(operation.flops.double_backward));
+  result.Set("unrolled", double(operation.flops.unrolled));
   return result;
 }
 

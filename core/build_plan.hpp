@@ -20,6 +20,8 @@ namespace equitensor {
 // Operations an item; a multiply-add counts two.
 struct PassFlops {
   long forward = 0, backward = 0, double_backward = 0;
+  // Those of forward in products that are unrolled on the CPU and run at its peak, where everything else waits for loads and stores.
+  long unrolled = 0;
 
   void add(long times, const PassFlops& each) {
     forward += times * each.forward, backward += times * each.backward, double_backward += times * each.double_backward;
@@ -343,6 +345,7 @@ GauntPlan<T> gaunt_plan(Store& store, int mul, const ChannelSlot (&slots)[3], co
     return grid.rings * ring + (unrolled ? terms : 1) * folds(out) + analysis[out];
   };
   flops.forward = mul * (input(0) + input(1) + contraction(0, 1, 2));
+  if (unrolled) flops.unrolled = mul * grid.rings * series_product_operations(d, d, 2 * d);
   flops.backward = mul * (input(0) + input(1) + input(2) + contraction(1, 2, 0) + contraction(0, 2, 1) +
                          (unrolled ? folds(2) : 0));
   flops.double_backward = mul * (2 * (input(0) + input(1)) + input(2) + contraction(1, 2, 0) + contraction(0, 2, 1) + contraction(0, 1, 2, 2) +
@@ -525,6 +528,7 @@ FourierPlan<T> fourier_plan(Store& store, int mul, const ChannelSlot (&slots)[3]
     return plan.rings * ring + from_rings[out] + analysis[out];
   };
   flops.forward = mul * (input(0) + input(1) + contraction(2));
+  if (plan.unrolled) flops.unrolled = flops.forward;
   flops.backward = mul * (input(0) + input(1) + input(2) + contraction(0) + contraction(1));
   flops.double_backward = mul * (2 * (input(0) + input(1)) + input(2) + contraction(0) + contraction(1) + contraction(2, 2));
   return plan;

@@ -227,8 +227,8 @@ export interface NativeAddon {
   dispose(operation: NativeOperation): void
   /** Whether two typed arrays share memory. */
   overlap(a: ArrayBufferView, b: ArrayBufferView): boolean
-  /** Operations of one item, by pass. */
-  flops(operation: NativeOperation): Record<Pass, number>
+  /** Operations of one item, by pass; `unrolled`: those of forward that run at the peak on the CPU. */
+  flops(operation: NativeOperation): Record<Pass | 'unrolled', number>
   contract(operation: NativeOperation, call: NativeCall): void
   /** Copies what the call reads, and writes the results when the promise resolves. */
   contractAsync(operation: NativeOperation, call: NativeCall & Cancellable): Promise<void>
