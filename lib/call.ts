@@ -19,9 +19,9 @@ export interface CheckedCall<D extends DType> {
   zero: OperandOf<D>[]
 }
 
-/** What runs a call: the plan on the device if there is one, else that of the host. */
+/** What runs a call: the plan on the device if there is one, else that of the host, which is there then. */
 export interface Runner {
-  cpu: NativeOperation
+  cpu: NativeOperation | undefined
   cuda: NativeCudaOperation | undefined
   device: number
   threads: number
@@ -45,7 +45,7 @@ export function runCall<D extends DType>(runner: Runner, { arrays, zero }: Check
     return
   }
   try {
-    native.contract(runner.cpu, { ...(arrays as NativeArrays<ArrayOf<D>>), threads: runner.threads })
+    native.contract(runner.cpu!, { ...(arrays as NativeArrays<ArrayOf<D>>), threads: runner.threads })
   } catch (cause) {
     throw translated(cause)
   }
@@ -64,7 +64,7 @@ async function start<D extends DType>(runner: Runner, arrays: NativeArrays<Opera
   const cancel = signal && new Int32Array(new SharedArrayBuffer(4))
   const call = { ...(arrays as NativeArrays<ArrayOf<D>>), cancel }
   const done = !operation
-    ? native.contractAsync(runner.cpu, { ...call, threads: runner.threads }).catch((cause) => Promise.reject(translated(cause)))
+    ? native.contractAsync(runner.cpu!, { ...call, threads: runner.threads }).catch((cause) => Promise.reject(translated(cause)))
     : arrays.x instanceof DeviceArray
       ? cuda((addon) => {
           addon.run(operation, onDevice(arrays))

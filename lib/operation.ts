@@ -7,7 +7,7 @@ import { DeviceArray, requireDeviceArray } from './device_array'
 import { argumentError, describe, EquitensorError } from './errors'
 import type { Graph } from './graph'
 import type { Irreps } from './irreps'
-import { native, type NativeAddon, type NativeArrays, type NativeOperation, type Pass } from './native'
+import { native, type NativeAddon, type NativeArrays, type NativeCudaOperation, type NativeOperation, type Pass } from './native'
 import { requireKnownOptions, type Backend, type Layout, type ResolvedOptions } from './options'
 
 /** One path: blocks in1 and in2 of the inputs into block out of the output. */
@@ -79,7 +79,10 @@ interface OverGraph {
 }
 
 /** A plan in the memory of the host, and one on the device where that is the backend. */
-export type Plan = Pick<Runner, 'cpu' | 'cuda'>
+export interface Plan {
+  cpu: NativeOperation
+  cuda: NativeCudaOperation | undefined
+}
 
 /** Makes the plan of `form` by the function of that name, for the backend of `options`. The host's always: it knows the work of an item. */
 export function createPlan<K extends 'createClebschGordan' | 'createGaunt' | 'createFourier' | 'createMatrix' | 'createMatrixBlock'>(
