@@ -1,11 +1,12 @@
 import { allocate, requireArray, requireLength, requireSeparate, rowCount, type ArrayOf, type DType } from './arrays'
+import { cancellable, requireSignal, translated, type AsyncOptions } from './call'
 import { requireSignals } from './channel_product'
 import { argumentError, describe, EquitensorError } from './errors'
 import type { SphereGrid } from './gaunt'
 import { compareIrreps, formatIrrep, Irreps, irrepKey, maxOutputDegree, type Irrep, type IrrepsLike } from './irreps'
 import { channelsOf, packChannels } from './layout'
 import { native, type NativeFactorsCall, type NativeOperation, type Pass } from './native'
-import { cancellable, requireSignal, translated, type AsyncOptions, type ForwardOptions, type PassCost } from './operation'
+import type { ForwardOptions, PassCost } from './operation'
 import { commonOptions, inputIrreps, oneOf, outputIrreps, requireKnownOptions, resolveOptions, type Backend, type CommonOptions, type Layout } from './options'
 
 export interface GauntProductOptions<D extends DType> extends CommonOptions<D> {

@@ -1,10 +1,11 @@
 import { requireSeparate, type ArrayOf, type DType } from './arrays'
+import type { AsyncOptions } from './call'
 import { requireSignals } from './channel_product'
 import { argumentError, describe, EquitensorError } from './errors'
 import { compareIrreps, formatIrrep, irrepKey, multiplyIrreps, type Irrep, type Irreps, type IrrepsLike } from './irreps'
 import { channelsOf, packChannels } from './layout'
 import { native, type NativeOperation, type Pass } from './native'
-import { TensorProduct, type AsyncOptions, type ForwardOptions, type PassCost } from './operation'
+import { TensorProduct, type ForwardOptions, type PassCost } from './operation'
 import { commonOptions, inputIrreps, oneOf, outputIrreps, requireKnownOptions, resolveOptions, type Backend, type CommonOptions, type Layout, type ResolvedOptions } from './options'
 import { requireReached } from './weighted'
 
