@@ -51,7 +51,7 @@ Napi::Value create_weighted(const Napi::CallbackInfo& info) {
 Napi::Value create_gaunt(const Napi::CallbackInfo& info) {
   const auto o = info[0].As<Napi::Object>();
   const ChannelForm f = read_channel_product(o);
-  return wrap(info.Env(), make_gaunt(f.is_double, f.mul, f.slots, f.products, read_grid(o)));
+  return wrap(info.Env(), make_gaunt(f.is_double, integer(o, "rank"), f.mul, f.slots, f.products, read_grid(o)));
 }
 
 Napi::Value create_gaunt_product(const Napi::CallbackInfo& info) {
@@ -63,19 +63,19 @@ Napi::Value create_gaunt_product(const Napi::CallbackInfo& info) {
 Napi::Value create_fourier(const Napi::CallbackInfo& info) {
   const auto o = info[0].As<Napi::Object>();
   const ChannelForm f = read_channel_product(o);
-  return wrap(info.Env(), make_fourier(f.is_double, f.mul, f.slots, f.products, boolean(o, "fft")));
+  return wrap(info.Env(), make_fourier(f.is_double, integer(o, "rank"), f.mul, f.slots, f.products, boolean(o, "fft")));
 }
 
 Napi::Value create_matrix(const Napi::CallbackInfo& info) {
   const auto o = info[0].As<Napi::Object>();
   const ChannelForm f = read_channel_product(o);
-  return wrap(info.Env(), make_matrix(f.is_double, f.mul, f.slots, f.products, integer(o, "k")));
+  return wrap(info.Env(), make_matrix(f.is_double, integer(o, "rank"), f.mul, f.slots, f.products, integer(o, "k")));
 }
 
 Napi::Value create_matrix_block(const Napi::CallbackInfo& info) {
   const auto o = info[0].As<Napi::Object>();
   const ChannelForm f = read_channel_product(o);
-  return wrap(info.Env(), make_matrix_block(f.is_double, f.mul, f.slots, read_block_paths(o)));
+  return wrap(info.Env(), make_matrix_block(f.is_double, integer(o, "rank"), f.mul, f.slots, read_block_paths(o)));
 }
 
 Napi::Value create_symmetric_contraction(const Napi::CallbackInfo& info) {

@@ -23,8 +23,10 @@ struct PassFlops {
   long forward = 0, backward = 0, double_backward = 0;
   // Those of forward in products that are unrolled on the CPU and run at its peak, where everything else waits for loads and stores.
   long unrolled = 0;
+  long result = 0;  // of a product: what the result takes beside the gradients, in one call
 
   void add(long times, const PassFlops& each) {
+    result += times * each.result;
     forward += times * each.forward, backward += times * each.backward, double_backward += times * each.double_backward;
   }
 };
@@ -99,6 +101,7 @@ PlanProducts<T> build_products(Store& store, const std::vector<std::pair<int, in
   flops.forward += plan.products + 2 * forward.multiply_adds;
   flops.backward += 4 * plan.products + 2 * backward.multiply_adds;
   flops.double_backward += 7 * plan.products + 2 * (forward.multiply_adds + backward.multiply_adds);
+  flops.result += plan.products + 2 * forward.multiply_adds;
   plan.forward = build_map<T>(store, forward), plan.backward = build_map<T>(store, backward);
   plan.x_component = store.ints(x), plan.y_component = store.ints(y), plan.row_begin = store.ints(rows);
   plan.column_begin = store.ints(columns), plan.column_product = store.ints(column_products);
@@ -299,13 +302,28 @@ std::vector<Component> slot_components(PlanSlot& plan, const ChannelSlot& slot, 
   return components;
 }
 
+// Parts of a slot that products have. Another part of an input is there for nothing: its gradient is zero, and is not to be read off what no product has written.
+struct ReachedParts {
+  std::set<int> parts;
+  ReachedParts(const std::vector<PlanProduct>& products, int slot) {
+    for (const PlanProduct& p : products) parts.insert(slot == 0 ? p.part1 : slot == 1 ? p.part2 : p.part_out);
+  }
+  long count() const { return long(parts.size()); }
+  // Entries into components of other parts.
+  template <class Component>
+  void keep(std::vector<MapEntry>& entries, const std::vector<Component>& components) const {
+    std::erase_if(entries, [&](const MapEntry& e) { return parts.count(components[size_t(e.output)].part) == 0; });
+  }
+};
+
 struct GauntSlotFlops {
   long synthesis, analysis, to_angles, from_angles;
 };
 template <class T, class Store>
-GauntSlotFlops build_gaunt_slot(Store& store, GauntSlot<T>& slot, const ChannelSlot& channels, const Grid& grid) {
+GauntSlotFlops build_gaunt_slot(Store& store, GauntSlot<T>& slot, const ChannelSlot& channels, const Grid& grid, const ReachedParts* reached = nullptr) {
   const auto components = slot_components<GridComponent>(slot, channels, store);
-  const GauntSlotForm form = gaunt_slot_form(components, grid.rings, grid.angles);
+  GauntSlotForm form = gaunt_slot_form(components, grid.rings, grid.angles);
+  if (reached) reached->keep(form.analysis, components);
   slot.degree = form.degree, slot.parts = form.parts;
   // On the CPU ring coefficients that no component reaches are cleared once, and not for every tile.
   const BlockMap in = make_block_map(form.rings_size, form.synthesis, Store::on_device ? Missing::zero : Missing::untouched);
@@ -324,9 +342,10 @@ GauntPlan<T> gaunt_plan(Store& store, int mul, const ChannelSlot (&slots)[3], co
   plan.mul = mul, plan.rings = grid.rings, plan.angles = grid.angles, plan.pointwise = grid.pointwise;
   plan.product_count = int(products.size());
   plan.products = store.items(products);
+  const ReachedParts reached[3] = {{products, 0}, {products, 1}, {products, 2}};
   long synthesis[3], analysis[3], to_angles[3], from_angles[3];
   for (int s = 0; s < 3; ++s) {
-    const GauntSlotFlops flops_of = build_gaunt_slot(store, plan.slots[s], slots[s], grid);
+    const GauntSlotFlops flops_of = build_gaunt_slot(store, plan.slots[s], slots[s], grid, &reached[s]);
     synthesis[s] = flops_of.synthesis, analysis[s] = flops_of.analysis, to_angles[s] = flops_of.to_angles, from_angles[s] = flops_of.from_angles;
   }
 
@@ -345,7 +364,7 @@ GauntPlan<T> gaunt_plan(Store& store, int mul, const ChannelSlot (&slots)[3], co
   };
   // `terms` products of the same two slots; the first product of a part is not added to anything.
   const auto contraction = [&](int a, int b, int out, int terms = 1) {
-    const long added = terms * n - slot[out].parts;
+    const long added = terms * n - reached[out].count();
     const long ring = grid.pointwise
                           ? (terms * n + added) * grid.angles + slot[out].parts * (angle_fold + from_angles[out])
                           : terms * n * series_product_operations(slot[a].degree, slot[b].degree, slot[out].degree) + added * orders(out);
@@ -353,6 +372,7 @@ GauntPlan<T> gaunt_plan(Store& store, int mul, const ChannelSlot (&slots)[3], co
     return grid.rings * ring + (unrolled ? terms : 1) * folds(out) + analysis[out];
   };
   flops.forward = mul * (input(0) + input(1) + contraction(0, 1, 2));
+  flops.result = mul * (contraction(0, 1, 2) + (unrolled ? folds(0) + folds(1) : 0));
   if (unrolled) flops.unrolled = mul * grid.rings * series_product_operations(d, d, 2 * d);
   flops.backward = mul * (input(0) + input(1) + input(2) + contraction(1, 2, 0) + contraction(0, 2, 1) +
                          (unrolled ? folds(2) : 0));
@@ -542,7 +562,9 @@ FourierPlan<T> fourier_plan(Store& store, int mul, const ChannelSlot (&slots)[3]
       from_angles[s] = 2 * (from_angle.multiply_adds + plan.angle_butterflies.count);
     }
     const BlockMap in = make_block_map(form.coefficients, form.synthesis);
-    const BlockMap out = make_block_map(slot.components, transposed(form.synthesis));
+    std::vector<MapEntry> analysis_entries = transposed(form.synthesis);
+    ReachedParts(products, s).keep(analysis_entries, components[s]);
+    const BlockMap out = make_block_map(slot.components, analysis_entries);
     slot.synthesis = build_map<T>(store, in), slot.analysis = build_map<T>(store, out);
     synthesis[s] = 2 * in.multiply_adds, analysis[s] = 2 * out.multiply_adds;
   }
@@ -567,10 +589,11 @@ FourierPlan<T> fourier_plan(Store& store, int mul, const ChannelSlot (&slots)[3]
   // `terms` products of the same two slots; the first product of a part is not added to anything.
   const auto contraction = [&](int out, long terms = 1) {
     if (!fft) return terms * products_into[out] + (terms - 1) * slot[out].coefficients + analysis[out];
-    const long ring = (2 * terms * n - slot[out].parts) * plan.angles + slot[out].parts * from_angles[out];
+    const long ring = (2 * terms * n - ReachedParts(products, out).count()) * plan.angles + slot[out].parts * from_angles[out];
     return plan.rings * ring + from_rings[out] + analysis[out];
   };
   flops.forward = mul * (input(0) + input(1) + contraction(2));
+  flops.result = mul * contraction(2);
   if (plan.unrolled) flops.unrolled = flops.forward;
   flops.backward = mul * (input(0) + input(1) + input(2) + contraction(0) + contraction(1));
   flops.double_backward = mul * (2 * (input(0) + input(1)) + input(2) + contraction(0) + contraction(1) + contraction(2, 2));
@@ -629,6 +652,7 @@ MatrixPlan<T> matrix_plan(Store& store, int mul, const ChannelSlot (&slots)[3], 
     for (int part : slots[s].parts) slot.parts = std::max(slot.parts, part + 1);
     const std::vector<MapEntry> entries = matrix_entries(components[s], k);
     std::vector<MapEntry> reverse = transposed(entries);
+    ReachedParts(products, s).keep(reverse, components[s]);
     if (s == 2) std::erase_if(reverse, [&](const MapEntry& e) { return direct_outputs.count(e.output) > 0; });
     const BlockMap to_matrix = make_block_map(slot.parts * size * size, entries);
     const BlockMap from_matrix = make_block_map(slot.components, reverse);
@@ -638,6 +662,7 @@ MatrixPlan<T> matrix_plan(Store& store, int mul, const ChannelSlot (&slots)[3], 
   }
   const long multiply = 2 * long(products.size()) * size * size * size;
   flops.forward = mul * (to[0] + to[1] + multiply + from[2] + direct_flops);
+  flops.result = mul * (multiply + from[2] + direct_flops);
   flops.backward = mul * (to[0] + to[1] + to[2] + 2 * multiply + from[0] + from[1]);
   flops.double_backward = mul * (2 * (to[0] + to[1]) + to[2] + 4 * multiply + from[0] + from[1] + from[2] + 2 * direct_flops + long(direct_outputs.size()));
   return plan;

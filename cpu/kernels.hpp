@@ -21,6 +21,8 @@ void add_matrix(TypedKernels<T>&);
 template <class T>
 void add_matrix_block(TypedKernels<T>&);
 template <class T>
+void add_factored(TypedKernels<T>&);
+template <class T>
 void add_symmetric_contraction(TypedKernels<T>&);
 template <class T>
 void add_spherical_harmonics(TypedKernels<T>&);

@@ -54,6 +54,7 @@ TypedKernels<T> typed_kernels() {
   add_gaunt_product(k);
   add_matrix(k);
   add_matrix_block(k);
+  add_factored(k);
   add_symmetric_contraction(k);
   add_spherical_harmonics(k);
   k.fma_chain = fma_chain<T>;

@@ -45,6 +45,8 @@ struct TypedKernels {
   Kernel<MatrixBlockPlan<T>, T> matrix_block;
   Kernel<SymmetricPlan<T>, T> symmetric_contraction;
   Kernel<HarmonicsPlan<T>, T> harmonics;
+  void (*multiply_rows)(const T* a, const T* b, T* out, long n, bool add);
+  void (*add_rows)(const T* a, T* out, long n);
   double (*fma_chain)(long iterations);  // runs iterations x fma_per_iteration dependent-free multiply-adds
   long fma_per_iteration;
   long rows_per_task;  // a multiple of what one streaming pass covers

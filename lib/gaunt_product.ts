@@ -7,7 +7,7 @@ import { compareIrreps, formatIrrep, Irreps, irrepKey, maxOutputDegree, type Irr
 import { channelsOf, packChannels } from './layout'
 import { native, type NativeFactorsCall, type NativeOperation, type Pass } from './native'
 import type { ForwardOptions, PassCost } from './operation'
-import { commonOptions, inputIrreps, oneOf, outputIrreps, requireKnownOptions, resolveOptions, type Backend, type CommonOptions, type Layout } from './options'
+import { commonOptions, inputIrreps, outputIrreps, requireKnownOptions, resolveCpuOptions, type Backend, type CommonOptions, type Layout } from './options'
 
 export interface GauntProductOptions<D extends DType> extends CommonOptions<D> {
   /** Irreps of the output, each once, with the inputs' multiplicity; by default every irrep that can be reached, sorted. */
@@ -55,9 +55,7 @@ class FactorsOperation<D extends DType> {
     internals: GauntProductInternals,
   ) {
     requireKnownOptions(options, commonOptions)
-    const given = oneOf(options.backend ?? 'auto', 'options.backend', ['auto', 'cpu', 'cuda'])
-    if (given === 'cuda') throw argumentError('not_supported', 'options.backend', "'auto' or 'cpu' for a product of many signals", "'cuda'")
-    const resolved = resolveOptions({ ...options, backend: 'cpu' })
+    const resolved = resolveCpuOptions(options, 'a product of many signals')
     const mul = requireSignals(irrepsIn[0]!, names[0]!)
     irrepsIn.forEach((irreps, i) => {
       if (requireSignals(irreps, names[i]!) !== mul) throw argumentError('unequal_multiplicities', names[i]!, `multiplicity ${mul} as ${names[0]!} has`, `'${irreps}'`)

@@ -83,6 +83,8 @@ interface NativeProduct {
 interface NativeChannelProduct extends NativeProduct {
   out: Int32Array
   mul: number
+  /** Of the factors for each irrep and channel; 0: there are none. */
+  rank: number
   /** Of each block. */
   parts1: Int32Array
   parts2: Int32Array

@@ -6,7 +6,7 @@ import { compareIrreps, formatIrrep, irrepKey, multiplyIrreps, type Irrep, type 
 import { channelsOf, packChannels } from './layout'
 import { native, type NativeOperation, type Pass } from './native'
 import { TensorProduct, type ForwardOptions, type PassCost } from './operation'
-import { commonOptions, inputIrreps, oneOf, outputIrreps, requireKnownOptions, resolveOptions, type Backend, type CommonOptions, type Layout, type ResolvedOptions } from './options'
+import { commonOptions, inputIrreps, outputIrreps, requireKnownOptions, resolveCpuOptions, type Backend, type CommonOptions, type Layout, type ResolvedOptions } from './options'
 import { requireReached } from './weighted'
 
 export interface SymmetricContractionOptions<D extends DType> extends CommonOptions<D> {
@@ -104,9 +104,7 @@ export class SymmetricContraction<D extends DType = 'float32'> {
    */
   constructor(irrepsIn: IrrepsLike, irrepsOut: IrrepsLike, options: SymmetricContractionOptions<D> = {}) {
     requireKnownOptions(options, ['correlation', 'numSpecies', ...commonOptions.filter((name) => name !== 'irrepsOut')])
-    const given = oneOf(options.backend ?? 'auto', 'options.backend', ['auto', 'cpu', 'cuda'])
-    if (given === 'cuda') throw argumentError('not_supported', 'options.backend', "'auto' or 'cpu' for a symmetric contraction", "'cuda'")
-    const resolved = resolveOptions({ ...options, backend: 'cpu' })
+    const resolved = resolveCpuOptions(options, 'a symmetric contraction')
     const { correlation = 3, numSpecies = 1 } = options
     if (![1, 2, 3].includes(correlation)) throw argumentError('invalid_option', 'options.correlation', '1, 2 or 3', describe(correlation))
     if (!Number.isInteger(numSpecies) || numSpecies < 1) throw argumentError('invalid_option', 'options.numSpecies', 'a positive integer', describe(numSpecies))
