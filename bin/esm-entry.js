@@ -7,7 +7,7 @@ const path = require('node:path')
 
 const dist = path.join(__dirname, '../dist')
 
-for (const entry of ['index', 'tfjs']) {
+for (const entry of ['index', 'tfjs', 'jax']) {
   const compiled = fs.readFileSync(path.join(dist, `${entry}.js`), 'utf8')
   // Those of another file, and its own.
   const exported = /^(?:Object\.defineProperty\(exports, "(\w+)", \{ enumerable|exports\.(\w+) = \2;)/gm

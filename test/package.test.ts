@@ -41,6 +41,7 @@ describe('entries', () => {
   test.each([
     ['equitensor', ['ClebschGordanTensorProduct', 'EquitensorError']],
     ['equitensor/tfjs', ['tensorProduct', 'sphericalHarmonics']],
+    ['equitensor/jax', ['jaxOperations', 'harmonics']],
   ])('ESM and CommonJS export the same objects under the same names: %s', async (entry, some) => {
     // In a process of its own, where Node and not vitest resolves both.
     const program = `
@@ -55,7 +56,7 @@ describe('entries', () => {
     expect(same).toEqual(names)
   })
 
-  test.each(['.', './tfjs'])('each condition of %s has its own types', (entry) => {
+  test.each(['.', './tfjs', './jax'])('each condition of %s has its own types', (entry) => {
     for (const condition of ['import', 'require']) {
       for (const file of Object.values<string>(packageJson.exports[entry][condition])) {
         expect(existsSync(path.join(root, file)), file).toBe(true)
