@@ -1,6 +1,8 @@
 // equitensor/tfjs: the operations of this package as those of TensorFlow.js, differentiable twice, so that a loss may contain forces.
 import type { DataId, KernelBackend, NamedAttrMap, NamedTensorMap, Tensor, Tensor2D, TensorInfo } from '@tensorflow/tfjs-core'
+import { Convolution } from './convolution'
 import { argumentError, describe } from './errors'
+import { Graph } from './graph'
 import { Irreps, toIrreps, type IrrepsLike } from './irreps'
 import { Linear } from './linear'
 import { TensorProduct } from './operation'
@@ -135,23 +137,46 @@ function requireOperation(op: unknown, kind: Function, name: string): void {
  */
 export function tensorProduct(op: TensorProduct<'float32'>, x: Tensor, y: Tensor, weight?: Tensor): Tensor2D {
   requireOperation(op, TensorProduct, 'a tensor product of this package')
+  const batch = x?.shape?.[0] === 1 ? y?.shape?.[0] : x?.shape?.[0]
+  return product(op, [batch!, op.irrepsOut.dim], x, y, weight, {
+    forward: ([x, y, weight], out) => op.forward(x!, y!, weight, { out }),
+    backward: ([x, y, weight], gradOut, out) => op.backward(x!, y!, weight, gradOut, { out: gradientsIn(out, weight) }),
+    doubleBackward: ([x, y, weight], gradOut, along, out) =>
+      op.doubleBackward(x!, y!, weight, gradOut, directions(along), { out: { ...gradientsIn(out, weight), gradOut: out.at(-1)! } }),
+  })
+}
+
+/**
+ * Messages along the edges of a graph, summed at their receivers, in one pass; differentiable twice with respect to x, y and weight.
+ * @param x (senders, irrepsIn1.dim) in the operation's layout.
+ * @param y (edges, irrepsIn2.dim), or one row for all edges.
+ * @param weight (weightNumel) or (edges, weightNumel); none for an operation without weights.
+ * @returns (receivers, irrepsOut.dim).
+ * @throws EquitensorError as {@link tensorProduct}.
+ */
+export function convolution(op: Convolution<'float32'>, graph: Graph, x: Tensor, y: Tensor, weight?: Tensor): Tensor2D {
+  requireOperation(op, Convolution, 'a Convolution')
+  if (!(graph instanceof Graph)) throw argumentError('invalid_argument', 'graph', 'a Graph', describe(graph))
+  return product(op, [graph.numReceivers, op.irrepsOut.dim], x, y, weight, {
+    forward: ([x, y, weight], out) => op.forward(graph, x!, y!, weight, { out }),
+    backward: ([x, y, weight], gradOut, out) => op.backward(graph, x!, y!, weight, gradOut, { out: gradientsIn(out, weight) }),
+    doubleBackward: ([x, y, weight], gradOut, along, out) =>
+      op.doubleBackward(graph, x!, y!, weight, gradOut, directions(along), { out: { ...gradientsIn(out, weight), gradOut: out.at(-1)! } }),
+  })
+}
+
+const gradientsIn = ([x, y, third]: Arrays, weight: Float32Array | undefined) => ({ x: x!, y: y!, ...(weight && { weight: third! }) })
+const directions = ([x, y, weight]: (Float32Array | undefined)[]) => ({ x, y, weight })
+
+/** The call of a product, on tensors that are checked. */
+function product(op: TensorProduct<'float32'> | Convolution<'float32'>, shape: number[], x: Tensor, y: Tensor, weight: Tensor | undefined, form: Form): Tensor2D {
   requireTensor(x, 'x', op.irrepsIn1.dim, `[batch, irrepsIn1.dim ${op.irrepsIn1.dim}]`, 2)
   requireTensor(y, 'y', op.irrepsIn2.dim, `[batch, irrepsIn2.dim ${op.irrepsIn2.dim}]`, 2)
   const numel = op.weightNumel, hasWeight = weight !== undefined && weight !== null
   if (numel && !hasWeight) throw argumentError('weight_missing', 'weight', `a Tensor of shape [${numel}] or [batch, ${numel}]`, describe(weight))
   if (!numel && hasWeight) throw argumentError('weight_unwanted', 'weight', 'undefined, since the operation has no weights', describe(weight))
   if (hasWeight) requireTensor(weight, 'weight', numel, `[weightNumel ${numel}] or [batch, ${numel}]`)
-  const form: Form = {
-    forward: ([x, y, weight], out) => op.forward(x!, y!, weight, { out }),
-    backward: ([x, y, weight], gradOut, [gradX, gradY, gradWeight]) =>
-      op.backward(x!, y!, weight, gradOut, { out: { x: gradX!, y: gradY!, ...(gradWeight && { weight: gradWeight }) } }),
-    doubleBackward: ([x, y, weight], gradOut, [alongX, alongY, alongWeight], out) =>
-      op.doubleBackward(x!, y!, weight, gradOut, { x: alongX, y: alongY, weight: alongWeight }, {
-        out: { x: out[0]!, y: out[1]!, ...(weight && { weight: out[2]! }), gradOut: out.at(-1)! },
-      }),
-  }
-  const batch = x.shape[0] === 1 ? y.shape[0] : x.shape[0]
-  return runKernel(forwardName, hasWeight ? [x, y, weight] : [x, y], { form, shape: [batch, op.irrepsOut.dim] })
+  return runKernel(forwardName, hasWeight ? [x, y, weight] : [x, y], { form, shape })
 }
 
 /**

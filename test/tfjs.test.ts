@@ -3,7 +3,7 @@ import * as tf from '@tensorflow/tfjs'
 import '@tensorflow/tfjs-backend-wasm'
 import { spawnSync } from 'node:child_process'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { ClebschGordanTensorProduct, GauntTensorProduct, Linear, MatrixTensorProduct, sphericalHarmonics, TensorSquare } from '../lib/index'
+import { ClebschGordanTensorProduct, Convolution, GauntTensorProduct, Graph, Linear, MatrixTensorProduct, sphericalHarmonics, TensorSquare } from '../lib/index'
 import * as et from '../lib/tfjs'
 import { caught } from './caught'
 import { random, randomArray, root, sameBits } from './support'
@@ -48,16 +48,18 @@ const cpu = { backend: 'cpu' } as const
 const cgtp = ClebschGordanTensorProduct.full('0e+1o', '0e+1o'), gtp = new GauntTensorProduct('2x0e+2x1o', '2x0e+2x1o', { layout: 'ir_mul' })
 const mtp = new MatrixTensorProduct('0e+1e', '0e+1e'), square = new TensorSquare('2x0e+1o')
 const weighted = ClebschGordanTensorProduct.channelwise('2x0e+2x1o', '0e+1o', '0e+1o', cpu), layer = new Linear('2x0e+1o', '0e+2x1o', cpu)
+const conv = Convolution.channelwise('2x0e+2x1o', '0e+1o', '0e+1o', { ...cpu, layout: 'ir_mul' }), graph = new Graph(Int32Array.of(0, 1, 1, 0, 0, 2), 3)
 const rows = Int32Array.of(2, 0, 2, 1)
 
 // Each entry of an input enters the result linearly (a square: quadratically), so energies are polynomials of degree 2 and 4, losses of forces of degree 4 or less in the
-// first five rows: differences are then exact but for roundings, 1e-7 of a sum of some ten terms that is divided by the step. Elsewhere steps are smaller.
+// first seven rows: differences are then exact but for roundings, 1e-7 of a sum of some ten terms that is divided by the step. Elsewhere steps are smaller.
 const cases: [name: string, f: (...inputs: tf.Tensor[]) => tf.Tensor, inputs: Inputs, step: number, forces: number][] = [
   ['CGTP', (x, y) => et.tensorProduct(cgtp, x!, y!), { x: input(2, 4), y: input(2, 4) }, 0.25, 0.25],
   ['GTP with a shared x', (x, y) => et.tensorProduct(gtp, x!, y!), { x: input(1, 8), y: input(3, 8) }, 0.25, 0.25],
   ['MTP', (x, y) => et.tensorProduct(mtp, x!, y!), { x: input(2, 4), y: input(1, 4) }, 0.25, 0.25],
   ['shared weights', (x, y, w) => et.tensorProduct(weighted, x!, y!, w!), { x: input(2, 8), y: input(2, 4), w: input(weighted.weightNumel) }, 0.25, 0.25],
   ['a set of weights an item', (x, y, w) => et.tensorProduct(weighted, x!, y!, w!), { x: input(3, 8), y: input(3, 4), w: input(3, weighted.weightNumel) }, 0.25, 0.25],
+  ['a convolution', (x, y, w) => et.convolution(conv, graph, x!, y!, w!), { x: input(3, 8), y: input(3, 4), w: input(3, conv.weightNumel) }, 0.25, 0.25],
   ['Linear', (x, w) => et.linear(layer, x!, w!), { x: input(3, 5), w: input(layer.weightNumel) }, 0.25, 0.25],
   ['gather', (x) => tf.mul(et.gather(x!, rows), et.gather(x!, rows)), { x: input(3, 2) }, 0.25, 0.05],
   ['scatterSum', (x) => tf.mul(et.scatterSum(x!, rows, 4), et.scatterSum(x!, rows, 4)), { x: input(4, 2) }, 0.25, 0.05],
@@ -155,6 +157,9 @@ describe('errors', () => {
     ['a disposed tensor', 'disposed', 'x', () => et.tensorProduct(cgtp, disposed(), x())],
     ['a square', 'invalid_argument', 'op', () => et.tensorProduct(square as never, x(), x())],
     ['a product', 'invalid_argument', 'op', () => et.tensorSquare(cgtp as never, x())],
+    ['a product for a convolution', 'invalid_argument', 'op', () => et.convolution(cgtp as never, graph, x(), x())],
+    ['edges for a graph', 'invalid_argument', 'graph', () => et.convolution(conv, rows as never, x(), x())],
+    ['nodes of another convolution', 'wrong_length', 'x', () => et.convolution(conv, graph, x(), x(), tf.zeros([3, conv.weightNumel]))],
     ['a product for a layer', 'invalid_argument', 'op', () => et.linear(cgtp as never, x(), x())],
     ['float64', 'wrong_dtype', 'op', () => et.tensorProduct(ClebschGordanTensorProduct.full('0e', '0e', { dtype: 'float64' }) as never, x(), x())],
     ['no weights', 'weight_missing', 'weight', () => et.tensorProduct(weighted, tf.zeros([2, 8]), x())],
