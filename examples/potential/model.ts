@@ -214,11 +214,13 @@ export function neighbours({ positions }: Configuration, cutoff: number): [sende
   return [senders, receivers]
 }
 
+/** @throws Error where no two atoms are within the cutoff: there is nothing to learn. */
 export function batchOf(configurations: Configuration[], edges: [number[], number[]][], { species, references }: Statistics): Batch {
   const starts = [0]
   for (const configuration of configurations) starts.push(starts.at(-1)! + configuration.species.length)
   const join = (which: 0 | 1) => configurations.flatMap((_, m) => edges[m]![which].map((atom) => atom + starts[m]!))
   const senders = join(0), receivers = join(1), atoms = starts.at(-1)!
+  if (senders.length === 0) throw new Error('expected molecules, got atoms of which no two are within the cutoff')
   const kinds = configurations.flatMap((configuration) => configuration.species.map((symbol) => species.indexOf(symbol)))
   return {
     count: configurations.length,

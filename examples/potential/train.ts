@@ -9,6 +9,7 @@ import path from 'node:path'
 import { parseArgs } from 'node:util'
 import { plot } from '../plot'
 import { batchOf, generator, neighbours, Potential, productNames, requireSpecies, statisticsOf, type Batch, type ProductName, type Settings, type Statistics } from './model'
+import { errorsOf, evaluate, none, type Errors } from './loss'
 import { Tape } from './tape'
 import { readXyz, type Configuration } from './xyz'
 
@@ -113,41 +114,6 @@ const shuffled = <T>(items: readonly T[], next: () => number): T[] => {
   return result
 }
 
-interface Errors {
-  /** Sums of squares: of the energy per atom, and of the components of the forces. */
-  energy: number
-  forces: number
-  molecules: number
-  components: number
-}
-const none = (): Errors => ({ energy: 0, forces: 0, molecules: 0, components: 0 })
-const rootMeanSquares = ({ energy, forces, molecules, components }: Errors) => ({ energy: 1000 * Math.sqrt(energy / molecules), forces: 1000 * Math.sqrt(forces / components) })
-
-/** Energies and forces of a batch, their errors and, with `isTraining`, the gradient of the loss. The caller clears the tape. */
-function evaluate(model: Potential, tape: Tape, batch: Batch, weights: Float32Array, errors: Errors, isTraining: boolean) {
-  const nodes = model.nodes(weights), positions = tape.constant(batch.positions)
-  const energies = model.energies(tape, batch, positions, nodes)
-  const [gradient] = tape.gradients([energies], [tape.constant(new Float32Array(batch.count).fill(1))], [positions], isTraining)
-  const atomsOf = new Float32Array(batch.count)
-  for (const molecule of batch.molecule) atomsOf[molecule]!++
-  // Loss: the mean over molecules of (error of the energy / atoms)^2, weighted, and the mean over components of (error of the force)^2.
-  const ofEnergies = Float32Array.from(batch.energies, (energy, m) => {
-    const error = energies.value[m]! - energy
-    errors.energy += (error / atomsOf[m]!) ** 2
-    return (2 * energyWeight * error) / (atomsOf[m]! ** 2 * batch.count)
-  })
-  const forces = gradient ? gradient.value.map((g) => -g) : new Float32Array(batch.forces.length)
-  const ofGradient = Float32Array.from(batch.forces, (force, i) => {
-    const error = forces[i]! - force
-    errors.forces += error ** 2
-    return (-2 * error) / batch.forces.length
-  })
-  errors.molecules += batch.count
-  errors.components += batch.forces.length
-  const ofWeights = isTraining ? tape.gradients([energies, gradient!], [tape.constant(ofEnergies), tape.constant(ofGradient)], nodes) : []
-  return { energies: energies.value, forces, ofWeights }
-}
-
 /** Configurations with the edges of each. */
 class Data {
   readonly edges: [number[], number[]][]
@@ -167,16 +133,16 @@ class Data {
   test(model: Potential, tape: Tape, weights: Float32Array): { energy: number; forces: number } {
     const errors = none()
     for (const batch of this.batches(this.order)) {
-      evaluate(model, tape, batch, weights, errors, false)
+      evaluate(model, tape, batch, weights, errors)
       tape.clear()
     }
-    return rootMeanSquares(errors)
+    return errorsOf(errors)
   }
 }
 
 /** One step of Adam on one batch. */
 function trainStep(model: Potential, tape: Tape, batch: Batch, state: State, steps: number, errors: Errors): void {
-  const { ofWeights } = evaluate(model, tape, batch, state.weights, errors, true)
+  const { ofWeights } = evaluate(model, tape, batch, state.weights, errors, energyWeight)
   const step = ++state.step, { weights, mean, square, average } = state
   const learningRate = rate * Math.min(1, step / 50) * 0.5 * (1 + Math.cos((Math.PI * Math.min(step, steps)) / steps))
   const size = learningRate * Math.sqrt(1 - 0.999 ** step) / (1 - 0.9 ** step), decay = Math.min(0.99, step / (step + 10))
@@ -211,11 +177,11 @@ function consistency(model: Potential, tape: Tape, data: Data, weights: Float32A
   const length = Math.hypot(...direction), original = batch.positions.slice()
   const energyAt = (h: number) => {
     batch.positions.set(original.map((x, i) => x + (h * direction[i]!) / length))
-    const energy = evaluate(model, tape, batch, weights, none(), false).energies[0]!
+    const energy = evaluate(model, tape, batch, weights, none()).energies[0]!
     tape.clear()
     return energy
   }
-  const { forces } = evaluate(model, tape, batch, weights, none(), false), along = forces.reduce((sum, f, i) => sum + (f * direction[i]!) / length, 0)
+  const { forces } = evaluate(model, tape, batch, weights, none()), along = forces.reduce((sum, f, i) => sum + (f * direction[i]!) / length, 0)
   tape.clear()
   // Of fourth order; a step of 0.02 A leaves the roundings of float32 energies and about as much of the difference.
   const h = 0.02, difference = -(8 * (energyAt(h) - energyAt(-h)) - (energyAt(2 * h) - energyAt(-2 * h))) / (12 * h)
@@ -249,7 +215,7 @@ function compare(stepsOfEach: number): void {
       }
     }
     const timed = stepsOfEach - warm, product_ = (tape.kernels.get('many-body product') ?? 0) / timed
-    const test = left.length > 0 ? valid.test(model, new Tape(), state.average) : rootMeanSquares(errors)
+    const test = left.length > 0 ? valid.test(model, new Tape(), state.average) : errorsOf(errors)
     console.log(`${product.padEnd(12)} ${(milliseconds / timed).toFixed(1).padStart(7)} ms a step, ${share(tape, milliseconds)} in kernels, ${product_.toFixed(2)} ms in the many-body product; ${left.length > 0 ? 'left out' : 'training'}: ${shown(test)}`)
   }
 }
@@ -267,7 +233,7 @@ function train(): void {
     const errors = none(), epochBegin = performance.now()
     for (const batch of data.batches(shuffled(data.order, generator(settings.seed + 1000 + state.epoch)))) trainStep(model, tape, batch, state, steps, errors)
     milliseconds += performance.now() - epochBegin
-    const ofEpoch: State['history'][number] = rootMeanSquares(errors)
+    const ofEpoch: State['history'][number] = errorsOf(errors)
     if (left.length > 0) ofEpoch.valid = valid.test(model, new Tape(), state.average)
     state.history.push(ofEpoch)
     state.epoch++
