@@ -127,6 +127,21 @@ describe.each(productNames)('the potential with %s', (product) => {
     }
   })
 
+  test('forces are differences of energies', () => {
+    const here = batch(), energy = (i: number, h: number) => {
+      const moved = batch()
+      moved.positions[i]! += h
+      const sum = evaluate(model, tape, moved, model.weights, none()).energies.reduce((a, b) => a + b)
+      tape.clear()
+      return sum
+    }
+    const forces = evaluate(model, tape, here, model.weights, none()).forces
+    tape.clear()
+    const h = 0.02, differences = Array.from(forces, (_, i) => -(8 * (energy(i, h) - energy(i, -h)) - (energy(i, 2 * h) - energy(i, -2 * h))) / (12 * h))
+    // Roundings of 1e-6 of energies as large as forces, over the step.
+    expect(arrayError(forces, differences)).toBeLessThan(1e-3)
+  })
+
   test('energies and forces turn with the molecule', () => {
     const plain = batch(), turned = batch()
     const rotation = (r: Float32Array) => r.map((_, i) => [0.6, 0.8, 0, -0.8, 0.6, 0, 0, 0, -1].slice(3 * (i % 3), 3 * (i % 3) + 3).reduce((sum, v, c) => sum + v * r[i - (i % 3) + c]!, 0)) // and reflects

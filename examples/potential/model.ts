@@ -59,24 +59,22 @@ const silu = [
     return norm * s * (1 - s) * (2 + x * (1 - 2 * s))
   },
 ]
-const squareRoot = [Math.sqrt, (x: number) => 0.5 / Math.sqrt(x), (x: number) => -0.25 / (x * Math.sqrt(x))]
+const squareRoot = [Math.sqrt, (x: number) => 0.5 / Math.sqrt(x)]
 
 /**
  * sqrt(2 / c) sin(n pi r / c) / r for n = 1..count, times a polynomial cutoff of two continuous derivatives at c (Gasteiger et al., arXiv 2003.03123), and
- * the first and second derivatives.
+ * the derivative. A loss of forces needs no second one: the weights, not the positions, are what it is differentiated by.
  */
 function radialBasis(cutoff: number, count: number): ((r: number, row: Float32Array) => void)[] {
   const p = 5, [a, b, c] = [((p + 1) * (p + 2)) / 2, p * (p + 2), (p * (p + 1)) / 2], amplitude = Math.sqrt(2 / cutoff)
-  const derivatives = (r: number, n: number) => {
-    const k = (n * Math.PI) / cutoff, x = r / cutoff
-    const f = Math.sin(k * r) / r, f1 = (k * Math.cos(k * r) - f) / r, f2 = -k * k * f - (2 * f1) / r
+  return [0, 1].map((order) => (r: number, row: Float32Array) => {
+    const x = r / cutoff
     const u = 1 - a * x ** p + b * x ** (p + 1) - c * x ** (p + 2)
     const u1 = (-a * p * x ** (p - 1) + b * (p + 1) * x ** p - c * (p + 2) * x ** (p + 1)) / cutoff
-    const u2 = (-a * p * (p - 1) * x ** (p - 2) + b * (p + 1) * p * x ** (p - 1) - c * (p + 2) * (p + 1) * x ** p) / cutoff ** 2
-    return [f * u, f1 * u + f * u1, f2 * u + 2 * f1 * u1 + f * u2]
-  }
-  return [0, 1, 2].map((order) => (r: number, row: Float32Array) => {
-    for (let n = 1; n <= count; n++) row[n - 1] = amplitude * derivatives(r, n)[order]!
+    for (let n = 1; n <= count; n++) {
+      const k = (n * Math.PI) / cutoff, f = (amplitude * Math.sin(k * r)) / r
+      row[n - 1] = order === 0 ? f * u : ((amplitude * k * Math.cos(k * r) - f) / r) * u + f * u1
+    }
   })
 }
 
