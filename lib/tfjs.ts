@@ -11,7 +11,8 @@ import { requirePeer } from './peer'
 import { sphericalHarmonics as harmonics, type SphericalHarmonicsOptions } from './spherical_harmonics'
 import { TensorSquare } from './tensor_square'
 
-const tf = requirePeer<typeof import('@tensorflow/tfjs-core')>('@tensorflow/tfjs-core', '4.22', 'equitensor/tfjs')
+// In Node the gradients of its own operations come with '@tensorflow/tfjs', which has this package inside.
+const tf = requirePeer<typeof import('@tensorflow/tfjs-core')>('@tensorflow/tfjs-core', '@tensorflow/tfjs@4.22', 'equitensor/tfjs')
 
 type Arrays = Float32Array[]
 

@@ -191,6 +191,6 @@ describe('errors', () => {
       require('equitensor')
       import('equitensor/tfjs').catch(({ code, message }) => console.log(code, message))`
     const { stdout } = spawnSync(process.execPath, ['-e', program], { cwd: root, encoding: 'utf8' })
-    expect(stdout).toBe('peer_missing equitensor/tfjs needs @tensorflow/tfjs-core, which is not installed: npm install @tensorflow/tfjs-core@4.22\n')
+    expect(stdout).toBe('peer_missing equitensor/tfjs needs @tensorflow/tfjs-core, which is not installed: npm install @tensorflow/tfjs@4.22\n')
   })
 })
