@@ -1,8 +1,12 @@
 // equitensor/jax: the derivatives of the operations of this package, in the form in which jax-js gives those of its functions.
+import { Convolution } from './convolution'
 import { argumentError, describe } from './errors'
+import type { Graph } from './graph'
 import { Irreps, toIrreps, type IrrepsLike } from './irreps'
 import { Linear } from './linear'
-import { TensorProduct } from './operation'
+import {
+  TensorProduct, type BackwardArguments, type DoubleBackwardArguments, type ForwardArguments, type Gradients, type JvpArguments, type SecondGradients,
+} from './operation'
 import { sphericalHarmonics, type SphericalHarmonicsOptions } from './spherical_harmonics'
 import { TensorSquare } from './tensor_square'
 
@@ -32,7 +36,7 @@ export interface JaxFunction {
   jvp(primals: Arrays, tangents: Directions): Float32Array
 }
 
-/** What {@link jaxOperations} takes for a function: an operation of dtype float32, or {@link harmonics}. */
+/** What {@link jaxOperations} takes for a function: an operation of dtype float32, {@link harmonics} or {@link convolution}. */
 export type Differentiable = TensorProduct<'float32'> | TensorSquare<'float32'> | Linear<'float32'> | JaxFunction
 
 /** Spherical harmonics of vectors (n, 3), as a function for {@link jaxOperations}. */
@@ -52,26 +56,46 @@ export function harmonics(irreps: IrrepsLike | number, options: Omit<SphericalHa
   }
 }
 
-function functionOf(op: Differentiable): JaxFunction {
-  if (op instanceof TensorProduct) {
-    const names = op.weightNumel ? ['x', 'y', 'weight'] as const : ['x', 'y'] as const
-    const named = ([x, y, weight]: Directions) => ({ x, y, ...(op.weightNumel ? { weight } : {}) })
-    return {
-      names,
-      widths: [op.irrepsIn1.dim, op.irrepsIn2.dim, op.weightNumel].slice(0, names.length),
-      widthOut: op.irrepsOut.dim,
-      forward: ([x, y, w]) => op.forward(x!, y!, w),
-      backward: ([x, y, w], gradOut) => {
-        const gradients = op.backward(x!, y!, w, gradOut)
-        return names.map((name) => gradients[name])
-      },
-      doubleBackward: ([x, y, w], gradOut, along) => {
-        const gradients = op.doubleBackward(x!, y!, w, gradOut, named(along))
-        return [...names, 'gradOut' as const].map((name) => gradients[name])
-      },
-      jvp: ([x, y, w], along) => op.jvp(x!, y!, w, named(along)),
-    }
+/** A convolution over the edges of a graph, as a function of x, y and, where it has weights, weight for {@link jaxOperations}. */
+export function convolution(op: Convolution<'float32'>, graph: Graph): JaxFunction {
+  if (!(op instanceof Convolution)) throw argumentError('invalid_argument', 'op', 'a Convolution', describe(op))
+  return productOf(op, {
+    forward: (...call) => op.forward(graph, ...call),
+    backward: (...call) => op.backward(graph, ...call),
+    doubleBackward: (...call) => op.doubleBackward(graph, ...call),
+    jvp: (...call) => op.jvp(graph, ...call),
+  })
+}
+
+interface Passes {
+  forward(...call: ForwardArguments<Float32Array>): Float32Array
+  backward(...call: BackwardArguments<Float32Array>): Gradients<'float32'>
+  doubleBackward(...call: DoubleBackwardArguments<Float32Array>): SecondGradients<'float32'>
+  jvp(...call: JvpArguments<Float32Array>): Float32Array
+}
+
+function productOf({ irrepsIn1, irrepsIn2, irrepsOut, weightNumel }: Pick<TensorProduct<'float32'>, 'irrepsIn1' | 'irrepsIn2' | 'irrepsOut' | 'weightNumel'>, passes: Passes): JaxFunction {
+  const names = weightNumel ? (['x', 'y', 'weight'] as const) : (['x', 'y'] as const)
+  const named = ([x, y, weight]: Directions) => ({ x, y, ...(weightNumel ? { weight } : {}) })
+  return {
+    names,
+    widths: [irrepsIn1.dim, irrepsIn2.dim, weightNumel].slice(0, names.length),
+    widthOut: irrepsOut.dim,
+    forward: ([x, y, w]) => passes.forward(x!, y!, w),
+    backward: ([x, y, w], gradOut) => {
+      const gradients = passes.backward(x!, y!, w, gradOut)
+      return names.map((name) => gradients[name])
+    },
+    doubleBackward: ([x, y, w], gradOut, along) => {
+      const gradients = passes.doubleBackward(x!, y!, w, gradOut, named(along))
+      return [...names, 'gradOut' as const].map((name) => gradients[name])
+    },
+    jvp: ([x, y, w], along) => passes.jvp(x!, y!, w, named(along)),
   }
+}
+
+function functionOf(op: Differentiable): JaxFunction {
+  if (op instanceof TensorProduct) return productOf(op, op)
   if (op instanceof TensorSquare) {
     const named = ([x]: Directions) => (x ? { x } : {})
     return {
@@ -105,7 +129,7 @@ function functionOf(op: Differentiable): JaxFunction {
     }
   }
   if (typeof (op as JaxFunction | undefined)?.doubleBackward !== 'function') {
-    throw argumentError('invalid_argument', 'op', 'an operation of this package, or harmonics(...)', describe(op))
+    throw argumentError('invalid_argument', 'op', 'an operation of this package, harmonics(...) or convolution(...)', describe(op))
   }
   return op
 }

@@ -23,7 +23,7 @@ test.skipIf('missing' in found)(`first and second gradients, and directions${'mi
   const { node } = found as { node: string }
   const output = execFileSync(node, [path.join(__dirname, 'jax/program.mts')], { cwd: root, encoding: 'utf8' })
   const { errors, refusals } = JSON.parse(output) as { errors: Record<string, [number, number, number]>; refusals: object }
-  expect(Object.keys(errors)).toEqual(['product', 'weighted', 'square', 'linear', 'harmonics'])
+  expect(Object.keys(errors)).toEqual(['product', 'weighted', 'convolution', 'square', 'linear', 'harmonics'])
   // Differences are exact but for roundings, 1e-7 of a sum of some ten terms over steps from 0.05 on; losses of forces lose a digit more.
   for (const [name, [first, second, along]] of Object.entries(errors)) {
     expect(first, name).toBeLessThan(3e-4)

@@ -1,7 +1,7 @@
 // Run by test/jax.test.ts on Node 24, which jax-js needs: prints what the test asserts.
 import * as jax from '@jax-js/jax'
-import { ClebschGordanTensorProduct, EquitensorError, GauntTensorProduct, Linear, TensorSquare } from 'equitensor'
-import { harmonics, jaxOperations, type Differentiable } from 'equitensor/jax'
+import { ClebschGordanTensorProduct, Convolution, EquitensorError, GauntTensorProduct, Graph, Linear, TensorSquare } from 'equitensor'
+import { convolution, harmonics, jaxOperations, type Differentiable } from 'equitensor/jax'
 
 jax.defaultDevice('cpu')
 const { numpy: np } = jax
@@ -57,10 +57,12 @@ function gradientsOfForces(op: Differentiable, inputs: Input[]): jax.Array[] {
 }
 
 const weighted = ClebschGordanTensorProduct.channelwise('2x0e+2x1o', '0e+1o', '0e+1o', { backend: 'cpu' })
+const conv = Convolution.channelwise('2x0e+2x1o', '0e+1o', '0e+1o', { backend: 'cpu' })
 const layer = new Linear('2x0e+1o', '0e+2x1o', { backend: 'cpu' })
 const operations: [name: string, op: Differentiable, inputs: Input[], step: number][] = [
   ['product', new GauntTensorProduct('0e+1o', '0e+1o'), [input(3, 4), input(1, 4)], 0.25],
   ['weighted', weighted, [input(2, 8), input(2, 4), input(weighted.weightNumel)], 0.25],
+  ['convolution', convolution(conv, new Graph(Int32Array.of(0, 1, 1, 0, 0, 2), 3)), [input(3, 8), input(3, 4), input(conv.weightNumel)], 0.25],
   ['square', new TensorSquare('0e+1o'), [input(2, 4)], 0.05],
   ['linear', layer, [input(2, 5), input(layer.weightNumel)], 0.25],
   // Solid ones: the sum of the squares of normalised ones is a constant.
