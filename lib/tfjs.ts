@@ -1,28 +1,25 @@
 // equitensor/tfjs: the operations of this package as those of TensorFlow.js, differentiable twice, so that a loss may contain forces.
 import type { DataId, KernelBackend, NamedAttrMap, NamedTensorMap, Tensor, Tensor2D, TensorInfo } from '@tensorflow/tfjs-core'
 import { Convolution } from './convolution'
+import { ofConvolution, ofHarmonics, ofLinear, ofProduct, ofSquare, type Arrays, type Differentiable, type Directions } from './differentiable'
 import { argumentError, describe } from './errors'
 import { Graph } from './graph'
-import { Irreps, toIrreps, type IrrepsLike } from './irreps'
+import type { IrrepsLike } from './irreps'
 import { Linear } from './linear'
 import { TensorProduct } from './operation'
 import { requireKnownOptions } from './options'
 import { requirePeer } from './peer'
-import { sphericalHarmonics as harmonics, type SphericalHarmonicsOptions } from './spherical_harmonics'
+import type { SphericalHarmonicsOptions } from './spherical_harmonics'
 import { TensorSquare } from './tensor_square'
 
 // In Node the gradients of its own operations come with '@tensorflow/tfjs', which has this package inside.
 const tf = requirePeer<typeof import('@tensorflow/tfjs-core')>('@tensorflow/tfjs-core', '@tensorflow/tfjs@4.22', 'equitensor/tfjs')
 
-type Arrays = Float32Array[]
-
-/** A function of arrays and its derivatives, each one native call that fills `out`. */
+/** What the kernels need of an operation, a {@link Differentiable} or another: passes that fill `out`. A cotangent that is undefined is zero. */
 interface Form {
   forward(inputs: Arrays, out: Float32Array): unknown
-  /** `out`: a gradient for each input. */
   backward(inputs: Arrays, gradOut: Float32Array, out: Arrays): unknown
-  /** Of {@link backward}: `cotangents` of its results, undefined where zero; `out`: a gradient for each input, and then that of gradOut. */
-  doubleBackward(inputs: Arrays, gradOut: Float32Array, cotangents: (Float32Array | undefined)[], out: Arrays): unknown
+  doubleBackward(inputs: Arrays, gradOut: Float32Array, cotangents: Directions, out: Arrays): unknown
 }
 
 // One kernel a pass: TensorFlow.js finds the gradient of a kernel by its name, and the attributes say which operation it is.
@@ -128,6 +125,21 @@ function requireOperation(op: unknown, kind: Function, name: string): void {
   if (dtype !== 'float32') throw argumentError('wrong_dtype', 'op', 'an operation of dtype float32, which TensorFlow.js has', `one of ${dtype}`)
 }
 
+/** `op` of tensors, whose names and widths it says, and the shape of the result. */
+function apply(op: Differentiable, inputs: (Tensor | undefined)[], rows: (shapes: number[][]) => number): Tensor2D {
+  const tensors = op.names.map((name, i) => {
+    const tensor: unknown = inputs[i], width = op.widths[i]!
+    if (name === 'weight') {
+      if (tensor === undefined || tensor === null) throw argumentError('weight_missing', name, `a Tensor of shape [${width}] or [batch, ${width}]`, describe(tensor))
+      requireTensor(tensor, name, width, `[weightNumel ${width}] or [batch, ${width}]`)
+    } else requireTensor(tensor, name, width, `[batch, ${width}]`, 2)
+    return tensor
+  })
+  const unwanted = inputs.slice(tensors.length).find((tensor) => tensor !== undefined && tensor !== null)
+  if (unwanted) throw argumentError('weight_unwanted', 'weight', 'undefined, since the operation has no weights', describe(unwanted))
+  return runKernel(forwardName, tensors, { form: op, shape: [rows(tensors.map(shapeOf)), op.widthOut] })
+}
+
 /**
  * A product of tensors, differentiable twice with respect to x, y and weight.
  * @param op any product of this package, of dtype float32. It is not disposed with the tensors.
@@ -138,13 +150,7 @@ function requireOperation(op: unknown, kind: Function, name: string): void {
  */
 export function tensorProduct(op: TensorProduct<'float32'>, x: Tensor, y: Tensor, weight?: Tensor): Tensor2D {
   requireOperation(op, TensorProduct, 'a tensor product of this package')
-  const batch = x?.shape?.[0] === 1 ? y?.shape?.[0] : x?.shape?.[0]
-  return product(op, [batch!, op.irrepsOut.dim], x, y, weight, {
-    forward: ([x, y, weight], out) => op.forward(x!, y!, weight, { out }),
-    backward: ([x, y, weight], gradOut, out) => op.backward(x!, y!, weight, gradOut, { out: gradientsIn(out, weight) }),
-    doubleBackward: ([x, y, weight], gradOut, along, out) =>
-      op.doubleBackward(x!, y!, weight, gradOut, directions(along), { out: { ...gradientsIn(out, weight), gradOut: out.at(-1)! } }),
-  })
+  return apply(ofProduct(op), [x, y, weight], ([x, y]) => (x![0] === 1 ? y![0]! : x![0]!))
 }
 
 /**
@@ -158,27 +164,10 @@ export function tensorProduct(op: TensorProduct<'float32'>, x: Tensor, y: Tensor
 export function convolution(op: Convolution<'float32'>, graph: Graph, x: Tensor, y: Tensor, weight?: Tensor): Tensor2D {
   requireOperation(op, Convolution, 'a Convolution')
   if (!(graph instanceof Graph)) throw argumentError('invalid_argument', 'graph', 'a Graph', describe(graph))
-  return product(op, [graph.numReceivers, op.irrepsOut.dim], x, y, weight, {
-    forward: ([x, y, weight], out) => op.forward(graph, x!, y!, weight, { out }),
-    backward: ([x, y, weight], gradOut, out) => op.backward(graph, x!, y!, weight, gradOut, { out: gradientsIn(out, weight) }),
-    doubleBackward: ([x, y, weight], gradOut, along, out) =>
-      op.doubleBackward(graph, x!, y!, weight, gradOut, directions(along), { out: { ...gradientsIn(out, weight), gradOut: out.at(-1)! } }),
-  })
+  return apply(ofConvolution(op, graph), [x, y, weight], () => graph.numReceivers)
 }
 
-const gradientsIn = ([x, y, third]: Arrays, weight: Float32Array | undefined) => ({ x: x!, y: y!, ...(weight && { weight: third! }) })
-const directions = ([x, y, weight]: (Float32Array | undefined)[]) => ({ x, y, weight })
-
-/** The call of a product, on tensors that are checked. */
-function product(op: TensorProduct<'float32'> | Convolution<'float32'>, shape: number[], x: Tensor, y: Tensor, weight: Tensor | undefined, form: Form): Tensor2D {
-  requireTensor(x, 'x', op.irrepsIn1.dim, `[batch, irrepsIn1.dim ${op.irrepsIn1.dim}]`, 2)
-  requireTensor(y, 'y', op.irrepsIn2.dim, `[batch, irrepsIn2.dim ${op.irrepsIn2.dim}]`, 2)
-  const numel = op.weightNumel, hasWeight = weight !== undefined && weight !== null
-  if (numel && !hasWeight) throw argumentError('weight_missing', 'weight', `a Tensor of shape [${numel}] or [batch, ${numel}]`, describe(weight))
-  if (!numel && hasWeight) throw argumentError('weight_unwanted', 'weight', 'undefined, since the operation has no weights', describe(weight))
-  if (hasWeight) requireTensor(weight, 'weight', numel, `[weightNumel ${numel}] or [batch, ${numel}]`)
-  return runKernel(forwardName, hasWeight ? [x, y, weight] : [x, y], { form, shape })
-}
+const ofFirst = ([x]: number[][]) => x![0]!
 
 /**
  * The symmetric square of tensors, differentiable twice.
@@ -188,14 +177,7 @@ function product(op: TensorProduct<'float32'> | Convolution<'float32'>, shape: n
  */
 export function tensorSquare(op: TensorSquare<'float32'>, x: Tensor): Tensor2D {
   requireOperation(op, TensorSquare, 'a TensorSquare')
-  requireTensor(x, 'x', op.irrepsIn.dim, `[batch, irrepsIn.dim ${op.irrepsIn.dim}]`, 2)
-  const form: Form = {
-    forward: ([x], out) => op.forward(x!, undefined, { out }),
-    backward: ([x], gradOut, [gradX]) => op.backward(x!, undefined, gradOut, { out: { x: gradX! } }),
-    doubleBackward: ([x], gradOut, [alongX], [gradX, gradGradOut]) =>
-      op.doubleBackward(x!, undefined, gradOut, alongX ? { x: alongX } : {}, { out: { x: gradX!, gradOut: gradGradOut! } }),
-  }
-  return runKernel(forwardName, [x], { form, shape: [x.shape[0], op.irrepsOut.dim] })
+  return apply(ofSquare(op), [x], ofFirst)
 }
 
 /**
@@ -207,15 +189,7 @@ export function tensorSquare(op: TensorSquare<'float32'>, x: Tensor): Tensor2D {
  */
 export function linear(op: Linear<'float32'>, x: Tensor, weight: Tensor): Tensor2D {
   requireOperation(op, Linear, 'a Linear')
-  requireTensor(x, 'x', op.irrepsIn.dim, `[batch, irrepsIn.dim ${op.irrepsIn.dim}]`, 2)
-  requireTensor(weight, 'weight', op.weightNumel, `[weightNumel ${op.weightNumel}] or [batch, ${op.weightNumel}]`)
-  const form: Form = {
-    forward: ([x, weight], out) => op.forward(x!, weight!, { out }),
-    backward: ([x, weight], gradOut, [gradX, gradWeight]) => op.backward(x!, weight!, gradOut, { out: { x: gradX!, weight: gradWeight! } }),
-    doubleBackward: ([x, weight], gradOut, [alongX, alongWeight], [gradX, gradWeight, gradGradOut]) =>
-      op.doubleBackward(x!, weight!, gradOut, { x: alongX, weight: alongWeight }, { out: { x: gradX!, weight: gradWeight!, gradOut: gradGradOut! } }),
-  }
-  return runKernel(forwardName, [x, weight], { form, shape: [x.shape[0], op.irrepsOut.dim] })
+  return apply(ofLinear(op), [x, weight], ofFirst)
 }
 
 /**
@@ -228,20 +202,10 @@ export function linear(op: Linear<'float32'>, x: Tensor, weight: Tensor): Tensor
  */
 export function sphericalHarmonics(irreps: IrrepsLike | number, vectors: Tensor, options: Omit<SphericalHarmonicsOptions<'float32'>, 'out'> = {}): Tensor2D {
   requireKnownOptions(options, ['normalize', 'normalization', 'threads', 'backend', 'device'])
-  requireTensor(vectors, 'vectors', 3, '[n, 3]', 2)
-  const degrees = typeof irreps === 'number' ? Irreps.sphericalHarmonics(irreps) : toIrreps(irreps, 'irreps')
-  const form: Form = {
-    forward: ([vectors], out) => harmonics(degrees, vectors!, { ...options, out }),
-    backward: ([vectors], gradOut, [out]) => harmonics.backward(degrees, vectors!, gradOut, { ...options, out: out! }),
-    doubleBackward: ([vectors], gradOut, [along], out) =>
-      along
-        ? harmonics.doubleBackward(degrees, vectors!, gradOut, along, { ...options, out: { vectors: out[0]!, gradOut: out[1]! } })
-        : out.forEach((array) => array.fill(0)),
-  }
-  return runKernel(forwardName, [vectors], { form, shape: [vectors.shape[0], degrees.dim] })
+  return apply(ofHarmonics(irreps, options), [vectors], ofFirst)
 }
 
-/** Copies rows, `to` from `from`: row e of `to` is row indices[e] of `from`. */
+/** Copies rows: row e of `to` is row indices[e] of `from`. */
 function gatherRows(from: Float32Array, indices: Int32Array, dim: number, to: Float32Array): void {
   indices.forEach((row, e) => to.set(from.subarray(row * dim, (row + 1) * dim), e * dim))
 }

@@ -1,7 +1,7 @@
 // Run by test/jax.test.ts on Node 24, which jax-js needs: prints what the test asserts.
 import * as jax from '@jax-js/jax'
 import { ClebschGordanTensorProduct, Convolution, EquitensorError, GauntTensorProduct, Graph, Linear, TensorSquare } from 'equitensor'
-import { convolution, harmonics, jaxOperations, type Differentiable } from 'equitensor/jax'
+import { convolution, harmonics, jaxOperations, type JaxFunction } from 'equitensor/jax'
 
 jax.defaultDevice('cpu')
 const { numpy: np } = jax
@@ -28,9 +28,9 @@ const error = (actual: number[], expected: number[]) =>
 /** Of functions of jax-js around an operation: the sum of z^2 / 2 of the result for inputs of twice their value. */
 const twice = (...x: jax.Array[]) => x.map((array) => array.mul(2))
 const square = (z: jax.Array) => np.sum(z.ref.mul(z)).mul(0.5)
-const energy = (op: Differentiable, inputs: Input[]) => square(vjp(op, twice(...arrays(inputs)))[0]).item()
+const energy = (op: JaxFunction, inputs: Input[]) => square(vjp(op, twice(...arrays(inputs)))[0]).item()
 
-function gradients(op: Differentiable, inputs: Input[]): jax.Array[] {
+function gradients(op: JaxFunction, inputs: Input[]): jax.Array[] {
   const [x, pullFirst] = jax.vjp(twice, arrays(inputs))
   const [z, pull] = vjp(op, x)
   const [value, pullLast] = jax.vjp(square, [z])
@@ -43,11 +43,11 @@ function gradients(op: Differentiable, inputs: Input[]): jax.Array[] {
 }
 
 /** Half the sum of squares of the gradients of that energy with respect to the operation's inputs. */
-const ofForces = (op: Differentiable, inputs: Input[]) => {
+const ofForces = (op: JaxFunction, inputs: Input[]) => {
   const [z, pull] = vjp(op, arrays(inputs))
   return pull(z).reduce((sum, g) => sum + square(g).item(), 0)
 }
-function gradientsOfForces(op: Differentiable, inputs: Input[]): jax.Array[] {
+function gradientsOfForces(op: JaxFunction, inputs: Input[]): jax.Array[] {
   const all = arrays(inputs), kept = () => all.map((array) => array.ref)
   const [z, pullEnergy] = vjp(op, kept()) // d energy / dz is z
   const [forces, pull] = vjpOfVjp(op, all, z)
@@ -59,7 +59,7 @@ function gradientsOfForces(op: Differentiable, inputs: Input[]): jax.Array[] {
 const weighted = ClebschGordanTensorProduct.channelwise('2x0e+2x1o', '0e+1o', '0e+1o', { backend: 'cpu' })
 const conv = Convolution.channelwise('2x0e+2x1o', '0e+1o', '0e+1o', { backend: 'cpu' })
 const layer = new Linear('2x0e+1o', '0e+2x1o', { backend: 'cpu' })
-const operations: [name: string, op: Differentiable, inputs: Input[], step: number][] = [
+const operations: [name: string, op: JaxFunction, inputs: Input[], step: number][] = [
   ['product', new GauntTensorProduct('0e+1o', '0e+1o'), [input(3, 4), input(1, 4)], 0.25],
   ['weighted', weighted, [input(2, 8), input(2, 4), input(weighted.weightNumel)], 0.25],
   ['convolution', convolution(conv, new Graph(Int32Array.of(0, 1, 1, 0, 0, 2), 3)), [input(3, 8), input(3, 4), input(conv.weightNumel)], 0.25],
