@@ -26,7 +26,8 @@ struct ClebschGordanLayout {
 // strip. A thread keeps to its component, 10 instructions a number instead of 27: where it lies is looked up once, and an item further are
 // two additions. Offsets within a tile's rows have 32 bits: clebsch_gordan_dim_limit.
 template <class T, class N, class Visit>
-__device__ __forceinline__ void for_each_output(const PlanPair<T>& pair, int dim, int live, int u, int v, const Strip<T>& compact, N* rows, Visit&& visit) {
+__device__ __forceinline__ void for_each_output(const PlanPair<T>& pair, int dim, int live, int u, int v, const Strip<T>& compact, N* rows,
+                                                Visit&& visit) {
   const int outputs = pair.compact_outputs, step = maximum(1, divide(blockDim.x, pair.by_outputs));
   for (int start = threadIdx.x; start < step * outputs; start += blockDim.x) {
     const int first = divide(start, pair.by_outputs), c = start - first * outputs;

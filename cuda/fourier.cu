@@ -65,7 +65,7 @@ __device__ __forceinline__ void multiply_terms(const PlanTerms& terms, const Str
     for (int r = sum.run_begin; r < sum.run_end; ++r) {
       const PlanTermRun run = load_table(terms.runs + r).value[0];
       const int* factors = terms.factors + 2 * run.begin;
-#define EQUITENSOR_CASE(kind)                                                                                                       \
+#define EQUITENSOR_CASE(kind)                                                                                           \
   case 2 * int(TermKind::kind): add_run<TermKind::kind, false>(a, b, factors, run.count, cosine, sine); break;          \
   case 2 * int(TermKind::kind) + 1: add_run<TermKind::kind, true>(a, b, factors, run.count, cosine, sine); break;
       switch (run.kind) {
@@ -100,8 +100,8 @@ __device__ __forceinline__ void fold_rings(const FourierPlan<T>& plan, const Fou
 
 // One team, one ring: all terms of one result.
 template <class T, class V>
-__device__ __forceinline__ void multiply_values(const FourierPlan<T>& plan, const Terms& terms, const FourierLayout& layout, const Strip<V>& tile, int out,
-                                                int r, const Team& team) {
+__device__ __forceinline__ void multiply_values(const FourierPlan<T>& plan, const Terms& terms, const FourierLayout& layout, const Strip<V>& tile,
+                                                int out, int r, const Team& team) {
   const int n = plan.angles;
   const Team alone{0, 1};
   // Operands of slots of their own in every term: the product of one term is formed before the next one's values.
@@ -190,8 +190,8 @@ __global__ __launch_bounds__(threads, 1) void fourier(const __grid_constant__ Fo
 #pragma unroll 1
     for (int t = 0; t < a.terms.count; ++t) {
       const Term term = a.terms.term[t];
-      multiply_terms(plan.terms[term.out], tile.from(layout.coefficients[term.a]), tile.from(layout.coefficients[term.b]), tile.from(layout.product[term.out]),
-                     term.first, team);
+      multiply_terms(plan.terms[term.out], tile.from(layout.coefficients[term.a]), tile.from(layout.coefficients[term.b]),
+                     tile.from(layout.product[term.out]), term.first, team);
     }
   }
   __syncthreads();

@@ -86,8 +86,8 @@ __device__ __forceinline__ void unfold_angles(const Strip<V>& values, int n) {
 }
 // One team, one ring: all terms of one result. ring(first component of the rings, slot, part): the ring's coefficients.
 template <class T, class V, class Ring>
-__device__ __forceinline__ void multiply_pointwise(const GauntPlan<T>& plan, const Terms& terms, const GauntLayout& layout, const Strip<V>& tile, int out,
-                                                   const Team& team, Ring&& ring) {
+__device__ __forceinline__ void multiply_pointwise(const GauntPlan<T>& plan, const Terms& terms, const GauntLayout& layout, const Strip<V>& tile,
+                                                   int out, const Team& team, Ring&& ring) {
   const int n = plan.angles;
   const Team alone{0, 1};
   // Operands of slots of their own in every term: the product of one term is formed before the next one's values.
@@ -123,7 +123,8 @@ __device__ __forceinline__ void multiply_pointwise(const GauntPlan<T>& plan, con
 }
 
 template <class T, class V>
-__device__ __forceinline__ void contract_rings(const GauntPlan<T>& plan, const Terms& terms, const GauntLayout& layout, const Strip<V>& tile, const Team& team) {
+__device__ __forceinline__ void contract_rings(const GauntPlan<T>& plan, const Terms& terms, const GauntLayout& layout, const Strip<V>& tile,
+                                               const Team& team) {
   // A northern ring, its mirror image, the next one.
   const auto ring = [&](int first, int s, int r, int part) {
     const GauntSlot<T>& slot = plan.slots[s];
@@ -135,7 +136,7 @@ __device__ __forceinline__ void contract_rings(const GauntPlan<T>& plan, const T
   for (int later = 0; later < 2; ++later) {
     if (later) __syncthreads();  // the earlier rings of the operands are not needed any more
     const int begin = later ? 2 * layout.first_rings : 0, end = later ? plan.rings : minimum(2 * layout.first_rings, plan.rings);
-    for (int r = (team.index < teams) ? begin + team.index : end; r < end; r += teams) {
+    for (int r = team.index < teams ? begin + team.index : end; r < end; r += teams) {
       if (plan.pointwise) {
 #pragma unroll 1
         for (int out = 0; out < slot_count; ++out)

@@ -9,8 +9,9 @@
 namespace equitensor::cuda {
 
 constexpr int threads = 384;  // a block, at most
-// With so many, and one block an SM asked for, a thread has up to 168 registers and none spills (left to itself ptxas aims at fewer), which takes occupancy to 19 % at most. What hides latency instead: the numbers of a pack, and the 4 to
-// 12 sums of a map's block, are independent of one another.
+// With so many, and one block an SM asked for, a thread has up to 168 registers and none spills (left to itself ptxas aims at fewer), where an SM holds
+// one block, 19 % of its threads. The MTP has 512 of up to 128 registers, 25 %. What hides latency instead: the numbers of a pack, and the 4 to 12
+// sums of a map's block, are independent of one another.
 
 // A plan's arrays in one piece of device memory. The builder runs twice: once for the size, then with the final addresses.
 class PlanArena {

@@ -9,7 +9,7 @@ namespace {
 __host__ __device__ inline int left_of(const Term& term) { return term.out == 0 ? term.b : term.a; }
 __host__ __device__ inline int right_of(const Term& term) { return term.out == 0 ? term.a : term.b; }
 
-// A warp for each of the 4 x 4 blocks of a matrix of k = 6 or 7, so that a block in registers can take its operands' place.
+// A warp for each of the 4 x 4 blocks of a matrix of k = 6 or 7, so that the product, in registers, can take its left factor's place.
 constexpr int matrix_threads = 512;
 
 // First components in a tile.
@@ -26,10 +26,11 @@ struct MatrixLayout {
     const bool has_tops = plan.top_count > 0 && terms.writes[2];
     const int blocks = (plan.size + 3) / 4, series_components = has_tops ? 6 * plan.size : 0;
     Components first, results;
-    // A product of which every team has one block (k = 6 and 7), in registers, takes its left factor's place: 436 components instead of 605 at L = 6, which
-    // leave room for a pack a lane. Then the series lie there, and the results' components where the right factor was.
+    // A product of which every team has one block (k = 6 and 7), in registers, takes its left factor's place: 436 components instead of 605 at
+    // L = 6, which leave room for a pack a lane. Then the series lie there, and the results' components where the right factor was.
     const int left = left_of(terms.term[0]);
-    in_place = terms.count == 1 && plan.slots[0].parts == 1 && plan.slots[1].parts == 1 && plan.slots[2].parts == 1 && blocks * blocks == matrix_threads / 32;
+    in_place = terms.count == 1 && plan.slots[0].parts == 1 && plan.slots[1].parts == 1 && plan.slots[2].parts == 1 &&
+               blocks * blocks == matrix_threads / 32;
     if (in_place) matrix[left] = series = first.take(entries(slot_of(left))), results.count = std::max<long>(first.count, series_components);
     // Otherwise the results' components lie where the operands' matrices were, and the operands' components where the results' matrices will be;
     // unless the highest outputs, the last thing to be computed, need them.
@@ -48,7 +49,8 @@ struct MatrixLayout {
 };
 
 template <class C, class V>
-__device__ __forceinline__ void unfold_parts(const MatrixSlot<C>& slot, int size, const Strip<V>& matrix, Divisor by_folds, const Team& team, bool transpose) {
+__device__ __forceinline__ void unfold_parts(const MatrixSlot<C>& slot, int size, const Strip<V>& matrix, Divisor by_folds, const Team& team,
+                                             bool transpose) {
   // Orders a <= b, row by row of their triangle; rows a and k + 1 - a together are k + 1 long.
   const int k = size / 2, tasks = k * (k + 1) / 2;
   for (int part = 0; part < slot.parts; ++part) {
@@ -163,7 +165,8 @@ __device__ __forceinline__ void multiply_top(const PlanTop<C>& top, bool first_t
 
 // One term. A thread has the same blocks of a result in every term, so that they need no barrier between them.
 template <class C, class V>
-__device__ __forceinline__ void multiply_term(const MatrixPlan<C>& plan, const Term& term, const MatrixLayout& layout, const Strip<V>& tile, const Team& team) {
+__device__ __forceinline__ void multiply_term(const MatrixPlan<C>& plan, const Term& term, const MatrixLayout& layout, const Strip<V>& tile,
+                                              const Team& team) {
   const int n = plan.size;
   const MatrixView plain{n, 1}, transposed{1, n};
   const auto part = [&](int first, int index) { return tile.from(first + index * n * n); };

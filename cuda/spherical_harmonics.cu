@@ -26,8 +26,8 @@ long harmonics_components(const HarmonicsPlan<T>& plan, bool has_direction, bool
   return 3 + (has_direction ? 3 : 0) + plan.dim + (has_gradient ? (has_direction ? 6 : 3) * gradient_orders(plan) : 0);
 }
 
-// With a direction the results are derivatives along it. z is null where nobody asked for it. Two blocks an SM in float64 too, where left to itself
-// ptxas takes 148 registers for what fits into 128.
+// With a direction the results are derivatives along it. z is null where nobody asked for it. Gradients can take over 85 registers, in float64 or with
+// a direction: one block an SM, 19 % of its threads. What hides latency then: every number of a recurrence goes into six independent sums.
 template <class T, bool has_direction, bool has_gradient>
 __global__ __launch_bounds__(threads, 1) void spherical_harmonics(HarmonicsPlan<T> plan, Rows vectors, Rows harmonics, int items, long long batch,
                                                                   bool accumulate, const T* x, const T* direction, const T* dz, T* dx, T* z) {
