@@ -6,6 +6,7 @@
 #include "core/matrix_block.hpp"
 #include "core/weighted.hpp"
 #include <napi.h>
+#include <optional>
 #include <vector>
 
 namespace equitensor {
@@ -93,7 +94,7 @@ inline std::vector<MatrixBlockPath> read_block_paths(const Napi::Object& o) {
   return paths;
 }
 
-// Of a call: { x, y, z, ax, ay, w, aw, xOut, yOut, zOut, wOut, batch, xShared, yShared, wShared, accumulate, threads }.
+// Of a call: { x, y, z, ax, ay, w, aw, xOut, yOut, zOut, wOut, batch, xShared, yShared, wShared, accumulate, threads, sweeps }.
 inline constexpr int weight_operand = operand_count, weight_direction_operand = operand_count + 1, operand_arrays = operand_count + 2;
 inline constexpr int weight_result = slot_count, result_arrays = slot_count + 1;
 inline constexpr const char* operand_names[operand_arrays] = {"x", "y", "z", "ax", "ay", "w", "aw"};
@@ -106,6 +107,32 @@ inline Call read_call(const Napi::Object& o) {
   call.accumulate = boolean(o, "accumulate");
   call.batch = o.Get("batch").As<Napi::Number>().Int64Value();
   return call;
+}
+
+// Of a convolution, call.sweeps: { senders, receivers }, each { begin, edge, other }, Int32Arrays. See Sweep of core/call.hpp.
+struct GraphSweeps {
+  Sweep senders, receivers;
+};
+inline Sweep read_sweep(int slot, const Napi::Object& o) {
+  const auto array = [&](const char* key) { return static_cast<const int*>(data_of(o.Get(key))); };
+  return {slot, int(o.Get("begin").As<Napi::Int32Array>().ElementLength()) - 1, array("begin"), array("edge"), array("other")};
+}
+inline std::optional<GraphSweeps> read_sweeps(const Napi::Object& call) {
+  const Napi::Value value = call.Get("sweeps");
+  if (!value.IsObject()) return std::nullopt;
+  const auto o = value.As<Napi::Object>();
+  return GraphSweeps{read_sweep(0, o.Get("senders").As<Napi::Object>()), read_sweep(2, o.Get("receivers").As<Napi::Object>())};
+}
+// Calls run(call) as it is, or for each sweep with the results that it computes.
+template <class Run>
+void for_each_sweep(const Call& call, const std::optional<GraphSweeps>& sweeps, Run&& run) {
+  if (!sweeps) return run(call);
+  Call part = call;
+  part.sweep = &sweeps->receivers, part.out[0] = part.out[1] = part.weight_out = nullptr;
+  if (part.out[2]) run(part);
+  part = call;
+  part.sweep = &sweeps->senders, part.out[2] = nullptr;
+  if (part.out[0] || part.out[1] || part.weight_out) run(part);
 }
 
 inline Grid read_grid(const Napi::Object& o) { return {integer(o, "rings"), integer(o, "angles"), boolean(o, "pointwise")}; }

@@ -30,6 +30,17 @@ struct Terms {
   bool reads[operand_count], writes[slot_count];
 };
 
+// Of a convolution over a graph: an item of the batch is an edge, with rows of y and of the weights of its own; x has a row a sender, z a row
+// a receiver. A sweep goes through the edges node by node, and sums over a node's edges what goes to that node's row of its slot; of the other
+// one of both slots it only reads. So forward and the double backward's z take the sweep of the receivers, all other results that of the senders.
+struct Sweep {
+  int slot;           // whose rows are the nodes: 0, senders, or 2, receivers
+  int nodes;
+  const int* begin;   // nodes + 1; the edges of node n, in the order of the sweep, are those from begin[n] to begin[n + 1]
+  const int* edge;    // their rows of y and of the weights
+  const int* other;   // their rows of the other slot
+};
+
 // Arrays of the operation's dtype, null where there is none. A shared slot is one row for all items: its operands are, and its
 // result is the sum over the items.
 struct Call {
@@ -42,6 +53,7 @@ struct Call {
   bool weight_shared;
   bool accumulate;  // add to what the results hold
   long long batch;
+  const Sweep* sweep;  // of a convolution, whose batch is the number of its edges; otherwise null
   // CPU only: the number of threads, and what is not 0 once nobody wants the results, in which case the work stops where it is.
   int threads;
   const std::atomic<int>* cancel;

@@ -40,33 +40,47 @@ constexpr long many_tasks = 64;
 // A row of weights can be long: then fewer tasks, whatever the number of threads.
 constexpr long largest_sums_bytes = 64 << 20;
 
+// Where tasks begin, and the last one ends: nodes of as many edges each, so far as that goes. A node counts as an edge more, for its row.
+std::vector<long> node_tasks(const Sweep& sweep, long wanted) {
+  const auto work = [&](long node) { return node + sweep.begin[node]; };
+  const long all = work(sweep.nodes), each = std::max<long>(16, (all + wanted - 1) / wanted);
+  std::vector<long> begins{0};
+  for (long node = 1; node < sweep.nodes; ++node)
+    if (work(node) - work(begins.back()) >= each) begins.push_back(node);
+  if (sweep.nodes > 0) begins.push_back(sweep.nodes);
+  return begins;
+}
+
 template <class T>
 void run(const Operation& operation, const Call& call, const Terms& terms, long streamed_items, long scratch_bytes,
          const std::function<void(const Operands<T>&, long begin, long end, void* scratch)>& kernel) {
   Operands<T> all{};
   all.terms = terms;
   all.accumulate = call.accumulate;
+  all.sweep = call.sweep;
   for (int o = 0; o < operand_count; ++o) all.in[o] = static_cast<const T*>(call.in[o]);
-  long out_dim = 0;
+  long written = 0;
   for (int s = 0; s < slot_count; ++s) {
     all.stride[s] = call.shared[s] ? 0 : operation.dim[s];
     all.out[s] = static_cast<T*>(call.out[s]);
     all.sum[s] = call.shared[s] && all.terms.writes[s];
-    out_dim += all.terms.writes[s] && !call.shared[s] ? operation.dim[s] : 0;
+    const long rows = call.sweep && s == call.sweep->slot ? call.sweep->nodes : long(call.batch);
+    written += all.terms.writes[s] && !call.shared[s] ? rows * operation.dim[s] : 0;
   }
   all.weight = static_cast<const T*>(call.weight), all.weight_direction = static_cast<const T*>(call.weight_direction);
   all.weight_out = static_cast<T*>(call.weight_out);
   all.weight_stride = call.weight_shared ? 0 : operation.weights;
   all.weight_sum = call.weight_shared && all.weight_out;
-  out_dim += all.weight_out && !call.weight_shared ? operation.weights : 0;
-  all.stream = !call.accumulate && call.batch * out_dim * long(sizeof(T)) >= stream_from_bytes;
+  written += all.weight_out && !call.weight_shared ? long(call.batch) * operation.weights : 0;
+  all.stream = !call.accumulate && written * long(sizeof(T)) >= stream_from_bytes;
 
-  // Enough tasks for an even load; whole passes when streaming, whole tiles of any variant otherwise.
+  // Enough tasks for an even load; whole passes when streaming, whole tiles of any variant otherwise; of a convolution ranges of nodes.
   const long batch = long(call.batch), unit = all.stream ? streamed_items : 16;
   const long affordable = all.weight_sum ? std::max<long>(1, largest_sums_bytes / (operation.weights * long(sizeof(T)) + 1)) : many_tasks;
   const long wanted = all.sum[0] || all.sum[1] || all.weight_sum || call.cancel ? std::min(many_tasks, affordable) : 4 * call.threads;
   const long rows = std::max<long>(unit, (batch + wanted * unit - 1) / (wanted * unit) * unit);
-  const long tasks = (batch + rows - 1) / rows;
+  const std::vector<long> nodes = call.sweep ? node_tasks(*call.sweep, wanted) : std::vector<long>();
+  const long tasks = call.sweep ? long(nodes.size()) - 1 : (batch + rows - 1) / rows;
   struct Sum {
     bool wanted;
     long dim;
@@ -83,7 +97,10 @@ void run(const Operation& operation, const Call& call, const Terms& terms, long 
     for (int s = 0; s < slot_count; ++s)
       if (all.sum[s]) mine.out[s] = sums[s].rows.data() + task * operation.dim[s];
     if (all.weight_sum) mine.weight_out = sums[slot_count].rows.data() + task * operation.weights;
-    kernel(mine, task * rows, std::min(batch, (task + 1) * rows), scratch);
+    if (call.sweep)
+      kernel(mine, nodes[size_t(task)], nodes[size_t(task + 1)], scratch);
+    else
+      kernel(mine, task * rows, std::min(batch, (task + 1) * rows), scratch);
   });
   for (const Sum& sum : sums)
     for (long c = 0; sum.wanted && c < sum.dim; ++c) {

@@ -21,6 +21,7 @@ struct Operands {
   bool sum[slot_count];  // the result is a single row, the sum over the items of the call
   bool accumulate;       // add to what the results hold
   bool stream;           // the results outgrow the cache: write them past it
+  const Sweep* sweep;    // of a convolution: [begin, end) are its nodes; otherwise null
 };
 
 // One variant's kernel of one operation. Items [begin, end); scratch as large as scratch() says, aligned to 64 bytes.

@@ -441,6 +441,7 @@ struct WeightedBuffers {
   Vector<T> *matrices, *matrices_direction, *dmatrix;
   T *t, *t_direction, *g, *g_direction;
   T *z, *row;                         // a block of the result, and what is about to be written
+  T* node;                            // of a convolution: the result that is summed over a node's edges, by component
   T *gradient[2], *weight_gradient;
   Vector<T>* sums[2];                 // of a matrix operand: the lanes of its gradient are still to be added up
   WeightedBuffers(const WeightedPlan<T>& plan, Scratch<T>& scratch) {
@@ -451,7 +452,7 @@ struct WeightedBuffers {
     matrix = take(plan.max_pitch), matrix_direction = take(plan.max_pitch);
     for (Vector<T>** entries : {&matrices, &matrices_direction, &dmatrix}) *entries = scratch.take(plan.max_entries);
     for (T** staged : {&t, &t_direction, &g, &g_direction}) *staged = take(plan.max_staged);
-    z = take(plan.max_block);
+    z = take(plan.max_block), node = take(plan.dim[2]);
     row = take(maximum(maximum(plan.dim[0], plan.dim[1]), maximum(plan.max_block, plan.weights)));
     for (int s = 0; s < 2; ++s) gradient[s] = take(plan.dim[s]), sums[s] = scratch.take(plan.makes_matrices[s] ? plan.dim[s] : 0);
     weight_gradient = take(plan.weights);
@@ -466,21 +467,49 @@ class WeightedItem {
     differentiates_ = wants(0) || wants(1) || a.weight_out;
     doubles_ = a.in[x_direction] || a.in[y_direction] || a.weight_direction;
     for (int s = 0; s < 2; ++s) clear(buffer_.gradient[s], plan.dim[s]), clear_sums(s);
+    if (a.sweep) clear(buffer_.node, plan.dim[2]);
     clear(buffer_.weight_gradient, plan.weights);
+    gradient_adds_[0] = a.sum[0], gradient_adds_[1] = a.sum[1];
   }
 
   void run(long begin, long end) {
     RowStream<T> x = writer(0, begin), y = writer(1, begin), z = writer(2, begin);
     RowStream<T> w(a_.weight_out ? a_.weight_out + begin * a_.weight_stride : nullptr, a_.stream && !a_.weight_sum, a_.accumulate && !a_.weight_sum);
     for (long item = begin; item < end; ++item) {
-      take(item, item == begin);
-      run_instructions(z);
+      take(item_at(item), item_at(item + 1));
+      run_instructions(&z);
       const bool last = item + 1 == end;
       if (wants(0) && (last || !a_.sum[0])) write_gradient(0, x);
       if (wants(1) && (last || !a_.sum[1])) write_gradient(1, y);
       if (a_.weight_out && (last || !a_.weight_sum)) write_weight_gradient(w);
     }
     for (RowStream<T>* result : {&x, &y, &z, &w}) result->finish();
+  }
+
+  // Items are the edges of these nodes. What is summed over the edges of one stays in L1 and is written once.
+  void sweep(long begin, long end) {
+    const Sweep& sweep = *a_.sweep;
+    RowStream<T> nodes = writer(sweep.slot, begin);
+    const int last = sweep.begin[end];
+    for (int node = int(begin), e = sweep.begin[begin]; node < end; ++node) {
+      const int first = e;
+      for (int next = sweep.begin[node + 1]; e < next; ++e) {
+        z_adds_ = gradient_adds_[0] = e > first;
+        const Rows at = edge_at(node, e);
+        take(at, e + 1 < next ? edge_at(node, e + 1) : e + 1 < last ? edge_at(node_behind(node), e + 1) : at);
+        run_instructions(nullptr);
+        if (wants(1) && !a_.sum[1]) write_row(1, a_.out[1] + at.slot[1]);
+        if (a_.weight_out && !a_.weight_sum) write_weight_row(a_.weight_out + at.weight);
+      }
+      if (wants(2)) write_node(nodes, e == first);
+      if (wants(0)) {
+        if (e == first) clear(buffer_.gradient[0], plan_.dim[0]);
+        write_gradient(0, nodes);
+      }
+    }
+    nodes.finish();
+    if (a_.sum[1]) write_row(1, a_.out[1]);
+    if (a_.weight_sum) write_weight_row(a_.weight_out);
   }
 
  private:
@@ -492,24 +521,47 @@ class WeightedItem {
     return {wants(slot) ? a_.out[slot] + (a_.sum[slot] ? 0 : begin * a_.stride[slot]) : nullptr, a_.stream && !a_.sum[slot], a_.accumulate && !a_.sum[slot]};
   }
 
+  // Where an item's rows begin, in elements.
+  struct Rows {
+    long slot[slot_count], weight;
+  };
+  Rows item_at(long item) const { return {{item * a_.stride[0], item * a_.stride[1], item * a_.stride[2]}, item * a_.weight_stride}; }
+  Rows edge_at(int node, int e) const {
+    const Sweep& sweep = *a_.sweep;
+    const long row = sweep.edge[e], other = sweep.other[e];
+    const long sender = sweep.slot == 0 ? node : other, receiver = sweep.slot == 0 ? other : node;
+    return {{sender * a_.stride[0], row * a_.stride[1], receiver * a_.stride[2]}, row * a_.weight_stride};
+  }
+  // The next node that has edges; there is one.
+  int node_behind(int node) const {
+    do ++node;
+    while (a_.sweep->begin[node] == a_.sweep->begin[node + 1]);
+    return node;
+  }
+
   // Points to the item's rows, and brings what lies by channel to lie by component.
-  void take(long item, bool first) {
+  void take(const Rows& at, const Rows& next) {
     for (int o : {x_operand, y_operand, z_operand, x_direction, y_direction}) {
       const int s = slot_of(o);
       if (!a_.in[o]) continue;
-      row_[o] = a_.in[o] + item * a_.stride[s];
-      if (o != z_operand) prefetch_row(row_[o] + a_.stride[s], plan_.dim[s] <= 4 * line<T> ? plan_.dim[s] : 0);
-      if (o == z_operand || (!first && a_.stride[s] == 0)) continue;
+      const T* const row = a_.in[o] + at.slot[s];
+      const bool again = row == row_[o];
+      row_[o] = row;
+      ahead_[s] = next.slot[s] - at.slot[s];
+      if (o != z_operand) prefetch_row(row + ahead_[s], plan_.dim[s] <= 4 * line<T> ? plan_.dim[s] : 0);
+      if (o == z_operand || again) continue;
       for (int b = 0; b < plan_.block_count[s]; ++b) {
         const PlanBlock& block = plan_.blocks[s][b];
         if (block.by_component) continue;
-        prefetch_row(row_[o] + block.offset + a_.stride[s], block.mul * block.components);
-        turn_block<true>(row_[o] + block.offset, block, buffer_.lanes[o] + block.offset);
+        prefetch_row(row + block.offset + ahead_[s], block.mul * block.components);
+        turn_block<true>(row + block.offset, block, buffer_.lanes[o] + block.offset);
       }
     }
-    if (a_.weight) weight_ = a_.weight + item * a_.weight_stride;
-    if (a_.weight_direction) weight_direction_ = a_.weight_direction + item * a_.weight_stride;
-    if (!first && a_.weight_stride == 0) return;
+    const T* const weight = a_.weight ? a_.weight + at.weight : nullptr;
+    const bool again = weight == weight_;
+    weight_ = weight, weight_ahead_ = next.weight - at.weight;
+    if (a_.weight_direction) weight_direction_ = a_.weight_direction + at.weight;
+    if (again) return;
     for (int i = 0; i < plan_.instruction_count; ++i) {
       const Instruction& in = plan_.instructions[i];
       if (in.weight < 0 || !(in.weight_columns || (in.mixed && differentiates_))) continue;
@@ -536,7 +588,7 @@ class WeightedItem {
     const PlanBlock& block = plan_.blocks[slot_of(operand)][block_index];
     if (!a_.in[operand]) return {buffer_.zeros, 0};
     if (!block.by_component) return {buffer_.lanes[operand] + block.offset, block.mul};
-    return {row_[operand] + block.offset, block.mul, a_.stride[slot_of(operand)]};
+    return {row_[operand] + block.offset, block.mul, ahead_[slot_of(operand)]};
   }
   View lane_view(const Instruction& in, bool direction) const {
     View found = view(direction ? (in.lane_operand == 0 ? x_direction : y_direction) : in.lane_operand, in.lane_block);
@@ -550,12 +602,12 @@ class WeightedItem {
   View weights_of(const Instruction& in, const PlanChannels& channels) const {
     if (in.weight < 0) return {buffer_.ones, 0};
     if (in.weight_columns) return {buffer_.turned + in.weight + channels.weight, 0};
-    return {weight_ + in.weight + channels.weight, 0, a_.weight_stride};
+    return {weight_ + in.weight + channels.weight, 0, weight_ahead_};
   }
   View weight_directions_of(const Instruction& in, const PlanChannels& channels) const {
     if (in.weight < 0 || !weight_direction_) return {buffer_.zeros, 0};
     if (in.weight_columns) return {buffer_.turned_direction + in.weight + channels.weight, 0};
-    return {weight_direction_ + in.weight + channels.weight, 0, a_.weight_stride};
+    return {weight_direction_ + in.weight + channels.weight, 0, weight_ahead_};
   }
 
   template <class Body>
@@ -644,7 +696,8 @@ class WeightedItem {
 
   // ---- instructions
 
-  void run_instructions(RowStream<T>& result) {
+  // result: where z's rows go; null where they are summed over a node's edges.
+  void run_instructions(RowStream<T>* result) {
     int next = 0;
     for (int b = 0; b < plan_.block_count[2]; ++b) {
       const PlanBlock& block = plan_.blocks[2][b];
@@ -652,36 +705,44 @@ class WeightedItem {
       const bool empty = next == plan_.instruction_count || plan_.instructions[next].out_block != b;
       View z{nullptr, block.mul};
       if (differentiates_ && !empty) {
-        z.at = row_[z_operand] + block.offset, z.ahead = plan_.dim[2];
+        z.at = row_[z_operand] + block.offset, z.ahead = ahead_[2];
         if (!block.by_component) {
-          prefetch_row(z.at + plan_.dim[2], n);
+          prefetch_row(z.at + ahead_[2], n);
           turn_block<true>(z.at, block, buffer_.lanes[z_operand]);
           z.at = buffer_.lanes[z_operand], z.ahead = 0;
         }
       }
+      z_ = result || !wants(2) ? buffer_.z : buffer_.node + block.offset;
       for (; next < plan_.instruction_count && plan_.instructions[next].out_block == b; ++next) {
         const Instruction& in = plan_.instructions[next];
         // An output that one segment makes goes straight to memory.
         const bool only = next + 1 == plan_.instruction_count || plan_.instructions[next + 1].out_block != b;
-        straight_ = !doubles_ && wants(2) && result.streams() && block.by_component && block.mul % width<T> == 0 && (in.outputs <= 7 || in.copies > 1) && !in.adds && only &&
+        straight_ = result && !doubles_ && wants(2) && result->streams() && block.by_component && block.mul % width<T> == 0 && (in.outputs <= 7 || in.copies > 1) && !in.adds && only &&
                             !in.mixed && !in.same_channel && in.segment_count == 1
-                        ? &result
+                        ? result
                         : nullptr;
         if (in.same_channel)
           run_instruction(in, z, buffer_.matrices, buffer_.matrices_direction);
         else
           run_instruction(in, z, buffer_.matrix, buffer_.matrix_direction);
       }
-      if (!wants(2)) continue;
+      if (!wants(2) || !result) continue;
       if (!empty && straight_) continue;
       for (int c = 0; empty && c < n; ++c) buffer_.z[c] = 0;
-      if (block.by_component) {
-        result.append(buffer_.z, n);
-      } else {
-        turn_block<false>(buffer_.z, block, buffer_.row);
-        result.append(buffer_.row, n);
-      }
+      append_block(*result, block, buffer_.z);
     }
+  }
+  void append_block(RowStream<T>& result, const PlanBlock& block, const T* from) {
+    if (!block.by_component) {
+      turn_block<false>(from, block, buffer_.row);
+      from = buffer_.row;
+    }
+    result.append(from, block.mul * block.components);
+  }
+  // Blocks that no instruction writes have been cleared once and for all.
+  void write_node(RowStream<T>& result, bool isolated) {
+    if (isolated) clear(buffer_.node, plan_.dim[2]);
+    for (int b = 0; b < plan_.block_count[2]; ++b) append_block(result, plan_.blocks[2][b], buffer_.node + plan_.blocks[2][b].offset);
   }
 
   template <class M>
@@ -710,7 +771,7 @@ class WeightedItem {
     const int mul = plan_.blocks[2][in.out_block].mul;
     const T* t = doubles_ ? buffer_.t_direction : buffer_.t;
     if (wants(2)) {
-      mix(in, t, weighted ? weight_ + in.weight : buffer_.ones, mul, in.adds);
+      mix(in, t, weighted ? weight_ + in.weight : buffer_.ones, mul, in.adds || z_adds_);
       if (directed) mix(in, buffer_.t, weight_direction_ + in.weight, mul, true);
     }
     for (int m = 0; a_.weight_out && weighted && m < in.mix_count; ++m) {
@@ -760,7 +821,7 @@ class WeightedItem {
   }
   // The others find the gradient of their block cleared, or written.
   bool adds_gradient(const Instruction& in, const PlanChannels& s, int first) const {
-    return a_.sum[in.lane_operand] || !in.makes_gradient || s.matrix_channel > 0 || (in.copies == 1 && first > 0);
+    return gradient_adds_[in.lane_operand] || !in.makes_gradient || s.matrix_channel > 0 || (in.copies == 1 && first > 0);
   }
   T* weight_gradient(const Instruction& in, const PlanChannels& s) const {
     return in.weight < 0 || in.mixed ? buffer_.unused : buffer_.weight_gradient + in.weight + s.weight;
@@ -774,7 +835,7 @@ class WeightedItem {
         stream_matrix<outputs>(inputs, row, matrix + first_entry(in, first), inputs_of(in, x, first), scale, *straight_, s.lanes);
       });
     else if (wants(2))
-      multiply_by(in, matrix, x, scale, buffer_.z + s.out, z.pitch, in.adds || s.adds, s.lanes);
+      multiply_by(in, matrix, x, scale, z_ + s.out, z.pitch, in.adds || s.adds || z_adds_, s.lanes);
     if (differentiates_) differentiate_by(in, s, matrix, z, w, x);
   }
 
@@ -785,7 +846,7 @@ class WeightedItem {
     for_each_part(in, [&](auto inputs, int first, auto outputs, auto row) EQUITENSOR_LAMBDA {
       const int e = first_entry(in, first);
       const Directional<T> a{w, aw, inputs_of(in, x, first), inputs_of(in, ax, first), {z.at + first * z.pitch, z.pitch, z.ahead},
-                             buffer_.z + s.out + first * z.pitch, z.pitch, in.adds || s.adds, lane_gradient(in, s) + (in.copies > 1 ? first * pitch : 0), pitch,
+                             z_ + s.out + first * z.pitch, z.pitch, in.adds || s.adds || z_adds_, lane_gradient(in, s) + (in.copies > 1 ? first * pitch : 0), pitch,
                              weight_gradient(in, s), adds_gradient(in, s, first), a_.weight_sum || first > 0, buffer_.dmatrix + e};
       if (differentiates_)
         direct_matrix<outputs, true>(inputs, row, matrix + e, matrix_direction + e, a, s.lanes);
@@ -814,7 +875,7 @@ class WeightedItem {
   void mix(const Instruction& in, const T* t, const T* weights, int mul, bool adds) {
     for (int m = 0; m < in.mix_count; ++m) {
       const PlanMix& mix = in.mixes[m];
-      multiply(t + mix.first, in.channels, 1L, in.outputs, weights + mix.weight, mix.pitch, mix.count, in.mixed, buffer_.z, mul, adds || m > 0);
+      multiply(t + mix.first, in.channels, 1L, in.outputs, weights + mix.weight, mix.pitch, mix.count, in.mixed, z_, mul, adds || m > 0);
     }
   }
   void unmix(const Instruction& in, View z, const T* turned, T* g) {
@@ -863,6 +924,17 @@ class WeightedItem {
     clear_sums(slot);
   }
 
+  // Rows by themselves: in no order, or the only one. Streamed where they are several lines.
+  void write_row(int slot, T* to) {
+    RowStream<T> row(to, false, a_.accumulate && !a_.sum[slot]);
+    write_gradient(slot, row);
+  }
+  void write_weight_row(T* to) {
+    RowStream<T> row(to, a_.stream && !a_.weight_sum && plan_.weights >= 8 * line<T>, a_.accumulate && !a_.weight_sum);
+    write_weight_gradient(row);
+    row.finish();
+  }
+
   void write_weight_gradient(RowStream<T>& result) {
     for (int i = 0; i < plan_.instruction_count; ++i) {
       const Instruction& in = plan_.instructions[i];
@@ -883,11 +955,18 @@ class WeightedItem {
   bool differentiates_, doubles_;  // results beside z; with directions
   const T* row_[operand_count] = {};
   const T *weight_ = nullptr, *weight_direction_ = nullptr;
+  long ahead_[slot_count] = {}, weight_ahead_ = 0;  // from these rows to the next item's
+  T* z_ = nullptr;                                  // where the block of z at hand is summed
+  bool z_adds_ = false, gradient_adds_[2];          // to what items before have put there
 };
 
 template <class T>
 void weighted(const WeightedPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
-  WeightedItem<T>(plan, a, memory).run(begin, end);
+  WeightedItem<T> item(plan, a, memory);
+  if (a.sweep)
+    item.sweep(begin, end);
+  else
+    item.run(begin, end);
   stream_fence();
 }
 

@@ -37,6 +37,19 @@ export interface NativeArrays<A> {
   wShared?: boolean
   /** Add to what the results hold. */
   accumulate?: boolean
+  /** Of a convolution, whose items are the edges. */
+  sweeps?: NativeSweeps | undefined
+}
+
+/** Orders of a graph's edges: Sweep of core/call.hpp. The edges of node n are those from begin[n] to begin[n + 1]; `other`: the node at the other end. */
+export interface NativeSweep {
+  readonly begin: Int32Array
+  readonly edge: Int32Array
+  readonly other: Int32Array
+}
+export interface NativeSweeps {
+  readonly senders: NativeSweep
+  readonly receivers: NativeSweep
 }
 
 export interface NativeCall extends NativeArrays<Floats> {
@@ -214,8 +227,8 @@ export interface NativeAddon {
   dispose(operation: NativeOperation): void
   /** Whether two typed arrays share memory. */
   overlap(a: ArrayBufferView, b: ArrayBufferView): boolean
-  /** Operations of one item, by pass. */
-  flops(operation: NativeOperation): Record<Pass, number>
+  /** Operations of one item, by pass; `unrolled`: those of forward that run at the peak on the CPU. */
+  flops(operation: NativeOperation): Record<Pass | 'unrolled', number>
   contract(operation: NativeOperation, call: NativeCall): void
   /** Copies what the call reads, and writes the results when the promise resolves. */
   contractAsync(operation: NativeOperation, call: NativeCall & Cancellable): Promise<void>
