@@ -136,7 +136,7 @@ __device__ __forceinline__ void contract_rings(const GauntPlan<T>& plan, const T
   for (int later = 0; later < 2; ++later) {
     if (later) __syncthreads();  // the earlier rings of the operands are not needed any more
     const int begin = later ? 2 * layout.first_rings : 0, end = later ? plan.rings : minimum(2 * layout.first_rings, plan.rings);
-    for (int r = team.index < teams ? begin + team.index : end; r < end; r += teams) {
+    for (int r = teams > team.index ? begin + team.index : end; r < end; r += teams) {
       if (plan.pointwise) {
 #pragma unroll 1
         for (int out = 0; out < slot_count; ++out)
