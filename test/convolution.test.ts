@@ -121,13 +121,16 @@ describe.each(graphs)('gather, product and sum: $name', (edges) => {
   })
 })
 
-// MACE's layer on 50 nodes: rows of several lines, results of more than 512 KiB, which are streamed.
+// MACE's layer on 50 nodes, whose gradients come in the order of the receivers, and one into scalars, whose come in that of the senders: rows of several
+// lines, results of more than 512 KiB, which are streamed.
 const large = draw('', 700, 60, 50, 8)
-const layer = (layout: Layout, options: object = {}) => Convolution.channelwise('24x0e+16x1o', '0e+1o+2e+3o', '0e+1o+2e', { layout, ...options })
+const layers = [['24x0e+16x1o', '0e+1o+2e+3o', '0e+1o+2e'], ['40x0e+40x1o+40x2e', '0e+1o+2e+3o', '0e']] as const
+const each = layers.flatMap((layer) => layouts.map((layout) => [layer, layout] as const))
 
-describe.each(layouts)('large rows, %s', (layout) => {
+describe.each(each)('large rows, %s, %s', ([in1, in2, out], layout) => {
+  const layer = (layout: Layout, options: object = {}) => Convolution.channelwise(in1, in2, out, { layout, ...options })
   test('gather, product and sum', () => {
-    using conv = layer(layout), product = ClebschGordanTensorProduct.channelwise('24x0e+16x1o', '0e+1o+2e+3o', '0e+1o+2e', { layout })
+    using conv = layer(layout), product = ClebschGordanTensorProduct.channelwise(in1, in2, out, { layout })
     const arrays = drawArrays(conv, large, [false, false]), actual = run(conv, graphOf(large), arrays), expected = runPlainly(product, large, arrays)
     for (const pass of passes) for (const [name, array] of Object.entries(expected[pass])) expect(errorOf(name, conv, actual[pass][name]!, array), `${pass} ${name}`).toBeLessThan(tolerance.float32)
   })
@@ -169,14 +172,17 @@ describe.each([problems.at(-2)!, problems.at(-1)!])('calls, $name', (problem) =>
       ] as const
       for (const [pass, call] of calls) {
         const all = whole[pass][name]!, before = randomArray('float64', all.length, random(9)), out = guarded('float64', all.length, 3)
-        expect(call({})).toEqual({ [name]: all })
+        // Alone a result may take the other order of the edges, or sums of others' lengths: rounded in another order.
+        const alone = call({}) as unknown as Results
+        expect(Object.keys(alone)).toEqual([name])
+        expect(arrayError(alone[name]!, all)).toBeLessThan(tolerance.float64)
         out.array.set(before)
         expect((call({ out: { [name]: out.array }, accumulate: true }) as any)[name]).toBe(out.array)
         expect(out.intact()).toBe(true)
         // A sum is rounded in another order.
         expect(arrayError(out.array, before.map((v, i) => v + all[i]!))).toBeLessThan(tolerance.float64)
         call({ out: { [name]: out.array } })
-        expect(sameBits(out.array, all)).toBe(true)
+        expect(sameBits(out.array, alone[name]!)).toBe(true)
       }
     }
   })
