@@ -1,11 +1,12 @@
 import type { ArrayOf, DType } from './arrays'
+import type { AsyncOptions } from './call'
 import { ClebschGordanTensorProduct, type ClebschGordanOptions, type WeightedOptions } from './clebsch_gordan'
 import { argumentError, describe } from './errors'
 import { Graph } from './graph'
 import type { Irreps, IrrepsLike } from './irreps'
 import type { Pass } from './native'
 import {
-  overGraph, type AsyncOptions, type BackwardArguments, type DoubleBackwardArguments, type ForwardArguments, type Gradients, type JvpArguments, type PassCost,
+  overGraph, type BackwardArguments, type DoubleBackwardArguments, type ForwardArguments, type Gradients, type JvpArguments, type PassCost,
   type Path, type SecondGradients,
 } from './operation'
 import type { Backend, Layout } from './options'

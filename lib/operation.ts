@@ -1,12 +1,13 @@
 // What every tensor product operation is to its user: checks, forward, backward.
 import { allocate, requireArray, requireLength, requireSeparate, rowCount, type ArrayOf, type DType } from './arrays'
+import { names, runCall, runCallAsync, slotOf, slots, type AsyncOptions, type CheckedCall, type OperandOf, type Runner, type Slot } from './call'
 import { itemsForCpu } from './cost_model'
 import { cuda } from './cuda'
-import { DeviceArray, nativeArray, requireDeviceArray } from './device_array'
+import { DeviceArray, requireDeviceArray } from './device_array'
 import { argumentError, describe, EquitensorError } from './errors'
 import type { Graph } from './graph'
 import type { Irreps } from './irreps'
-import { native, type NativeAddon, type NativeArray, type NativeArrays, type NativeCudaOperation, type NativeOperation, type Pass } from './native'
+import { native, type NativeAddon, type NativeArrays, type NativeCudaOperation, type NativeOperation, type Pass } from './native'
 import { requireKnownOptions, type Backend, type Layout, type ResolvedOptions } from './options'
 
 /** One path: blocks in1 and in2 of the inputs into block out of the output. */
@@ -40,9 +41,6 @@ export interface SecondGradients<D extends DType, A = ArrayOf<D>> extends Gradie
   gradOut: A
 }
 
-/** Of one kind: arrays of the host, or of the device. */
-export type OperandOf<D extends DType> = ArrayOf<D> | DeviceArray<D>
-
 /** Cotangents of the gradients, or tangents of the operands, in the shapes of x, y and weight. A missing one is zero. */
 export interface Directions<A> {
   x?: A | undefined
@@ -66,11 +64,6 @@ export interface DoubleBackwardOptions<A> {
   out?: { x?: A; y?: A; weight?: A; gradOut?: A }
   accumulate?: boolean
 }
-export interface AsyncOptions {
-  /** Rejects the call with `aborted`. Then results on the host are not written; on the device, work that has begun goes on. */
-  signal?: AbortSignal
-}
-
 // Arguments of the passes for one kind of array; `O`: options beside those of the pass.
 export type ForwardArguments<A, O = {}> = [x: A, y: A, weight?: A | undefined, options?: ForwardOptions<A> & O]
 export type BackwardArguments<A, O = {}> = [x: A, y: A, weight: A | undefined, gradOut: A, options?: BackwardOptions<A> & O]
@@ -119,18 +112,6 @@ export interface OperationForm {
   /** The second input is the first one: calls have x only. Default false. */
   square?: boolean
 }
-
-/** Arrays of a call, checked. Results that nothing contributes to are in `zero`, and not in the call. */
-interface CheckedCall<D extends DType> {
-  arrays: NativeArrays<OperandOf<D>>
-  zero: OperandOf<D>[]
-}
-
-// As native calls name them: w is the weight, z the result or its gradient, a... a direction.
-const slots = ['x', 'y', 'w', 'z'] as const
-type Slot = (typeof slots)[number]
-const slotOf = { x: 'x', y: 'y', w: 'w', z: 'z', ax: 'x', ay: 'y', aw: 'w', xOut: 'x', yOut: 'y', wOut: 'w', zOut: 'z' } as const
-const names = Object.keys(slotOf) as (keyof typeof slotOf)[]
 
 /**
  * A bilinear, equivariant operation on irreps. Arrays are row-major: x is (batch, irrepsIn1.dim), y is (batch, irrepsIn2.dim), the
@@ -202,9 +183,10 @@ export abstract class TensorProduct<D extends DType> {
     })
   }
 
-  /** The device's plan for a call on these arrays, or undefined where the CPU is to run it. */
-  #onCuda({ cuda: operation }: Plan, { x, batch }: NativeArrays<OperandOf<D>>): NativeCudaOperation | undefined {
-    return x instanceof DeviceArray || batch > this.#itemsForCpu ? operation : undefined
+  /** What runs a call on these arrays. */
+  #runner({ arrays: { x, batch } }: CheckedCall<D>): Runner {
+    const { cpu, cuda } = this.#live()
+    return { cpu, cuda: x instanceof DeviceArray || batch > this.#itemsForCpu ? cuda : undefined, device: this.device, threads: this.threads }
   }
 
   /** The triples of degrees with a nonzero coefficient, in order ("interactability" of Xie et al. 2025). */
@@ -518,76 +500,11 @@ export abstract class TensorProduct<D extends DType> {
     return { ...inputs, w, wShared: w.length !== sets }
   }
 
-  #run({ arrays, zero }: CheckedCall<D>): void {
-    for (const array of zero) fillZero(array)
-    if (!slots.some((slot) => arrays[`${slot}Out`])) return
-    const plan = this.#live(), operation = this.#onCuda(plan, arrays)
-    if (operation) {
-      if (arrays.x instanceof DeviceArray) cuda((addon) => addon.run(operation, onDevice(arrays)))
-      else cuda((addon) => addon.runHost(operation, arrays as NativeArrays<ArrayOf<D>>))
-      return
-    }
-    try {
-      native.contract(plan.cpu, { ...(arrays as NativeArrays<ArrayOf<D>>), threads: this.threads })
-    } catch (cause) {
-      throw translated(cause)
-    }
+  #run(call: CheckedCall<D>): void {
+    runCall(this.#runner(call), call)
   }
 
-  async #runAsync({ arrays, zero }: CheckedCall<D>, signal: AbortSignal | undefined): Promise<void> {
-    const plan = this.#live()
-    if (signal !== undefined && !(signal instanceof AbortSignal)) throw argumentError('invalid_option', 'options.signal', 'an AbortSignal', describe(signal))
-    if (signal?.aborted) throw aborted(signal)
-    if (slots.some((slot) => arrays[`${slot}Out`])) await this.#start(plan, arrays, signal)
-    for (const array of zero) fillZero(array)
+  async #runAsync(call: CheckedCall<D>, signal: AbortSignal | undefined): Promise<void> {
+    return runCallAsync(this.#runner(call), call, signal)
   }
-
-  async #start(plan: Plan, arrays: NativeArrays<OperandOf<D>>, signal: AbortSignal | undefined): Promise<void> {
-    const operation = this.#onCuda(plan, arrays)
-    const cancel = signal && new Int32Array(new SharedArrayBuffer(4))
-    const call = { ...(arrays as NativeArrays<ArrayOf<D>>), cancel }
-    const done = !operation
-      ? native.contractAsync(plan.cpu, { ...call, threads: this.threads }).catch((cause) => Promise.reject(translated(cause)))
-      : arrays.x instanceof DeviceArray
-        ? cuda((addon) => {
-            addon.run(operation, onDevice(arrays))
-            return addon.finished(this.device)
-          })
-        : cuda((addon) => addon.runHostAsync(operation, call))
-    if (!signal) return done
-    let stop = () => {}
-    const abort = new Promise<never>((_, reject) => {
-      stop = () => {
-        Atomics.store(cancel!, 0, 1)
-        reject(aborted(signal))
-      }
-      signal.addEventListener('abort', stop, { once: true })
-    })
-    try {
-      await Promise.race([done, abort])
-    } finally {
-      signal.removeEventListener('abort', stop)
-      done.catch(() => {}) // of interest to nobody after an abort
-    }
-  }
-}
-
-function onDevice<D extends DType>(arrays: NativeArrays<OperandOf<D>>): NativeArrays<NativeArray> {
-  const natives = names.map((name) => [name, arrays[name] && nativeArray(arrays[name] as DeviceArray<D>)] as const)
-  return { ...arrays, ...Object.fromEntries(natives) } as unknown as NativeArrays<NativeArray>
-}
-
-function fillZero(array: ArrayLike<number> | DeviceArray): void {
-  if (array instanceof DeviceArray) cuda((addon) => addon.fillZero(nativeArray(array)))
-  else (array as Float32Array | Float64Array).fill(0)
-}
-
-/** Of the CPU's kernels. */
-function translated(cause: unknown): unknown {
-  if ((cause as { code?: string }).code !== 'out_of_memory') return cause
-  return new EquitensorError('out_of_memory', (cause as Error).message, { cause })
-}
-
-function aborted(signal: AbortSignal): EquitensorError {
-  return new EquitensorError('aborted', 'the call was cancelled through its signal', { cause: signal.reason })
 }
