@@ -13,7 +13,7 @@ struct WeightedBuffers {
   T *lanes[operand_count];            // blocks that lie by channel in the row, by component; of z one block at a time, but for nodes
   T *turned, *turned_direction;       // weights, transposed where an instruction wants them so
   T *ones, *zeros, *unused;
-  T *matrix, *matrix_direction;
+  T *matrix, *matrix_direction, *edge_matrices;
   Vector<T> *matrices, *matrices_direction, *dmatrix;
   T *t, *t_direction, *g, *g_direction;
   T *z, *row;                         // a block of the result, and what is about to be written
@@ -25,7 +25,7 @@ struct WeightedBuffers {
     for (int o = 0; o < operand_count; ++o) lanes[o] = take(plan.dim[slot_of(o)]);
     turned = take(plan.weights), turned_direction = take(plan.weights);
     for (T** constant : {&ones, &zeros, &unused}) *constant = take(plan.max_lanes);
-    matrix = take(plan.max_pitch), matrix_direction = take(plan.max_pitch);
+    matrix = take(plan.max_pitch), matrix_direction = take(plan.max_pitch), edge_matrices = take(EdgeGroup<T>::most * long(plan.max_pitch));
     for (Vector<T>** entries : {&matrices, &matrices_direction, &dmatrix}) *entries = scratch.take(plan.max_entries);
     for (T** staged : {&t, &t_direction, &g, &g_direction}) *staged = take(plan.max_staged);
     z = take(plan.max_block), node = take(plan.dim[2]);
@@ -46,6 +46,10 @@ class WeightedItem {
     if (a.sweep) clear(buffer_.node, plan.dim[2]);
     clear(buffer_.weight_gradient, plan.weights);
     gradient_adds_[0] = a.sum[0], gradient_adds_[1] = a.sum[1];
+    groups_ = a.sweep && !differentiates_ && !doubles_;
+    for (int i = 0; i < plan.instruction_count; ++i) groups_ &= !plan.instructions[i].mixed && !plan.instructions[i].same_channel && !plan.instructions[i].weight_columns;
+    for (int s = 0; s < 2; ++s)
+      for (int b = 0; b < plan.block_count[s]; ++b) groups_ &= by_component(s, plan.blocks[s][b]);
   }
 
   void run(long begin, long end) {
@@ -69,8 +73,13 @@ class WeightedItem {
     RowStream<T> nodes = writer(sweep.slot, begin);
     const int last = sweep.begin[end];
     for (int node = int(begin), e = sweep.begin[begin]; node < end; ++node) {
-      const int first = e;
-      for (int next = sweep.begin[node + 1]; e < next; ++e) {
+      const int first = e, next = sweep.begin[node + 1];
+      for (int groups = (next - e + EdgeGroup<T>::most - 1) / EdgeGroup<T>::most; groups_ && groups > 0; --groups) {
+        const int count = (next - e + groups - 1) / groups;
+        sum_group(e, count, e + 2 * count <= last, e > first);
+        e += count;
+      }
+      for (; e < next; ++e) {
         z_adds_ = e > first, gradient_adds_[0] = by_sender && e > first;
         const Rows at = edge_at(node, e);
         take(at, e + 1 < next ? edge_at(node, e + 1) : e + 1 < last ? edge_at(node_behind(node), e + 1) : at);
@@ -328,6 +337,40 @@ class WeightedItem {
     for (int b = 0; b < plan_.block_count[2]; ++b) append_block(result, plan_.blocks[2][b], buffer_.node + plan_.blocks[2][b].offset);
   }
 
+  // Edges e, ..., e + count - 1 of one node. asks_ahead: as many behind them come next.
+  void sum_group(int e, int count, bool asks_ahead, bool adds) {
+    EdgeGroup<T> group;
+    group.count = count, group.matrices = buffer_.edge_matrices;
+    Rows rows[EdgeGroup<T>::most], ahead[EdgeGroup<T>::most];
+    for (int n = 0; n < count; ++n) {
+      rows[n] = edge_at(0, e + n), ahead[n] = asks_ahead ? edge_at(0, e + count + n) : rows[n];
+      if (a_.in[y_operand]) prefetch_row(a_.in[y_operand] + ahead[n].slot[1], plan_.dim[1] <= 4 * line<T> ? plan_.dim[1] : 0);
+    }
+    const auto view_of = [&](int slot, int block_index, int n) EQUITENSOR_LAMBDA {
+      const PlanBlock& block = plan_.blocks[slot][block_index];
+      return View{a_.in[slot] + rows[n].slot[slot] + block.offset, block.mul, ahead[n].slot[slot] - rows[n].slot[slot]};
+    };
+    for (int i = 0; i < plan_.instruction_count; ++i) {
+      const Instruction& in = plan_.instructions[i];
+      const PlanBlock& block = plan_.blocks[2][in.out_block];
+      T* const z = buffer_.node + block.offset;
+      group.pitch = in.pitch;
+      for (int k = 0; k < in.segment_count; ++k) {
+        const PlanChannels& s = in.segments[k];
+        for (int n = 0; n < count; ++n) {
+          make_matrix(in, s, view_of(1 - in.lane_operand, in.matrix_block, n), buffer_.edge_matrices + n * in.pitch);
+          group.x[n] = segment(view_of(in.lane_operand, in.lane_block, n), s);
+          if (!in.asks_ahead) group.x[n].ahead = 0;
+          group.w[n] = in.weight < 0 ? View{buffer_.ones, 0} : View{a_.weight + rows[n].weight + in.weight + s.weight, 0, ahead[n].weight - rows[n].weight};
+        }
+        for_each_part(in, [&](auto inputs, int first, auto outputs, auto row) EQUITENSOR_LAMBDA {
+          const int entry = first_entry(in, first);
+          sum_edges<outputs>(inputs, row, group, entry, in.copies > 1 ? first * group.x[0].pitch : 0, z + s.out + first * block.mul, block.mul, adds || in.adds || s.adds, s.lanes);
+        });
+      }
+    }
+  }
+
   template <class M>
   void run_instruction(const Instruction& in, View z, M* matrix, M* matrix_direction) {
     const View x = lane_view(in, false), ax = lane_view(in, true), y = matrix_view(in, false), ay = matrix_view(in, true);
@@ -536,6 +579,7 @@ class WeightedItem {
   WeightedBuffers<T> buffer_;
   RowStream<T>* straight_ = nullptr;  // where the instruction's output goes, if it is not staged
   bool differentiates_, doubles_;  // results beside z; with directions
+  bool groups_;                    // a convolution whose edges go several at a time
   const T* row_[operand_count] = {};
   const T *weight_ = nullptr, *weight_direction_ = nullptr;
   long ahead_[slot_count] = {}, weight_ahead_ = 0;  // from these rows to the next item's
