@@ -23,6 +23,7 @@ export const errorCodes = {
   grid_too_small: 'The grid on the sphere is too small for an exact product.',
   backend_unavailable: 'The backend that was asked for cannot run in this process.',
   native_unavailable: 'The compiled addon could not be loaded.',
+  peer_missing: 'A sub-path of the package was imported whose peer dependency is not installed.',
   not_orthogonal: 'A rotation is not an orthogonal 3x3 matrix.',
   out_of_memory: 'An allocation on the host or on the device failed.',
   cuda: 'The CUDA runtime reported an error.',

@@ -1,7 +1,7 @@
 import type { DType } from './arrays'
 import { channelProductForm, packChannelProduct } from './channel_product'
 import { weighedOperations } from './cost_model'
-import { argumentError, describe } from './errors'
+import { argumentError, describe, type EquitensorError } from './errors'
 import type { IrrepsLike } from './irreps'
 import { native, type NativeOperation } from './native'
 import { createPlan, TensorProduct, type Plan } from './operation'
@@ -84,7 +84,7 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
       }
     }
     const packed = packChannelProduct(form, (l1, l2, l3) => native.gauntPath(l1, l2, l3) !== 0, resolved)
-    const candidates: { algorithm: 'grid' | 'fourier'; cpu: NativeOperation; plan(): Plan }[] = []
+    const candidates: Candidate[] = []
     if (algorithm !== 'fourier' && !internals.convolution) {
       for (const ring of internals.ring ? [internals.ring] : (['coefficients', 'values'] as const)) {
         const form = { ...packed, rings: grid.beta, angles: grid.alpha, pointwise: ring === 'values' }
@@ -100,24 +100,41 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
       }
     }
     const operations = ({ cpu }: { cpu: NativeOperation }) => weighedOperations(native.flops(cpu), resolved.backend)
-    const [fastest, ...others] = candidates.sort((a, b) => operations(a) - operations(b))
-    const rival = others.find(({ algorithm }) => algorithm !== fastest!.algorithm)
+    candidates.sort((a, b) => operations(a) - operations(b))
+    const { taken, plan } = planOfFirst(candidates)
+    const rival = candidates.find(({ algorithm }) => algorithm !== taken.algorithm)
     const weighed = candidates.some(({ cpu }) => resolved.backend === 'cpu' && native.flops(cpu).unrolled) ? ' (unrolled ones count a seventh)' : ''
-    const why = rival && `${operations(fastest!)} operations an item forward${weighed}, ${rival.algorithm} has ${operations(rival)}`
-    for (const { cpu } of others) native.dispose(cpu)
+    const why = rival && `${operations(taken)} operations an item forward${weighed}, ${rival.algorithm} has ${operations(rival)}`
+    for (const { cpu } of candidates) if (cpu !== plan.cpu) native.dispose(cpu)
     super(
       {
         irrepsIn1: form.in1,
         irrepsIn2: form.in2,
         irrepsOut: form.out,
         paths: form.paths,
-        algorithm: fastest!.algorithm,
+        algorithm: taken.algorithm,
         ...(why && { why }),
-        plan: fastest!.plan(),
+        plan,
         expressivity: form.expressivity,
       },
       resolved,
     )
     this.grid = Object.freeze(grid)
+  }
+}
+
+interface Candidate {
+  algorithm: 'grid' | 'fourier'
+  cpu: NativeOperation
+  plan(): Plan
+}
+
+/** Of the first candidate that the backend has room for: on a GPU an FFT of high degree outgrows a block's shared memory where direct convolution does not. */
+function planOfFirst([candidate, ...others]: Candidate[]): { taken: Candidate; plan: Plan } {
+  try {
+    return { taken: candidate!, plan: candidate!.plan() }
+  } catch (error) {
+    if (others.length === 0 || (error as EquitensorError).code !== 'not_supported') throw error
+    return planOfFirst(others)
   }
 }

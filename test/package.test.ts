@@ -38,24 +38,27 @@ function fakeToolkit(release: string, ...architectures: number[]) {
 }
 
 describe('entries', () => {
-  test('ESM and CommonJS export the same objects under the same names', async () => {
+  test.each([
+    ['equitensor', ['ClebschGordanTensorProduct', 'EquitensorError']],
+    ['equitensor/tfjs', ['tensorProduct', 'sphericalHarmonics']],
+    ['equitensor/jax', ['jaxOperations', 'harmonics']],
+  ])('ESM and CommonJS export the same objects under the same names: %s', async (entry, some) => {
     // In a process of its own, where Node and not vitest resolves both.
     const program = `
-      const esm = await import('equitensor')
-      const cjs = (await import('node:module')).createRequire(process.cwd() + '/')('equitensor')
+      const esm = await import('${entry}')
+      const cjs = (await import('node:module')).createRequire(process.cwd() + '/')('${entry}')
       const names = Object.keys(cjs)
       console.log(JSON.stringify({ names, esm: Object.keys(esm), same: names.filter((name) => esm[name] === cjs[name]) }))`
     const { stdout } = await promisify(execFile)(process.execPath, ['--input-type=module', '-e', program], { cwd: root })
     const { names, esm, same } = JSON.parse(stdout)
-    expect(names).toContain('ClebschGordanTensorProduct')
-    expect(names).toContain('EquitensorError')
+    expect(names).toEqual(expect.arrayContaining(some))
     expect(esm).toEqual([...names].sort())
     expect(same).toEqual(names)
   })
 
-  test('each condition has its own types', () => {
+  test.each(['.', './tfjs', './jax'])('each condition of %s has its own types', (entry) => {
     for (const condition of ['import', 'require']) {
-      for (const file of Object.values<string>(packageJson.exports['.'][condition])) {
+      for (const file of Object.values<string>(packageJson.exports[entry][condition])) {
         expect(existsSync(path.join(root, file)), file).toBe(true)
       }
     }
