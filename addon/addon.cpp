@@ -151,7 +151,8 @@ Napi::Value contract(const Napi::CallbackInfo& info) {
   try {
     const Operation& operation = *operation_of(info[0]);
     const Kernels& kernels = kernels_named(o.Get("variant"));
-    for_each_sweep(call_on(HostSpans(o), o), read_sweeps(o), [&](const Call& call) { operation.contract(call, kernels); });
+    const Call call = call_on(HostSpans(o), o);
+    for_each_sweep(call, read_sweeps(o), operation.differentiates_by_receiver(call), [&](const Call& part) { operation.contract(part, kernels); });
   } catch (const std::bad_alloc&) {
     auto error = Napi::Error::New(info.Env(), "no memory for the kernels' working space");
     error.Set("code", "out_of_memory");
@@ -171,7 +172,7 @@ class ContractWorker final : public Worker {
 
  private:
   void work() override {
-    for_each_sweep(call, sweeps, [&](const Call& part) { operation->contract(part, kernels); });
+    for_each_sweep(call, sweeps, operation->differentiates_by_receiver(call), [&](const Call& part) { operation->contract(part, kernels); });
   }
   void deliver() override {
     if (!arrays.is_cancelled()) arrays.deliver();

@@ -144,20 +144,24 @@ struct GraphSweeps {
 };
 inline Sweep read_sweep(int slot, const Napi::Object& o) {
   const auto array = [&](const char* key) { return static_cast<const int*>(data_of(o.Get(key))); };
-  return {slot, int(o.Get("begin").As<Napi::Int32Array>().ElementLength()) - 1, array("begin"), array("edge"), array("other")};
+  return {slot, int(o.Get("begin").As<Napi::Int32Array>().ElementLength()) - 1, array("begin"), array("edge"), array("other"), 0};
 }
 inline std::optional<GraphSweeps> read_sweeps(const Napi::Object& call) {
   const Napi::Value value = call.Get("sweeps");
   if (!value.IsObject()) return std::nullopt;
   const auto o = value.As<Napi::Object>();
-  return GraphSweeps{read_sweep(0, o.Get("senders").As<Napi::Object>()), read_sweep(2, o.Get("receivers").As<Napi::Object>())};
+  GraphSweeps sweeps{read_sweep(0, o.Get("senders").As<Napi::Object>()), read_sweep(2, o.Get("receivers").As<Napi::Object>())};
+  sweeps.senders.others = sweeps.receivers.nodes, sweeps.receivers.others = sweeps.senders.nodes;
+  return sweeps;
 }
-// Calls run(call) as it is, or for each sweep with the results that it computes.
+// Calls run(call) as it is, or for each sweep with the results that it computes. by_receiver: that of the receivers computes all.
 template <class Run>
-void for_each_sweep(const Call& call, const std::optional<GraphSweeps>& sweeps, Run&& run) {
+void for_each_sweep(const Call& call, const std::optional<GraphSweeps>& sweeps, bool by_receiver, Run&& run) {
   if (!sweeps) return run(call);
   Call part = call;
-  part.sweep = &sweeps->receivers, part.out[0] = part.out[1] = part.weight_out = nullptr;
+  part.sweep = &sweeps->receivers;
+  if (by_receiver) return run(part);
+  part.out[0] = part.out[1] = part.weight_out = nullptr;
   if (part.out[2]) run(part);
   part = call;
   part.sweep = &sweeps->senders, part.out[2] = nullptr;
