@@ -1,5 +1,6 @@
 // What `npm run compare -- --suite` runs instead of the head-to-head: real models' layers. A new suite is one entry here.
 import { convolution } from './convolution'
+import { manyBody } from './many_body'
 import { models } from './weighted'
 import type { PassName } from './passes'
 import type { Dtype, Layout } from './problems'
@@ -31,4 +32,4 @@ export interface Suite {
   run(settings: SuiteSettings, progress: (done: number, all: number, text: string) => void): SuiteRun
 }
 
-export const suites: readonly Suite[] = [models, convolution]
+export const suites: readonly Suite[] = [models, convolution, manyBody]
