@@ -1,6 +1,6 @@
 // The many-body problems of bench/: each pass runs, into the arrays that it names, and says what it costs.
 import { expect, test } from 'vitest'
-import { manyBodyProblems } from '../bench/many_body'
+import { manyBodyProblems } from '../bench/many_body_problems'
 import { random, randomArray, type Numbers } from './support'
 
 test.each(manyBodyProblems.map((problem) => [problem.name, problem] as const))('%s', (_name, problem) => {
