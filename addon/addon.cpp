@@ -51,25 +51,41 @@ Napi::Value create_weighted(const Napi::CallbackInfo& info) {
 Napi::Value create_gaunt(const Napi::CallbackInfo& info) {
   const auto o = info[0].As<Napi::Object>();
   const ChannelForm f = read_channel_product(o);
-  return wrap(info.Env(), make_gaunt(f.is_double, f.mul, f.slots, f.products, read_grid(o)));
+  return wrap(info.Env(), make_gaunt(f.is_double, integer(o, "rank"), f.mul, f.slots, f.products, read_grid(o)));
+}
+
+Napi::Value create_gaunt_product(const Napi::CallbackInfo& info) {
+  const auto o = info[0].As<Napi::Object>();
+  const FactorsForm f = read_factors(o);
+  return wrap(info.Env(), make_gaunt_product(f.is_double, f.mul, f.slots, integer(o, "power"), {integer(o, "rings"), integer(o, "angles"), true}));
 }
 
 Napi::Value create_fourier(const Napi::CallbackInfo& info) {
   const auto o = info[0].As<Napi::Object>();
   const ChannelForm f = read_channel_product(o);
-  return wrap(info.Env(), make_fourier(f.is_double, f.mul, f.slots, f.products, boolean(o, "fft")));
+  return wrap(info.Env(), make_fourier(f.is_double, integer(o, "rank"), f.mul, f.slots, f.products, boolean(o, "fft")));
 }
 
 Napi::Value create_matrix(const Napi::CallbackInfo& info) {
   const auto o = info[0].As<Napi::Object>();
   const ChannelForm f = read_channel_product(o);
-  return wrap(info.Env(), make_matrix(f.is_double, f.mul, f.slots, f.products, integer(o, "k")));
+  return wrap(info.Env(), make_matrix(f.is_double, integer(o, "rank"), f.mul, f.slots, f.products, integer(o, "k")));
 }
 
 Napi::Value create_matrix_block(const Napi::CallbackInfo& info) {
   const auto o = info[0].As<Napi::Object>();
   const ChannelForm f = read_channel_product(o);
-  return wrap(info.Env(), make_matrix_block(f.is_double, f.mul, f.slots, read_block_paths(o)));
+  return wrap(info.Env(), make_matrix_block(f.is_double, integer(o, "rank"), f.mul, f.slots, read_block_paths(o)));
+}
+
+Napi::Value create_symmetric_contraction(const Napi::CallbackInfo& info) {
+  std::vector<int> ranks;
+  auto result = Napi::Object::New(info.Env());
+  result.Set("operation", wrap(info.Env(), make_symmetric_contraction(read_symmetric_contraction(info[0].As<Napi::Object>()), ranks)));
+  auto list = Napi::Array::New(info.Env(), ranks.size());
+  for (size_t b = 0; b < ranks.size(); ++b) list.Set(uint32_t(b), ranks[b]);
+  result.Set("ranks", list);
+  return result;
 }
 
 Napi::Value create_spherical_harmonics(const Napi::CallbackInfo& info) {
@@ -121,6 +137,11 @@ Call call_on(const HostSpans& spans, const Napi::Object& o) {
   for (int s = 0; s < slot_count; ++s) call.out[s] = spans.out[s].data;
   call.weight = spans.in[weight_operand].data, call.weight_direction = spans.in[weight_direction_operand].data;
   call.weight_out = spans.out[weight_result].data;
+  for (int f = 0; f < max_factors; ++f) {
+    call.factor[f] = spans.in[factor_operand + f].data, call.factor_direction[f] = spans.in[factor_direction_operand + f].data;
+    call.factor_out[f] = spans.out[factor_result + f].data;
+  }
+  call.species = static_cast<const int*>(spans.in[species_operand].data);
   return call;
 }
 
@@ -281,9 +302,11 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   add("createClebschGordan", create_clebsch_gordan);
   add("createWeighted", create_weighted);
   add("createGaunt", create_gaunt);
+  add("createGauntProduct", create_gaunt_product);
   add("createFourier", create_fourier);
   add("createMatrix", create_matrix);
   add("createMatrixBlock", create_matrix_block);
+  add("createSymmetricContraction", create_symmetric_contraction);
   add("createSphericalHarmonics", create_spherical_harmonics);
   add("dispose", dispose);
   add("overlap", overlap);

@@ -4,6 +4,7 @@
 #include "core/channels.hpp"
 #include "core/clebsch_gordan.hpp"
 #include "core/matrix_block.hpp"
+#include "core/symmetric_contraction.hpp"
 #include "core/weighted.hpp"
 #include <napi.h>
 #include <optional>
@@ -70,6 +71,16 @@ inline WeightedForm read_weighted(const Napi::Object& o) {
           {blocks(o.Get("in1")), blocks(o.Get("in2")), blocks(o.Get("out"))}, instructions};
 }
 
+inline SymmetricForm read_symmetric_contraction(const Napi::Object& o) {
+  const std::vector<int> dims = ints(o.Get("dims")), flat = ints(o.Get("paths"));  // the fields of SymmetricPath
+  SymmetricForm form{boolean(o, "isDouble"), {dims[0], dims[1]}, integer(o, "mul"), integer(o, "numSpecies"), blocks(o.Get("in")), blocks(o.Get("out")), {}};
+  for (size_t p = 0; p + 5 < flat.size(); p += 6) {
+    const int* f = flat.data() + p;
+    form.paths.push_back({f[0], f[1], {f[2], f[3], f[4]}, f[5]});
+  }
+  return form;
+}
+
 struct ChannelForm {
   bool is_double;
   int mul;
@@ -86,6 +97,20 @@ inline ChannelForm read_channel_product(const Napi::Object& o) {
   for (size_t p = 0; p + 2 < flat.size(); p += 3) form.products.push_back({flat[p], flat[p + 1], flat[p + 2]});
   return form;
 }
+struct FactorsForm {
+  bool is_double;
+  int mul;
+  std::vector<ChannelSlot> slots;  // of the factors, and the result
+};
+inline FactorsForm read_factors(const Napi::Object& o) {
+  FactorsForm form{boolean(o, "isDouble"), integer(o, "mul"), {}};
+  const auto slots = o.Get("slots").As<Napi::Array>();
+  for (uint32_t s = 0; s < slots.Length(); ++s) {
+    const auto slot = slots.Get(s).As<Napi::Object>();
+    form.slots.push_back({integer(slot, "dim"), blocks(slot.Get("blocks")), ints(slot.Get("parts"))});
+  }
+  return form;
+}
 inline std::vector<MatrixBlockPath> read_block_paths(const Napi::Object& o) {
   const std::vector<int> flat = ints(o.Get("paths"));  // the blocks of each
   const std::vector<double> coefficients = doubles(o.Get("coefficients"));
@@ -94,11 +119,15 @@ inline std::vector<MatrixBlockPath> read_block_paths(const Napi::Object& o) {
   return paths;
 }
 
-// Of a call: { x, y, z, ax, ay, w, aw, xOut, yOut, zOut, wOut, batch, xShared, yShared, wShared, accumulate, threads, sweeps }.
-inline constexpr int weight_operand = operand_count, weight_direction_operand = operand_count + 1, operand_arrays = operand_count + 2;
-inline constexpr int weight_result = slot_count, result_arrays = slot_count + 1;
-inline constexpr const char* operand_names[operand_arrays] = {"x", "y", "z", "ax", "ay", "w", "aw"};
-inline constexpr const char* result_names[result_arrays] = {"xOut", "yOut", "zOut", "wOut"};
+// Of a call: { x, y, z, ax, ay, w, aw, species, xOut, yOut, zOut, wOut, batch, xShared, yShared, wShared, accumulate, threads, sweeps }, and of
+// a product of many factors (factors: true) f1, f2, ..., their directions af1, ... and results f1Out, ... .
+inline constexpr int weight_operand = operand_count, weight_direction_operand = operand_count + 1, species_operand = operand_count + 2;
+inline constexpr int factor_operand = operand_count + 3, factor_direction_operand = factor_operand + max_factors;
+inline constexpr int operand_arrays = factor_direction_operand + max_factors;
+inline constexpr int weight_result = slot_count, factor_result = slot_count + 1, result_arrays = factor_result + max_factors;
+inline constexpr const char* operand_names[operand_arrays] = {"x",  "y",  "z",  "ax", "ay",  "w",   "aw",  "species",
+                                                                "f1", "f2", "f3", "f4", "af1", "af2", "af3", "af4"};
+inline constexpr const char* result_names[result_arrays] = {"xOut", "yOut", "zOut", "wOut", "f1Out", "f2Out", "f3Out", "f4Out"};
 
 // All but the arrays.
 inline Call read_call(const Napi::Object& o) {

@@ -21,11 +21,12 @@ inline HostSpan span_of(const Napi::Value& value) {
   return {data ? data : &nothing, value.As<Napi::TypedArray>().ByteLength()};
 }
 struct HostSpans {
-  HostSpan in[operand_arrays], out[result_arrays];
+  HostSpan in[operand_arrays]{}, out[result_arrays]{};
 
   explicit HostSpans(const Napi::Object& call) {
-    for (int o = 0; o < operand_arrays; ++o) in[o] = span_of(call.Get(operand_names[o]));
-    for (int s = 0; s < result_arrays; ++s) out[s] = span_of(call.Get(result_names[s]));
+    const bool factors = boolean(call, "factors");
+    for (int o = 0; o < (factors ? operand_arrays : factor_operand); ++o) in[o] = span_of(call.Get(operand_names[o]));
+    for (int s = 0; s < (factors ? result_arrays : factor_result); ++s) out[s] = span_of(call.Get(result_names[s]));
   }
 };
 

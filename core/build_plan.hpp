@@ -11,6 +11,7 @@
 #include "matrix.hpp"
 #include "matrix_block.hpp"
 #include "plan.hpp"
+#include "symmetric_contraction.hpp"
 #include "weighted.hpp"
 #include <algorithm>
 #include <set>
@@ -22,8 +23,10 @@ struct PassFlops {
   long forward = 0, backward = 0, double_backward = 0;
   // Those of forward in products that are unrolled on the CPU and run at its peak, where everything else waits for loads and stores.
   long unrolled = 0;
+  long result = 0;  // of a product: what the result takes beside the gradients, in one call
 
   void add(long times, const PassFlops& each) {
+    result += times * each.result;
     forward += times * each.forward, backward += times * each.backward, double_backward += times * each.double_backward;
   }
 };
@@ -97,6 +100,7 @@ PlanProducts<T> build_products(Store& store, const std::vector<std::pair<int, in
   flops.forward += plan.products + 2 * forward.multiply_adds;
   flops.backward += 4 * plan.products + 2 * backward.multiply_adds;
   flops.double_backward += 7 * plan.products + 2 * (forward.multiply_adds + backward.multiply_adds);
+  flops.result += plan.products + 2 * forward.multiply_adds;
   plan.forward = build_map<T>(store, forward), plan.backward = build_map<T>(store, backward);
   plan.x_component = store.ints(x), plan.y_component = store.ints(y), plan.row_begin = store.ints(rows);
   plan.column_begin = store.ints(columns), plan.column_product = store.ints(column_products);
@@ -297,6 +301,39 @@ std::vector<Component> slot_components(PlanSlot& plan, const ChannelSlot& slot, 
   return components;
 }
 
+// Parts of a slot that products have. Another part of an input is there for nothing: its gradient is zero, and is not to be read off what no product has written.
+struct ReachedParts {
+  std::set<int> parts;
+  ReachedParts(const std::vector<PlanProduct>& products, int slot) {
+    for (const PlanProduct& p : products) parts.insert(slot == 0 ? p.part1 : slot == 1 ? p.part2 : p.part_out);
+  }
+  long count() const { return long(parts.size()); }
+  // Entries into components of other parts.
+  template <class Component>
+  void keep(std::vector<MapEntry>& entries, const std::vector<Component>& components) const {
+    std::erase_if(entries, [&](const MapEntry& e) { return parts.count(components[size_t(e.output)].part) == 0; });
+  }
+};
+
+struct GauntSlotFlops {
+  long synthesis, analysis, to_angles, from_angles;
+};
+template <class T, class Store>
+GauntSlotFlops build_gaunt_slot(Store& store, GauntSlot<T>& slot, const ChannelSlot& channels, const Grid& grid, const ReachedParts* reached = nullptr) {
+  const auto components = slot_components<GridComponent>(slot, channels, store);
+  GauntSlotForm form = gaunt_slot_form(components, grid.rings, grid.angles);
+  if (reached) reached->keep(form.analysis, components);
+  slot.degree = form.degree, slot.parts = form.parts;
+  // On the CPU ring coefficients that no component reaches are cleared once, and not for every tile.
+  const BlockMap in = make_block_map(form.rings_size, form.synthesis, Store::on_device ? Missing::zero : Missing::untouched);
+  const BlockMap out = make_block_map(slot.components, form.analysis);
+  const BlockMap to = make_block_map(grid.angles, form.to_angles);
+  const BlockMap from = make_block_map(2 * form.degree + 1, form.from_angles);
+  slot.synthesis = build_map<T>(store, in), slot.analysis = build_map<T>(store, out);
+  slot.to_angles = build_map<T>(store, to), slot.from_angles = build_map<T>(store, from);
+  return {2 * in.multiply_adds, 2 * out.multiply_adds, 2 * to.multiply_adds, 2 * from.multiply_adds};
+}
+
 template <class T, class Store>
 GauntPlan<T> gaunt_plan(Store& store, int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products,
                         const Grid& grid, PassFlops& flops) {
@@ -304,21 +341,11 @@ GauntPlan<T> gaunt_plan(Store& store, int mul, const ChannelSlot (&slots)[3], co
   plan.mul = mul, plan.rings = grid.rings, plan.angles = grid.angles, plan.pointwise = grid.pointwise;
   plan.product_count = int(products.size());
   plan.products = store.items(products);
+  const ReachedParts reached[3] = {{products, 0}, {products, 1}, {products, 2}};
   long synthesis[3], analysis[3], to_angles[3], from_angles[3];
   for (int s = 0; s < 3; ++s) {
-    GauntSlot<T>& slot = plan.slots[s];
-    const auto components = slot_components<GridComponent>(slot, slots[s], store);
-    const GauntSlotForm form = gaunt_slot_form(components, grid.rings, grid.angles);
-    slot.degree = form.degree, slot.parts = form.parts;
-    // On the CPU ring coefficients that no component reaches are cleared once, and not for every tile.
-    const BlockMap in = make_block_map(form.rings_size, form.synthesis, Store::on_device ? Missing::zero : Missing::untouched);
-    const BlockMap out = make_block_map(slot.components, form.analysis);
-    const BlockMap to = make_block_map(grid.angles, form.to_angles);
-    const BlockMap from = make_block_map(2 * form.degree + 1, form.from_angles);
-    slot.synthesis = build_map<T>(store, in), slot.analysis = build_map<T>(store, out);
-    slot.to_angles = build_map<T>(store, to), slot.from_angles = build_map<T>(store, from);
-    synthesis[s] = 2 * in.multiply_adds, analysis[s] = 2 * out.multiply_adds;
-    to_angles[s] = 2 * to.multiply_adds, from_angles[s] = 2 * from.multiply_adds;
+    const GauntSlotFlops flops_of = build_gaunt_slot(store, plan.slots[s], slots[s], grid, &reached[s]);
+    synthesis[s] = flops_of.synthesis, analysis[s] = flops_of.analysis, to_angles[s] = flops_of.to_angles, from_angles[s] = flops_of.from_angles;
   }
 
   const long mirrored = grid.rings / 2, n = long(products.size());
@@ -336,7 +363,7 @@ GauntPlan<T> gaunt_plan(Store& store, int mul, const ChannelSlot (&slots)[3], co
   };
   // `terms` products of the same two slots; the first product of a part is not added to anything.
   const auto contraction = [&](int a, int b, int out, int terms = 1) {
-    const long added = terms * n - slot[out].parts;
+    const long added = terms * n - reached[out].count();
     const long ring = grid.pointwise
                           ? (terms * n + added) * grid.angles + slot[out].parts * (angle_fold + from_angles[out])
                           : terms * n * series_product_operations(slot[a].degree, slot[b].degree, slot[out].degree) + added * orders(out);
@@ -344,11 +371,47 @@ GauntPlan<T> gaunt_plan(Store& store, int mul, const ChannelSlot (&slots)[3], co
     return grid.rings * ring + (unrolled ? terms : 1) * folds(out) + analysis[out];
   };
   flops.forward = mul * (input(0) + input(1) + contraction(0, 1, 2));
+  flops.result = mul * (contraction(0, 1, 2) + (unrolled ? folds(0) + folds(1) : 0));
   if (unrolled) flops.unrolled = mul * grid.rings * series_product_operations(d, d, 2 * d);
   flops.backward = mul * (input(0) + input(1) + input(2) + contraction(1, 2, 0) + contraction(0, 2, 1) +
                          (unrolled ? folds(2) : 0));
   flops.double_backward = mul * (2 * (input(0) + input(1)) + input(2) + contraction(1, 2, 0) + contraction(0, 2, 1) + contraction(0, 1, 2, 2) +
                                  (unrolled ? folds(0) + folds(1) + folds(2) : 0));
+  return plan;
+}
+
+// power: of the one factor there is; otherwise 0, and the last slot is the result of the others.
+template <class T, class Store>
+GauntProductPlan<T> gaunt_product_plan(Store& store, int mul, const std::vector<ChannelSlot>& slots, int power, const Grid& grid, PassFlops& flops) {
+  GauntProductPlan<T> plan{};
+  plan.mul = mul, plan.rings = grid.rings, plan.angles = grid.angles, plan.power = power;
+  plan.factors = int(slots.size()) - 1, plan.parts = 1;
+  std::vector<GauntSlot<T>> built;
+  const int n = power ? power : plan.factors;
+  const long mirrored = grid.rings / 2, angle_fold = 2 * ((grid.angles - 1) / 2), points = long(grid.rings) * grid.angles;
+  long inputs = 0, outputs = 0, result_in = 0, result_out = 0;  // to the grid and back, of all factors and of the result
+  for (const ChannelSlot& channels : slots) {
+    GauntSlot<T> slot{};
+    const GauntSlotFlops each = build_gaunt_slot(store, slot, channels, grid);
+    plan.parts = std::max(plan.parts, slot.parts);
+    const long folds = mirrored * 2 * slot.parts * (2 * slot.degree + 1), rings = long(grid.rings) * slot.parts;
+    const bool is_result = &channels == &slots.back();
+    (is_result ? result_in : inputs) += each.synthesis + folds + rings * (each.to_angles + angle_fold);
+    (is_result ? result_out : outputs) += each.analysis + folds + rings * (each.from_angles + angle_fold);
+    built.push_back(slot);
+  }
+  plan.slots = store.items(std::move(built));
+  // Operations of a product at a point, of the part of e of one of dual numbers, and of all of that.
+  const long multiply = plan.parts == 2 ? 6 : 1, tangent = 2 * multiply + plan.parts, both = multiply + tangent, scale = plan.parts;
+  flops.forward = mul * (inputs + result_out + points * (n - 1) * multiply);
+  if (power) {
+    flops.backward = mul * (inputs + result_in + outputs + points * ((n - 1) * multiply + scale));
+    // n v^(n-1) a, and n (n - 1) v^(n-2) a g
+    flops.double_backward = mul * (2 * inputs + result_in + outputs + result_out + points * ((n - 2 + 1 + 1 + (n > 2)) * multiply + 2 * scale));
+  } else {
+    flops.backward = mul * (inputs + result_in + outputs + points * (3 * (n - 2) + n) * multiply);
+    flops.double_backward = mul * (2 * inputs + result_in + outputs + result_out + points * ((2 * (n - 2)) * both + (n - 2 + 1) * tangent + n * multiply));
+  }
   return plan;
 }
 
@@ -498,7 +561,9 @@ FourierPlan<T> fourier_plan(Store& store, int mul, const ChannelSlot (&slots)[3]
       from_angles[s] = 2 * (from_angle.multiply_adds + plan.angle_butterflies.count);
     }
     const BlockMap in = make_block_map(form.coefficients, form.synthesis);
-    const BlockMap out = make_block_map(slot.components, transposed(form.synthesis));
+    std::vector<MapEntry> analysis_entries = transposed(form.synthesis);
+    ReachedParts(products, s).keep(analysis_entries, components[s]);
+    const BlockMap out = make_block_map(slot.components, analysis_entries);
     slot.synthesis = build_map<T>(store, in), slot.analysis = build_map<T>(store, out);
     synthesis[s] = 2 * in.multiply_adds, analysis[s] = 2 * out.multiply_adds;
   }
@@ -523,10 +588,11 @@ FourierPlan<T> fourier_plan(Store& store, int mul, const ChannelSlot (&slots)[3]
   // `terms` products of the same two slots; the first product of a part is not added to anything.
   const auto contraction = [&](int out, long terms = 1) {
     if (!fft) return terms * products_into[out] + (terms - 1) * slot[out].coefficients + analysis[out];
-    const long ring = (2 * terms * n - slot[out].parts) * plan.angles + slot[out].parts * from_angles[out];
+    const long ring = (2 * terms * n - ReachedParts(products, out).count()) * plan.angles + slot[out].parts * from_angles[out];
     return plan.rings * ring + from_rings[out] + analysis[out];
   };
   flops.forward = mul * (input(0) + input(1) + contraction(2));
+  flops.result = mul * contraction(2);
   if (plan.unrolled) flops.unrolled = flops.forward;
   flops.backward = mul * (input(0) + input(1) + input(2) + contraction(0) + contraction(1));
   flops.double_backward = mul * (2 * (input(0) + input(1)) + input(2) + contraction(0) + contraction(1) + contraction(2, 2));
@@ -585,6 +651,7 @@ MatrixPlan<T> matrix_plan(Store& store, int mul, const ChannelSlot (&slots)[3], 
     for (int part : slots[s].parts) slot.parts = std::max(slot.parts, part + 1);
     const std::vector<MapEntry> entries = matrix_entries(components[s], k);
     std::vector<MapEntry> reverse = transposed(entries);
+    ReachedParts(products, s).keep(reverse, components[s]);
     if (s == 2) std::erase_if(reverse, [&](const MapEntry& e) { return direct_outputs.count(e.output) > 0; });
     const BlockMap to_matrix = make_block_map(slot.parts * size * size, entries);
     const BlockMap from_matrix = make_block_map(slot.components, reverse);
@@ -594,6 +661,7 @@ MatrixPlan<T> matrix_plan(Store& store, int mul, const ChannelSlot (&slots)[3], 
   }
   const long multiply = 2 * long(products.size()) * size * size * size;
   flops.forward = mul * (to[0] + to[1] + multiply + from[2] + direct_flops);
+  flops.result = mul * (multiply + from[2] + direct_flops);
   flops.backward = mul * (to[0] + to[1] + to[2] + 2 * multiply + from[0] + from[1]);
   flops.double_backward = mul * (2 * (to[0] + to[1]) + to[2] + 4 * multiply + from[0] + from[1] + from[2] + 2 * direct_flops + long(direct_outputs.size()));
   return plan;
@@ -643,6 +711,96 @@ MatrixBlockPlan<T> matrix_block_plan(Store& store, int mul, const ChannelSlot (&
   flops.add(mul, each);
   plan.chunk_count = int(chunks.size());
   plan.chunks = store.items(std::move(chunks));
+  return plan;
+}
+
+// Entries out_k += value left_i right_j as products and their map; a square's products x_i x_j and x_j x_i are one.
+struct ProductEntries {
+  std::map<std::pair<int, int>, std::map<int, double>> of;
+  void add(const std::vector<Coupling>& couplings, int left, int right, int out, bool square) {
+    for (const Coupling& c : couplings) {
+      int i = left + c.i, j = right + c.j;
+      if (square && i > j) std::swap(i, j);
+      of[{i, j}][out + c.k] += c.value;
+    }
+  }
+  template <class T, class Store>
+  PlanProducts<T> build(Store& store, int outputs, long& products, long& forward, long& backward) const {
+    std::vector<std::pair<int, int>> pairs;
+    std::vector<MapEntry> entries;
+    for (const auto& [pair, values] : of) {
+      for (const auto& [out, value] : values)
+        if (absolute(value) > 1e-13) entries.push_back({int(pairs.size()), out, value});
+      if (!entries.empty() && entries.back().input == int(pairs.size())) pairs.push_back(pair);
+    }
+    const BlockMap map = make_block_map(outputs, entries), transposed_map = make_block_map(int(pairs.size()), transposed(entries));
+    PassFlops unused;
+    products = long(pairs.size()), forward = 2 * map.multiply_adds, backward = 2 * transposed_map.multiply_adds;
+    return build_products<T>(store, pairs, map, transposed_map, unused);
+  }
+};
+
+// Operations are those of a node; the weights of the basis are made once a call.
+template <class T, class Store>
+SymmetricPlan<T> symmetric_plan(Store& store, const SymmetricForm& form, SymmetricBasis& basis, PassFlops& flops) {
+  SymmetricPlan<T> plan{};
+  plan.mul = form.mul;
+  std::vector<int> first[2];  // components of a channel before the block's
+  for (int s = 0; s < 2; ++s) {
+    int& components = s == 0 ? plan.inputs : plan.outputs;
+    std::vector<PlanBlock> blocks;
+    for (const IrrepsBlock& b : s == 0 ? form.in : form.out) {
+      blocks.push_back({b.offset, b.mul, 2 * b.l + 1, b.component == b.mul || b.mul == 1 || b.l == 0, false});
+      first[s].push_back(components);
+      components += 2 * b.l + 1;
+    }
+    plan.dim[s] = form.dims[s];
+    plan.block_count[s] = int(blocks.size());
+    plan.blocks[s] = store.items(std::move(blocks));
+  }
+  ProductEntries squares, products;
+  std::map<std::array<int, 3>, int> pairs, sums;
+  std::vector<PlanSymmetricTerm> terms, linear;
+  const auto l_of = [&](int block) { return form.in[size_t(block)].l; };
+  for (const SymmetricPath& row : basis.rows) {
+    const int out = first[1][size_t(row.out)];
+    int source = first[0][size_t(row.in[0])], l = l_of(row.in[0]);
+    if (row.order == 1) {
+      linear.push_back({source, out, 2 * l + 1, false});
+      continue;
+    }
+    if (row.order == 3) {
+      const auto [pair, added] = pairs.insert({{row.in[0], row.in[1], row.l12}, plan.pairs});
+      if (added) {
+        squares.add(basis.couplings.of(l, l_of(row.in[1]), row.l12), source, first[0][size_t(row.in[1])], plan.pairs, true);
+        plan.pairs += 2 * row.l12 + 1;
+      }
+      source = plan.inputs + pair->second, l = row.l12;
+    }
+    const int right = row.in[row.order - 1];
+    const auto [sum, added] = sums.insert({{row.out, right, l}, plan.sums});
+    if (added) {
+      products.add(basis.couplings.of(l, l_of(right), form.out[size_t(row.out)].l), plan.sums, first[0][size_t(right)], out, false);
+      plan.sums += 2 * l + 1;
+    }
+    terms.push_back({source, sum->second, 2 * l + 1, added});
+  }
+  long q, q_map, q_back, r, r_map, r_back;
+  plan.squares = squares.build<T>(store, plan.pairs, q, q_map, q_back);
+  plan.products = products.build<T>(store, plan.outputs, r, r_map, r_back);
+  long into_sums = 0, first_into_sums = 0, of_pairs = 0, into_outputs = 0;
+  for (const PlanSymmetricTerm& t : terms) {
+    into_sums += t.count, first_into_sums += t.first ? t.count : 0, of_pairs += t.source >= plan.inputs ? t.count : 0;
+  }
+  for (const PlanSymmetricTerm& t : linear) into_outputs += t.count;
+  const long sums_made = q + q_map + 2 * into_sums - first_into_sums;
+  flops.forward = form.mul * (sums_made + r + r_map + 2 * into_outputs);
+  flops.backward = form.mul * (sums_made + r_back + 4 * r + 4 * (into_sums + into_outputs) + q_back + 4 * q);
+  // On dual numbers, whose products are three multiply-adds.
+  flops.double_backward = form.mul * (sums_made + 3 * q + q_map + 4 * into_sums - first_into_sums + 3 * r + r_map + 4 * into_outputs +
+                                      r_back + 6 * r + 8 * into_sums + 2 * of_pairs + 4 * into_outputs + 2 * q_back + 8 * q);
+  plan.term_count = int(terms.size()), plan.linear_count = int(linear.size());
+  plan.terms = store.items(std::move(terms)), plan.linear = store.items(std::move(linear));
   return plan;
 }
 

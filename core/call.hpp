@@ -15,6 +15,7 @@ namespace equitensor {
 
 enum Operand : int { x_operand, y_operand, z_operand, x_direction, y_direction, operand_count };
 inline constexpr int slot_count = 3;
+inline constexpr int max_factors = 4;
 inline namespace EQUITENSOR_VARIANT {
 EQUITENSOR_INLINE constexpr int slot_of(int operand) { return operand % slot_count; }
 }  // namespace EQUITENSOR_VARIANT
@@ -52,6 +53,10 @@ struct Call {
   const void *weight, *weight_direction;
   void* weight_out;
   bool weight_shared;
+  const int* species;  // of a symmetric contraction: of every item, whose set of weights it takes; null: 0
+  // Of a product of many factors, which take the place of x and y.
+  const void *factor[max_factors], *factor_direction[max_factors];
+  void* factor_out[max_factors];
   bool accumulate;  // add to what the results hold
   long long batch;
   const Sweep* sweep;  // of a convolution, whose batch is the number of its edges; otherwise null

@@ -158,6 +158,15 @@ struct GauntPlan {
   int product_count;
 };
 
+// A product of many factors, or a power of one, by values on the grid.
+template <class T>
+struct GauntProductPlan {
+  int mul, rings, angles;
+  int factors, power;         // power: of the one factor; otherwise 0
+  int parts;                  // 2: values even and odd under inversion, multiplied as such
+  const GauntSlot<T>* slots;  // of the factors, and the result
+};
+
 // Sums of terms plus or minus a b, of complex coefficients (core/fourier_terms.hpp): those of one kind and sign in a run.
 struct alignas(16) PlanTermRun {
   int kind, begin, count;  // kind: 2 * TermKind + negative; factors[2 * begin], ... are the first a and b
@@ -231,6 +240,24 @@ struct MatrixBlockPlan {
   PlanSlot slots[3];
   const PlanProducts<T>* chunks;  // each adds to the outputs
   int chunk_count;
+};
+
+// ---- Symmetric contraction: z = C (y, x) + linear terms, y = weights times components of x and of its pairs C (x, x); core/symmetric_contraction.hpp.
+// The i-th term has row i of the weights; those of z come behind those of y.
+struct PlanSymmetricTerm {
+  int source, target, count;  // components, of x with the pairs behind it, and of y or z
+  bool first;                 // into these components of y
+};
+template <class T>
+struct SymmetricPlan {
+  int mul, inputs, pairs, sums, outputs;  // components of a channel: of x, of the pairs, of y, of z
+  int dim[2];
+  const PlanBlock* blocks[2];  // of x and z
+  int block_count[2];
+  PlanProducts<T> squares;   // x x -> pairs
+  PlanProducts<T> products;  // y x -> z
+  const PlanSymmetricTerm *terms, *linear;
+  int term_count, linear_count;
 };
 
 template <class T>

@@ -12,12 +12,13 @@ inline constexpr int tiles_at_once = sizeof(Vector<float>) == 64 ? 2 : 1;
 
 // `outputs` sums a tile in registers; a round loads one input a tile and `outputs` broadcast coefficients. The second tile's inputs
 // and outputs lie in_tile and out_tile vectors behind the first one's. add: to the outputs that are there.
-template <int outputs, int tiles, bool add, class T>
-inline void apply_run(const PlanRun<T>& run, const Vector<T>* in, Vector<T>* out, long in_tile, long out_tile) {
+// V: a vector, or, for one tile, some of them.
+template <int outputs, int tiles, bool add, class T, class V>
+inline void apply_run(const PlanRun<T>& run, const V* in, V* out, long in_tile, long out_tile) {
   const T* c = run.coefficients;
   const int *source = run.sources, *output = run.outputs;
   for (int b = 0; b < run.blocks; ++b, output += outputs) {
-    Vector<T> sum[tiles][outputs]{};
+    V sum[tiles][outputs]{};
     if constexpr (add) {
 #pragma GCC unroll 12
       for (int o = 0; o < outputs; ++o)
@@ -25,13 +26,13 @@ inline void apply_run(const PlanRun<T>& run, const Vector<T>* in, Vector<T>* out
         for (int t = 0; t < tiles; ++t) sum[t][o] = out[output[o] + t * out_tile];
     }
     for (int s = 0; s < run.source_count; ++s, c += outputs) {
-      const Vector<T>* value = in + *source++;
+      const V* value = in + *source++;
       if constexpr (tiles == 1) {
-        const Vector<T> first = value[0];
+        const V first = value[0];
 #pragma GCC unroll 12
         for (int o = 0; o < outputs; ++o) sum[0][o] += c[o] * first;
       } else {
-        const Vector<T> first = value[0], second = value[in_tile];
+        const V first = value[0], second = value[in_tile];
 #pragma GCC unroll 12
         for (int o = 0; o < outputs; ++o) {
           const Vector<T> coefficient = in_register(splat(c[o]));
@@ -47,8 +48,8 @@ inline void apply_run(const PlanRun<T>& run, const Vector<T>* in, Vector<T>* out
   }
 }
 
-template <int tiles = 1, bool add = false, class T>
-inline void apply(const PlanMap<T>& map, const Vector<T>* in, Vector<T>* out, long in_tile = 0, long out_tile = 0) {
+template <int tiles = 1, bool add = false, class T, class V>
+inline void apply(const PlanMap<T>& map, const V* in, V* out, long in_tile = 0, long out_tile = 0) {
   for (int r = 0; r < map.count; ++r) {
     const PlanRun<T>& run = map.runs[r];
     switch (run.output_count) {

@@ -5,7 +5,7 @@
 // The trilinear form T(x, y, z) = mean over the sphere of f_x f_y f_z is symmetric, so that every term is the same product with
 // another slot as its output.
 #include "core/series.hpp"
-#include "cpu/block_map.hpp"
+#include "cpu/gaunt_rings.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/rows.hpp"
 
@@ -55,16 +55,6 @@ UnrolledProduct<T> unrolled_product(int df, int dg, int dh) {
   EQUITENSOR_CASE(1) EQUITENSOR_CASE(2) EQUITENSOR_CASE(3) EQUITENSOR_CASE(4) EQUITENSOR_CASE(5) EQUITENSOR_CASE(6)
 #undef EQUITENSOR_CASE
   return {};
-}
-
-// Values at the angles 2 pi j / n: even parts at [0, n / 2], odd parts behind them, to sums at j and n - j; and back.
-template <class T>
-inline void unfold_angles(Vector<T>* values, int n) {
-  for (int j = 1; j <= (n - 1) / 2; ++j) {
-    const Vector<T> even = values[j], odd = values[n / 2 + j];
-    values[j] = even + odd;
-    values[n / 2 + j] = even - odd;
-  }
 }
 
 template <class T>
@@ -133,42 +123,23 @@ inline void multiply_ring_pointwise(const GauntPlan<T>& plan, GauntBuffers<T>& b
     for (int j = 0; j < n; ++j) h[j] = first ? f[j] * g[j] : h[j] + f[j] * g[j];
     written |= 1u << pc;
   }
-  for (int pc = 0; last && pc < out.parts; ++pc) {
-    unfold_angles<T>(buffer.values_out + pc * n, n);  // its own inverse up to the factor in from_angles
-    apply(out.from_angles, buffer.values_out + pc * n, buffer.ring_out[term.out] + (2 * pc + sign) * orders);
-  }
+  for (int pc = 0; last && pc < out.parts; ++pc)
+    angles_to_ring(out, buffer.values_out + pc * n, n, buffer.ring_out[term.out] + (2 * pc + sign) * orders);
 }
 
 // One ring and its mirror image (signs = 2), or the equator (signs = 1).
 template <int signs, class T>
 inline void contract_ring(const GauntPlan<T>& plan, GauntBuffers<T>& buffer, int ring, const Terms& terms) {
-  for (int o = 0; o < operand_count; ++o) {
-    if (!terms.reads[o]) continue;
-    const GauntSlot<T>& slot = plan.slots[slot_of(o)];
-    const int orders = 2 * slot.degree + 1;
-    for (int part = 0; part < slot.parts; ++part)
-      for (int m = 0; m < orders; ++m) {
-        const Vector<T>* folded = buffer.folded_in[o] + (ring * slot.parts + part) * 2 * orders + m;
-        Vector<T>* values = buffer.ring_in[o] + 2 * part * orders + m;
-        if (signs == 2) {
-          const Vector<T> even = folded[0], odd = folded[orders];
-          values[0] = even + odd;
-          values[orders] = even - odd;
-        } else {
-          values[0] = folded[0];
-        }
-      }
-  }
+  const auto at = [&](int s) { return 2L * ring * plan.slots[s].parts * (2 * plan.slots[s].degree + 1); };
+  for (int o = 0; o < operand_count; ++o)
+    if (terms.reads[o]) unfold_ring<signs>(plan.slots[slot_of(o)], buffer.folded_in[o] + at(slot_of(o)), buffer.ring_in[o]);
   if (plan.pointwise) {
     for (int sign = 0; sign < signs; ++sign) {
       for (int o = 0; o < operand_count; ++o) {
         if (!terms.reads[o]) continue;
         const GauntSlot<T>& slot = plan.slots[slot_of(o)];
-        for (int part = 0; part < slot.parts; ++part) {
-          Vector<T>* values = buffer.values_in[o] + part * plan.angles;
-          apply(slot.to_angles, buffer.ring_in[o] + (2 * part + sign) * (2 * slot.degree + 1), values);
-          unfold_angles<T>(values, plan.angles);
-        }
+        for (int part = 0; part < slot.parts; ++part)
+          ring_to_angles(slot, buffer.ring_in[o] + (2 * part + sign) * (2 * slot.degree + 1), plan.angles, buffer.values_in[o] + part * plan.angles);
       }
       for (int i = 0; i < terms.count; ++i)
         multiply_ring_pointwise(plan, buffer, terms.term[i], i + 1 == terms.count || terms.term[i + 1].first, sign);
@@ -176,21 +147,8 @@ inline void contract_ring(const GauntPlan<T>& plan, GauntBuffers<T>& buffer, int
   } else {
     for (int i = 0; i < terms.count; ++i) multiply_ring<signs>(plan, buffer, terms.term[i]);
   }
-  for (int s = 0; s < slot_count; ++s) {
-    if (!terms.writes[s]) continue;
-    const int orders = 2 * plan.slots[s].degree + 1;
-    for (int part = 0; part < plan.slots[s].parts; ++part)
-      for (int m = 0; m < orders; ++m) {
-        const Vector<T>* values = buffer.ring_out[s] + 2 * part * orders + m;
-        Vector<T>* folded = buffer.folded_out[s] + (ring * plan.slots[s].parts + part) * 2 * orders + m;
-        if (signs == 2) {
-          folded[0] = values[0] + values[orders];
-          folded[orders] = values[0] - values[orders];
-        } else {
-          folded[0] = values[0];
-        }
-      }
-  }
+  for (int s = 0; s < slot_count; ++s)
+    if (terms.writes[s]) fold_ring<signs>(plan.slots[s], buffer.ring_out[s], buffer.folded_out[s] + at(s));
 }
 
 template <class T>

@@ -15,9 +15,15 @@ void add_weighted(TypedKernels<T>&);
 template <class T>
 void add_gaunt(TypedKernels<T>&);
 template <class T>
+void add_gaunt_product(TypedKernels<T>&);
+template <class T>
 void add_matrix(TypedKernels<T>&);
 template <class T>
 void add_matrix_block(TypedKernels<T>&);
+template <class T>
+void add_factored(TypedKernels<T>&);
+template <class T>
+void add_symmetric_contraction(TypedKernels<T>&);
 template <class T>
 void add_spherical_harmonics(TypedKernels<T>&);
 

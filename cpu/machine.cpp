@@ -51,8 +51,11 @@ TypedKernels<T> typed_kernels() {
   add_fourier(k);
   add_weighted(k);
   add_gaunt(k);
+  add_gaunt_product(k);
   add_matrix(k);
   add_matrix_block(k);
+  add_factored(k);
+  add_symmetric_contraction(k);
   add_spherical_harmonics(k);
   k.fma_chain = fma_chain<T>;
   k.fma_per_iteration = long(chains) * width<T>;

@@ -22,14 +22,19 @@ std::unique_ptr<Operation> make_clebsch_gordan(bool is_double, const int (&dims)
                                                const std::vector<IrrepsBlock>& in2,
                                                const std::vector<ClebschGordanPath>& paths, bool dense, bool square);
 std::unique_ptr<Operation> make_weighted(const WeightedForm& form);
-std::unique_ptr<Operation> make_gaunt(bool is_double, int mul, const ChannelSlot (&slots)[3],
+// rank, of products channel by channel: of their factors for each irrep and channel, the weights; 0: there are none.
+std::unique_ptr<Operation> make_gaunt(bool is_double, int rank, int mul, const ChannelSlot (&slots)[3],
                                       const std::vector<PlanProduct>& products, const Grid& grid);
-std::unique_ptr<Operation> make_fourier(bool is_double, int mul, const ChannelSlot (&slots)[3],
+// slots: of the factors, and the result. power: of the one factor; otherwise 0. Calls have factors in place of x and y.
+std::unique_ptr<Operation> make_gaunt_product(bool is_double, int mul, const std::vector<ChannelSlot>& slots, int power, const Grid& grid);
+std::unique_ptr<Operation> make_fourier(bool is_double, int rank, int mul, const ChannelSlot (&slots)[3],
                                         const std::vector<PlanProduct>& products, bool fft);
-std::unique_ptr<Operation> make_matrix(bool is_double, int mul, const ChannelSlot (&slots)[3],
+std::unique_ptr<Operation> make_matrix(bool is_double, int rank, int mul, const ChannelSlot (&slots)[3],
                                        const std::vector<PlanProduct>& products, int k);
-std::unique_ptr<Operation> make_matrix_block(bool is_double, int mul, const ChannelSlot (&slots)[3],
+std::unique_ptr<Operation> make_matrix_block(bool is_double, int rank, int mul, const ChannelSlot (&slots)[3],
                                              const std::vector<MatrixBlockPath>& paths);
+// Calls have no y; all sets of weights, one a species, are one row. ranks: of each output block, how many of its paths are independent.
+std::unique_ptr<Operation> make_symmetric_contraction(const SymmetricForm& form, std::vector<int>& ranks);
 // Vectors (batch, 3) as x; degrees[i] fills the next 2 degrees[i] + 1 components. scale: factor of each degree 0 .. lmax on
 // harmonics whose mean square over the sphere is 1.
 std::unique_ptr<Operation> make_spherical_harmonics(bool is_double, const std::vector<int>& degrees,

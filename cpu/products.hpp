@@ -6,30 +6,30 @@
 namespace equitensor {
 inline namespace EQUITENSOR_VARIANT {
 
+// V: a vector, or some of them.
 // products = x_i y_j, or products += x_i y_j.
-template <bool add, class T>
-EQUITENSOR_INLINE void multiply_components(const PlanProducts<T>& plan, const Vector<T>* x, const Vector<T>* y, Vector<T>* products) {
+template <bool add, class T, class V>
+EQUITENSOR_INLINE void multiply_components(const PlanProducts<T>& plan, const V* x, const V* y, V* products) {
   for (int r = 0; r < plan.rows; ++r) {
-    const Vector<T> xr = x[plan.x_component[plan.row_begin[r]]];
+    const V xr = x[plan.x_component[plan.row_begin[r]]];
     for (int p = plan.row_begin[r]; p < plan.row_begin[r + 1]; ++p) {
-      const Vector<T> product = xr * y[plan.y_component[p]];
+      const V product = xr * y[plan.y_component[p]];
       products[p] = add ? products[p] + product : product;
     }
   }
 }
 
 // dx_i += sum over j of g_ij y_j, dy_j += sum over i of g_ij x_i. Both at once share the g_ij; dx and dy may then be the same.
-template <bool to_x, bool to_y, class T>
-EQUITENSOR_INLINE void add_gradients(const PlanProducts<T>& plan, const Vector<T>* products, const Vector<T>* x, const Vector<T>* y, Vector<T>* dx,
-                                     Vector<T>* dy) {
+template <bool to_x, bool to_y, class T, class V>
+EQUITENSOR_INLINE void add_gradients(const PlanProducts<T>& plan, const V* products, const V* x, const V* y, V* dx, V* dy) {
   for (int r = 0; r < plan.rows; ++r) {
     int p = plan.row_begin[r];
     const int c = plan.x_component[p];
-    const Vector<T> xr = to_y ? x[c] : Vector<T>{};
-    Vector<T> sum = to_x ? products[p] * y[plan.y_component[p]] : Vector<T>{};
+    const V xr = to_y ? x[c] : V{};
+    V sum = to_x ? products[p] * y[plan.y_component[p]] : V{};
     if (to_y) dy[plan.y_component[p]] += products[p] * xr;
     for (++p; p < plan.row_begin[r + 1]; ++p) {
-      const Vector<T> g = products[p];
+      const V g = products[p];
       if (to_x) sum += g * y[plan.y_component[p]];
       if (to_y) dy[plan.y_component[p]] += g * xr;
     }

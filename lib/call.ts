@@ -53,8 +53,7 @@ export function runCall<D extends DType>(runner: Runner, { arrays, zero }: Check
 
 /** @throws EquitensorError `invalid_option` for a signal that is none, `aborted`. */
 export async function runCallAsync<D extends DType>(runner: Runner, { arrays, zero }: CheckedCall<D>, signal: AbortSignal | undefined): Promise<void> {
-  if (signal !== undefined && !(signal instanceof AbortSignal)) throw argumentError('invalid_option', 'options.signal', 'an AbortSignal', describe(signal))
-  if (signal?.aborted) throw aborted(signal)
+  requireSignal(signal)
   if (computes(arrays)) await start(runner, arrays, signal)
   for (const array of zero) fillZero(array)
 }
@@ -71,11 +70,21 @@ async function start<D extends DType>(runner: Runner, arrays: NativeArrays<Opera
           return addon.finished(runner.device)
         })
       : cuda((addon) => addon.runHostAsync(operation, call))
-  if (!signal) return done
+  return signal ? cancellable(done, signal, cancel!) : done
+}
+
+/** @throws EquitensorError `invalid_option` for a signal that is none, `aborted`. */
+export function requireSignal(signal: AbortSignal | undefined): void {
+  if (signal !== undefined && !(signal instanceof AbortSignal)) throw argumentError('invalid_option', 'options.signal', 'an AbortSignal', describe(signal))
+  if (signal?.aborted) throw aborted(signal)
+}
+
+/** `done`, or the error `aborted`; then `cancel` is 1. */
+export async function cancellable(done: Promise<void>, signal: AbortSignal, cancel: Int32Array): Promise<void> {
   let stop = () => {}
   const abort = new Promise<never>((_, reject) => {
     stop = () => {
-      Atomics.store(cancel!, 0, 1)
+      Atomics.store(cancel, 0, 1)
       reject(aborted(signal))
     }
     signal.addEventListener('abort', stop, { once: true })
@@ -99,7 +108,7 @@ function fillZero(array: ArrayLike<number> | DeviceArray): void {
 }
 
 /** Of the CPU's kernels. */
-function translated(cause: unknown): unknown {
+export function translated(cause: unknown): unknown {
   if ((cause as { code?: string }).code !== 'out_of_memory') return cause
   return new EquitensorError('out_of_memory', (cause as Error).message, { cause })
 }

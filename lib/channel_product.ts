@@ -1,13 +1,34 @@
 // What the Gaunt and the matrix product have in common: signals multiplied channel by channel, whose parities must not mix.
 import type { DType } from './arrays'
-import { argumentError, EquitensorError } from './errors'
+import { argumentError, describe, EquitensorError } from './errors'
 import { formatIrrep, Irreps, irrepKey, type Irrep, type IrrepsLike } from './irreps'
 import { channelsOf, packChannels, packDims } from './layout'
 import type { Path } from './operation'
-import { inputIrreps, outputIrreps, type ResolvedOptions } from './options'
+import { inputIrreps, outputIrreps, resolveCpuOptions, resolveOptions, type CommonOptions, type ResolvedOptions } from './options'
 
-/** All irreps with one multiplicity, each (l, p) once. */
-function requireSignals(irreps: Irreps, argument: string): number {
+export interface FactorOptions {
+  /**
+   * Factors for each irrep and channel: sum over r < `rank` of c_r T(a_r x, b_r y), T the product. `weight` is (rank, irreps of both inputs and the output,
+   * channels): for every r the a of irrepsIn1, the b of irrepsIn2 and the c of irrepsOut, by block and channel, (mul) each. Default false: no factors. On the CPU.
+   */
+  weights?: boolean
+  /** Terms of the sum, with `weights`. Default 1. */
+  rank?: number
+}
+export const factorOptions = ['weights', 'rank'] as const
+
+/** The number of terms, 0 without weights, and the options. @throws EquitensorError `invalid_option`, `not_supported`. */
+export function resolveFactors<D extends DType>(options: CommonOptions<D> & FactorOptions): { rank: number; resolved: ResolvedOptions<D> } {
+  const { weights = false, rank } = options
+  if (typeof weights !== 'boolean') throw argumentError('invalid_option', 'options.weights', 'a boolean', describe(weights))
+  if (rank !== undefined && (!weights || !Number.isInteger(rank) || rank < 1)) {
+    throw argumentError('invalid_option', 'options.rank', weights ? 'a positive integer' : 'none without weights: true', describe(rank))
+  }
+  return weights ? { rank: rank ?? 1, resolved: resolveCpuOptions(options, 'a product with weights') } : { rank: 0, resolved: resolveOptions(options) }
+}
+
+/** All irreps with one multiplicity, each (l, p) once. @throws EquitensorError `unequal_multiplicities`, `repeated_irrep`. */
+export function requireSignals(irreps: Irreps, argument: string): number {
   const blocks = irreps.blocks.filter(({ mul }) => mul > 0)
   const mul = blocks[0]!.mul
   const seen = new Set<number>()
@@ -127,6 +148,14 @@ function rank(rows: Float64Array[]): number {
   return found
 }
 
+/** @throws EquitensorError `invalid_option`: native code counts them in 32 bits. */
+export function factorCount({ in1, in2, out, mul }: ChannelProductForm, rank: number): number {
+  const irreps = [in1, in2, out].flatMap(({ blocks }) => blocks.filter((block) => block.mul > 0))
+  const count = rank * irreps.length * mul
+  if (count >= 2 ** 31) throw argumentError('invalid_option', 'options.rank', 'less than 2^31 weights', `${count}`)
+  return count
+}
+
 /**
  * How native code is to multiply without mixing parities. If some product of the inputs would reach an output with a parity other than p1 p2,
  * even and odd irreps are separate parts, and an output part receives only the products of its own parity; otherwise all is one part.
@@ -135,6 +164,7 @@ export function packChannelProduct<D extends DType>(
   form: ChannelProductForm,
   couples: (l1: number, l2: number, l3: number) => boolean,
   options: ResolvedOptions<D>,
+  rank: number,
 ) {
   const { in1, in2, out, mul } = form
   const mixes = in1.blocks.some((b1) =>
@@ -150,6 +180,7 @@ export function packChannelProduct<D extends DType>(
     isDouble: options.dtype === 'float64',
     dims: packDims(in1, in2, out),
     mul,
+    rank,
     in1: packChannels(channels[0]!),
     in2: packChannels(channels[1]!),
     out: packChannels(channels[2]!),

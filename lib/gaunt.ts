@@ -1,11 +1,11 @@
 import type { DType } from './arrays'
-import { channelProductForm, packChannelProduct } from './channel_product'
+import { channelProductForm, factorCount, factorOptions, packChannelProduct, resolveFactors, type FactorOptions } from './channel_product'
 import { weighedOperations } from './cost_model'
 import { argumentError, describe, type EquitensorError } from './errors'
 import type { IrrepsLike } from './irreps'
 import { native, type NativeOperation } from './native'
 import { createPlan, TensorProduct, type Plan } from './operation'
-import { commonOptions, oneOf, requireKnownOptions, resolveOptions, type CommonOptions } from './options'
+import { commonOptions, oneOf, requireKnownOptions, type CommonOptions } from './options'
 
 /** Rings (`beta`, Gauss-Legendre) and equally spaced angles on each (`alpha`). */
 export interface SphereGrid {
@@ -13,7 +13,7 @@ export interface SphereGrid {
   alpha: number
 }
 
-export interface GauntOptions<D extends DType> extends CommonOptions<D> {
+export interface GauntOptions<D extends DType> extends CommonOptions<D>, FactorOptions {
   /** Irreps of the output, each once, with the inputs' multiplicity; by default every irrep that can be reached, sorted. */
   irrepsOut?: IrrepsLike
   /** `'auto'` (default) takes the one expected to be faster, by its operations (see `choice`), or `'grid'` where a grid is given. They agree to rounding. */
@@ -58,8 +58,8 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
    * `invalid_option`, `backend_unavailable`.
    */
   constructor(irrepsIn1: IrrepsLike, irrepsIn2: IrrepsLike, options: GauntOptions<D> = {}, /** @internal */ internals: GauntInternals = {}) {
-    requireKnownOptions(options, [...commonOptions, 'algorithm', 'grid'])
-    const resolved = resolveOptions(options)
+    requireKnownOptions(options, [...commonOptions, ...factorOptions, 'algorithm', 'grid'])
+    const { rank, resolved } = resolveFactors(options)
     const algorithm = oneOf(options.algorithm ?? 'auto', 'options.algorithm', ['auto', 'grid', 'fourier'])
     if (algorithm === 'fourier' && options.grid !== undefined) {
       throw argumentError('invalid_option', 'options.grid', "no grid with algorithm 'fourier', which does not use one", describe(options.grid))
@@ -83,7 +83,7 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
         throw argumentError('grid_too_small', `options.grid.${axis}`, `at least ${exact[axis]}, to be exact for these degrees`, `${grid[axis]}`)
       }
     }
-    const packed = packChannelProduct(form, (l1, l2, l3) => native.gauntPath(l1, l2, l3) !== 0, resolved)
+    const packed = packChannelProduct(form, (l1, l2, l3) => native.gauntPath(l1, l2, l3) !== 0, resolved, rank)
     const candidates: Candidate[] = []
     if (algorithm !== 'fourier' && !internals.convolution) {
       for (const ring of internals.ring ? [internals.ring] : (['coefficients', 'values'] as const)) {
@@ -111,6 +111,8 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
         irrepsIn1: form.in1,
         irrepsIn2: form.in2,
         irrepsOut: form.out,
+        weightNumel: factorCount(form, rank),
+        weightsInParts: true,
         paths: form.paths,
         algorithm: taken.algorithm,
         ...(why && { why }),

@@ -1,12 +1,14 @@
 import type { DType } from './arrays'
-import { channelProductForm, packChannelProduct, type ChannelProductForm } from './channel_product'
+import {
+  channelProductForm, factorCount, factorOptions, packChannelProduct, resolveFactors, type ChannelProductForm, type FactorOptions,
+} from './channel_product'
 import { argumentError, describe } from './errors'
 import type { IrrepsLike } from './irreps'
 import { native } from './native'
 import { createPlan, TensorProduct } from './operation'
-import { commonOptions, inputIrreps, oneOf, outputIrreps, requireKnownOptions, resolveOptions, type CommonOptions } from './options'
+import { commonOptions, inputIrreps, oneOf, outputIrreps, requireKnownOptions, type CommonOptions } from './options'
 
-export interface MatrixOptions<D extends DType> extends CommonOptions<D> {
+export interface MatrixOptions<D extends DType> extends CommonOptions<D>, FactorOptions {
   /** Irreps of the output, each once, with the inputs' multiplicity; by default every irrep that can be reached, sorted. */
   irrepsOut?: IrrepsLike
   /**
@@ -49,8 +51,8 @@ export class MatrixTensorProduct<D extends DType = 'float32'> extends TensorProd
    * `backend_unavailable`.
    */
   constructor(irrepsIn1: IrrepsLike, irrepsIn2: IrrepsLike, options: MatrixOptions<D> = {}) {
-    requireKnownOptions(options, [...commonOptions, 'form', 'k', 'irrepNormalization'])
-    const resolved = resolveOptions(options)
+    requireKnownOptions(options, [...commonOptions, ...factorOptions, 'form', 'k', 'irrepNormalization'])
+    const { rank, resolved } = resolveFactors(options)
     const shape = oneOf(options.form ?? 'single', 'options.form', ['single', 'block'])
     if (shape === 'single' && options.irrepNormalization !== undefined) {
       throw argumentError('invalid_option', 'options.irrepNormalization', "none without form 'block'", describe(options.irrepNormalization))
@@ -66,12 +68,14 @@ export class MatrixTensorProduct<D extends DType = 'float32'> extends TensorProd
     const coefficient = shape === 'single' ? singlePath(k) : blockPath(k, normalization)
     const rule = shape === 'single' ? `the triangle rule and {l1 l2 l3; ${k} ${k} ${k}} != 0` : `the triangle rule and matrices up to k = ${k}`
     const form = channelProductForm(in1, in2, options.irrepsOut, () => coefficient, rule)
-    const packed = packChannelProduct(form, (...l) => coefficient(...l) !== 0, resolved)
+    const packed = packChannelProduct(form, (...l) => coefficient(...l) !== 0, resolved, rank)
     super(
       {
         irrepsIn1: form.in1,
         irrepsIn2: form.in2,
         irrepsOut: form.out,
+        weightNumel: factorCount(form, rank),
+        weightsInParts: true,
         paths: form.paths,
         algorithm: shape,
         plan:

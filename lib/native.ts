@@ -26,6 +26,8 @@ export interface NativeArrays<A> {
   /** Weights and their direction, of an operation that has them. */
   w?: A | undefined
   aw?: A | undefined
+  /** Of a symmetric contraction: of every item, which set of weights it takes. */
+  species?: Int32Array | undefined
   xOut?: A | undefined
   yOut?: A | undefined
   zOut?: A | undefined
@@ -52,6 +54,12 @@ export interface NativeSweeps {
   readonly receivers: NativeSweep
 }
 
+type Factor = 'f1' | 'f2' | 'f3' | 'f4'
+/** A call of a product of many factors: factors, their directions and gradients in place of x and y. */
+export type NativeFactorsCall = { factors: true; batch: number; threads: number; variant?: string; accumulate?: boolean; z?: Floats | undefined; zOut?: Floats | undefined } & {
+  [key in Factor | `a${Factor}` | `${Factor}Out`]?: Floats | undefined
+}
+
 export interface NativeCall extends NativeArrays<Floats> {
   threads: number
   /** Kernels to use instead of the fastest. */
@@ -75,6 +83,8 @@ interface NativeProduct {
 interface NativeChannelProduct extends NativeProduct {
   out: Int32Array
   mul: number
+  /** Of the factors for each irrep and channel; 0: there are none. */
+  rank: number
   /** Of each block. */
   parts1: Int32Array
   parts2: Int32Array
@@ -218,10 +228,31 @@ export interface NativeAddon {
     form: NativeProduct & { out: Int32Array; weightNumel: number; instructions: Int32Array; coefficients: Float64Array },
   ): NativeOperation
   createGaunt(form: NativeChannelProduct & { rings: number; angles: number; pointwise: boolean }): NativeOperation
+  /** `slots`: of the factors, and the result, with `blocks` packed by lib/layout.ts and the part of each. `power`: of the one factor; otherwise 0. */
+  createGauntProduct(form: {
+    isDouble: boolean
+    mul: number
+    slots: { dim: number; blocks: Int32Array; parts: Int32Array }[]
+    power: number
+    rings: number
+    angles: number
+  }): NativeOperation
   createFourier(form: NativeChannelProduct & { fft: boolean }): NativeOperation
   createMatrix(form: NativeChannelProduct & { k: number }): NativeOperation
   /** `paths`: [block of in1, of in2, of out] of each, with its coefficient. */
   createMatrixBlock(form: NativeChannelProduct & { paths: Int32Array; coefficients: Float64Array }): NativeOperation
+  /** `paths`: [block of out, number of factors, their blocks (3), l12] of each, see core/symmetric_contraction.hpp; blocks as packed by lib/layout.ts.
+   * `ranks`: of each output block, how many of its paths are independent. */
+  createSymmetricContraction(form: {
+    isDouble: boolean
+    /** Components of an item of the input and of the output. */
+    dims: Int32Array
+    mul: number
+    numSpecies: number
+    in: Int32Array
+    out: Int32Array
+    paths: Int32Array
+  }): { operation: NativeOperation; ranks: number[] }
   /** `scale`: factor of each degree on harmonics whose mean square over the sphere is 1. */
   createSphericalHarmonics(form: { isDouble: boolean; degrees: Int32Array; scale: Float64Array; normalize: boolean }): NativeOperation
   dispose(operation: NativeOperation): void
@@ -229,9 +260,9 @@ export interface NativeAddon {
   overlap(a: ArrayBufferView, b: ArrayBufferView): boolean
   /** Operations of one item, by pass; `unrolled`: those of forward that run at the peak on the CPU. */
   flops(operation: NativeOperation): Record<Pass | 'unrolled', number>
-  contract(operation: NativeOperation, call: NativeCall): void
+  contract(operation: NativeOperation, call: NativeCall | NativeFactorsCall): void
   /** Copies what the call reads, and writes the results when the promise resolves. */
-  contractAsync(operation: NativeOperation, call: NativeCall & Cancellable): Promise<void>
+  contractAsync(operation: NativeOperation, call: (NativeCall | NativeFactorsCall) & Cancellable): Promise<void>
   /** Operations that kernels of the variant "counted" have executed since the last call. */
   takeCount(): number
 

@@ -111,6 +111,8 @@ export interface OperationForm {
   expressivity: number
   /** The second input is the first one: calls have x only. Default false. */
   square?: boolean
+  /** The result is not linear in the weights, but in each of several parts of them. Default false. */
+  weightsInParts?: boolean
 }
 
 /**
@@ -150,6 +152,7 @@ export abstract class TensorProduct<D extends DType> {
   /** Calls on host arrays with up to so many items run on the CPU, though the backend is 'cuda'. */
   readonly #itemsForCpu: number
   readonly #isSquare: boolean
+  readonly #weightsInParts: boolean
 
   protected constructor(form: OperationForm, options: ResolvedOptions<D>) {
     this.irrepsIn1 = form.irrepsIn1
@@ -166,6 +169,7 @@ export abstract class TensorProduct<D extends DType> {
     this.expressivity = form.expressivity
     this.#plan = form.plan
     this.#isSquare = form.square ?? false
+    this.#weightsInParts = form.weightsInParts ?? false
     const flops = native.flops(form.plan.cpu)
     const size = options.dtype === 'float32' ? 4 : 8
     const inputs = form.irrepsIn1.dim + form.irrepsIn2.dim
@@ -325,6 +329,16 @@ export abstract class TensorProduct<D extends DType> {
     return native.takeCount()
   }
 
+  /** @internal */
+  get isDisposed(): boolean {
+    return this.#plan === undefined
+  }
+
+  /** Operands of a native call beside those of every product. */
+  protected furtherOperands(): { species?: Int32Array } {
+    return {}
+  }
+
   #dim(slot: Slot): number {
     return { x: this.irrepsIn1.dim, y: this.irrepsIn2.dim, w: this.weightNumel, z: this.irrepsOut.dim }[slot]
   }
@@ -355,7 +369,7 @@ export abstract class TensorProduct<D extends DType> {
     const inputs = this.#withDirections(this.#withGradOut(this.#inputs(x, y, weight, options), gradOut), cotangents, 'cotangents')
     const result = this.#gradients(inputs, ['x', 'y', 'weight', 'gradOut'], options) as SecondGradients<D, OperandOf<D>>
     const { ax, ay, aw } = inputs
-    return { call: this.#reached(inputs, result, { x: (this.#isSquare ? ax : ay) ?? aw, y: ax ?? aw, w: ax ?? ay, z: ax ?? ay ?? aw }, options.accumulate), result }
+    return { call: this.#reached(inputs, result, { x: (this.#isSquare ? ax : ay) ?? aw, y: ax ?? aw, w: ax ?? ay ?? (this.#weightsInParts ? aw : undefined), z: ax ?? ay ?? aw }, options.accumulate), result }
   }
 
   #jvpCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, tangents: Directions<OperandOf<D>>, options: ForwardOptions<OperandOf<D>> & OverGraph) {
@@ -490,7 +504,7 @@ export abstract class TensorProduct<D extends DType> {
         throw argumentError('batch_mismatch', 'y', `a batch of ${xBatch} as x has, or of 1`, `a batch of ${yBatch}`)
       }
       const batch = xBatch === 1 ? yBatch : xBatch
-      inputs = { x, y: this.#isSquare ? undefined : y, batch, xShared: xBatch !== batch, yShared: yBatch !== batch }
+      inputs = { ...this.furtherOperands(), x, y: this.#isSquare ? undefined : y, batch, xShared: xBatch !== batch, yShared: yBatch !== batch }
     }
     if (!numel) return inputs
     const w = weight as OperandOf<D>

@@ -82,6 +82,8 @@ describe.each(forms)('%s', (_form, internals) => {
         [natural(3), natural(3, 1)], [natural(3, 1), natural(2, 1)], [both(3), natural(2)], [natural(4), both(1)],
         ['0o+1e+2o+3e', natural(3)], ['0o+1e+2o+3e', '0o+1e+2o+3e'], [both(2), both(4), '2o+4e+1o'], ['2e+1o+2o', '1e+1o', '1e+1o+3o'],
         [even(6), even(6), even(6)], [even(7), even(7), even(3)], ['1o', '0e', '1o'], ['0e', '0e'], ['0o', '5e'], ['0e+5e+5o', '0e', '0e'],
+        // Odd irreps of the first input that no product has: their gradient is zero.
+        ['1o+1e', '1e+2e', '2e'], ['1e+2e', '2o+1e+3o', '1e'],
         // All degrees to 2 and 4, as straight code takes them, and not in its order.
         [even(2), even(2), even(4)], ['2e+0e+1e', even(2), even(4)], [even(2), even(2), '4e+3e+2e+1e+0e'],
       ]

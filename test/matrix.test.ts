@@ -53,6 +53,8 @@ describe.each(dtypes)('against the 6j-weighted sum, %s', (dtype) => {
       ['0e+1e+2e', '0e+1e+2e+3e+4e+5e', even(4)], ['3e', '2e'], ['3e', '3e', '3e'], ['7o', '1o+3o'], ['4e+2e', '0e+6e', '6e+4e+2e'], ['11o', '0e+11o'],
       [natural(3), natural(3, 1)], [both(3), natural(2)], [natural(4), both(1)], ['0o+1e+2o+3e', natural(3)], ['0o+1e+2o', '0o+1e+2o'],
       [both(2), both(4), '2o+4e+1o'], ['2e+1o+2o', '1e+1o', '1e+1o+3o'], [even(6), even(6), even(6)], ['0e', '0e'], ['0o', '5e'], ['1e', '1e', '1e'],
+      // Odd irreps of an input that no product has: their gradient is zero.
+      ['1o+1e', '1e+2e', '2e'], ['1e+2e', '2o+1e+3o', '1e'],
     ]
     for (const [a, b, irrepsOut] of problems) {
       for (const error of errors(a, b, { dtype, ...(irrepsOut && { irrepsOut }) })) expect(error, `${a} x ${b}`).toBeLessThan(tolerance[dtype])

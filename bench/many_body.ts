@@ -1,0 +1,98 @@
+// Many-body products: MACE's symmetric contraction, and its counterpart on the sphere, the power of a signal.
+import { GauntPower, GauntProduct, Irreps, SymmetricContraction } from '../lib/index'
+import type { PassName } from './passes'
+import type { MakeOptions, Numbers } from './problems'
+
+/** A pass on arrays of its own. */
+export interface ManyBodyCase {
+  readonly cost: Record<PassName, { flops: number; bytes: number }>
+  /** Bytes of weights, which all items share. */
+  readonly weightBytes: number
+  /** Calls of every pass on `batch` items, into arrays that are there; `draw` makes the operands. */
+  bind(batch: number, draw: (length: number) => Numbers): Record<PassName, () => unknown>
+  dispose(): void
+}
+export interface ManyBodyProblem {
+  name: string
+  meaning: string
+  source: string
+  make(options: MakeOptions): ManyBodyCase
+}
+
+const channels = 128, species = 89
+const withChannels = (irreps: string) => new Irreps(irreps).blocks.map(({ ir }) => [channels, ir] as const)
+const mace = 'Batatia et al., MACE, NeurIPS 2022; models of Batatia et al. 2023 (arXiv 2401.00096): 128 channels, lmax 3, correlation 3, 89 species'
+
+function contraction(irrepsOut: string, correlation: number): ManyBodyProblem['make'] {
+  return (options) => {
+    const op: SymmetricContraction<any> = new SymmetricContraction<any>(withChannels('0e+1o+2e+3o'), withChannels(irrepsOut), { ...options, correlation, numSpecies: species })
+    return {
+      cost: op.cost,
+      weightBytes: species * op.weightNumel * (options.dtype === 'float32' ? 4 : 8),
+      bind(batch, draw) {
+        const [x, ax, dx] = [0, 1, 2].map(() => draw(batch * op.irrepsIn.dim)) as any[], [z, gradOut, dg] = [0, 1, 2].map(() => draw(batch * op.irrepsOut.dim)) as any[]
+        const [w, aw, dw] = [0, 1, 2].map(() => draw(species * op.weightNumel)) as any[]
+        const of = Int32Array.from({ length: batch }, (_, n) => (n * 7) % species)
+        return {
+          forward: () => op.forward(x, of, w, { out: z }),
+          backward: () => op.backward(x, of, w, gradOut, { out: { x: dx, weight: dw } }),
+          doubleBackward: () => op.doubleBackward(x, of, w, gradOut, { x: ax, weight: aw }, { out: { x: dx, weight: dw, gradOut: dg } }),
+        }
+      },
+      dispose: () => op.dispose(),
+    }
+  }
+}
+function power(irreps: string, n: number, irrepsOut: string): ManyBodyProblem['make'] {
+  return (options) => {
+    const op: GauntPower<any> = new GauntPower<any>(withChannels(irreps), n, { ...options, irrepsOut: withChannels(irrepsOut) })
+    return {
+      cost: op.cost,
+      weightBytes: 0,
+      bind(batch, draw) {
+        const [x, ax, dx] = [0, 1, 2].map(() => draw(batch * op.irrepsIn.dim)) as any[], [z, gradOut, dg] = [0, 1, 2].map(() => draw(batch * op.irrepsOut.dim)) as any[]
+        return {
+          forward: () => op.forward(x, { out: z }),
+          backward: () => op.backward(x, gradOut, { out: { x: dx } }),
+          doubleBackward: () => op.doubleBackward(x, gradOut, { x: ax }, { out: { x: dx, gradOut: dg } }),
+        }
+      },
+      dispose: () => op.dispose(),
+    }
+  }
+}
+function product(factors: readonly string[], irrepsOut: string): ManyBodyProblem['make'] {
+  return (options) => {
+    const op: GauntProduct<any> = new GauntProduct<any>(factors.map(withChannels), { ...options, irrepsOut: withChannels(irrepsOut) })
+    return {
+      cost: op.cost,
+      weightBytes: 0,
+      bind(batch, draw) {
+        const [x, ax, dx] = [0, 1, 2].map(() => op.irrepsIn.map(({ dim }) => draw(batch * dim))) as any[]
+        const [z, gradOut, dg] = [0, 1, 2].map(() => draw(batch * op.irrepsOut.dim)) as any[]
+        return {
+          forward: () => op.forward(x, { out: z }),
+          backward: () => op.backward(x, gradOut, { out: { x: dx } }),
+          doubleBackward: () => op.doubleBackward(x, gradOut, { x: ax }, { out: { x: dx, gradOut: dg } }),
+        }
+      },
+      dispose: () => op.dispose(),
+    }
+  }
+}
+
+const outputs = { small: '0e', medium: '0e+1o', large: '0e+1o+2e' }
+export const manyBodyProblems: readonly ManyBodyProblem[] = [
+  ...Object.entries(outputs).flatMap(([size, irrepsOut]): ManyBodyProblem[] =>
+    [2, 3].map((n) => ({ name: `MACE ${size}, correlation ${n}`, meaning: `symmetric contraction of 0e+1o+2e+3o into ${irrepsOut}`, source: mace, make: contraction(irrepsOut, n) })),
+  ),
+  ...Object.entries(outputs).flatMap(([size, irrepsOut]): ManyBodyProblem[] =>
+    [2, 3].map((n) => ({ name: `Gaunt power ${n}, ${size}`, meaning: `x^${n} of 0e+1o+2e+3o into ${irrepsOut}, channel by channel`, source: mace, make: power('0e+1o+2e+3o', n, irrepsOut) })),
+  ),
+  {
+    name: 'Gaunt product of 3, medium',
+    meaning: 'x1 x2 x3 of 0e+1o+2e+3o into 0e+1o, channel by channel',
+    source: mace,
+    make: product(['0e+1o+2e+3o', '0e+1o+2e+3o', '0e+1o+2e+3o'], '0e+1o'),
+  },
+]
