@@ -45,8 +45,7 @@ PlanMap<T> build_map(Store& store, const BlockMap& map) {
     std::vector<double> coefficients;
     std::vector<int> sources, outputs;
     for (const MapBlock* b : blocks) {
-      const int at = int(indices.size());
-      list.push_back({int(all_coefficients.size() + coefficients.size()), at, at + int(shape.second), short(shape.second), short(shape.first)});
+      list.push_back({int(all_coefficients.size() + coefficients.size()), int(indices.size()), int(shape.second), int(shape.first)});
       indices.insert(indices.end(), b->sources.begin(), b->sources.end());
       indices.insert(indices.end(), b->outputs.begin(), b->outputs.end());
       for (size_t s = 0; s < shape.second; ++s) {

@@ -20,8 +20,8 @@ struct PlanRun {
   const int* outputs;     // [block][output]
 };
 struct alignas(16) PlanMapBlock {
-  int coefficients, sources, outputs;  // first of them
-  short source_count, output_count;
+  int coefficients, sources;  // first of them; the outputs come behind the sources
+  int source_count, output_count;
 };
 template <class T>
 struct PlanMap {

@@ -22,19 +22,19 @@ struct ClebschGordanLayout {
   }
 };
 
-// visit(address, place in the compact tile) for the outputs of one channel, along the rows that begin at `rows`; number_pitch: of the tile.
-// Offsets within a tile's rows have 32 bits: clebsch_gordan_dim_limit.
+// visit(pointer, address in the tile) for the outputs of channels u and v, along the rows that begin at `rows`; `compact` is the first item's
+// strip. A thread keeps to its component, 10 instructions a number instead of 27: where it lies is looked up once, and an item further are
+// two additions. Offsets within a tile's rows have 32 bits: clebsch_gordan_dim_limit.
 template <class T, class N, class Visit>
-__device__ __forceinline__ void for_each_output(const PlanPair<T>& pair, int dim, int live, int u, int v, int number_pitch, N* rows, Visit&& visit) {
-  // A thread has one component of every `step`th item, so that what depends on the component is looked up once: counted for L = 4, 9 instructions a
-  // number instead of 27.
+__device__ __forceinline__ void for_each_output(const PlanPair<T>& pair, int dim, int live, int u, int v, const Strip<T>& compact, N* rows,
+                                                Visit&& visit) {
   const int outputs = pair.compact_outputs, step = maximum(1, divide(blockDim.x, pair.by_outputs));
   for (int start = threadIdx.x; start < step * outputs; start += blockDim.x) {
     const int first = divide(start, pair.by_outputs), c = start - first * outputs;
     const PlanPlace place = load_table(pair.places + c).value[0];
     N* row = rows + (first * dim + place.first + u * place.u_step + v * place.v_step);
-    int at = c * number_pitch + first;
-    for (int item = first; item < live; item += step, row += step * dim, at += step) visit(row, at);
+    unsigned at = compact.from(c).at + first * unsigned(sizeof(T));
+    for (int item = first; item < live; item += step, row += step * dim, at += step * unsigned(sizeof(T))) visit(row, at);
   }
 }
 constexpr int clebsch_gordan_dim_limit = (1 << 30) / 128;
@@ -57,9 +57,9 @@ __global__ __launch_bounds__(threads, 1) void clebsch_gordan(const __grid_consta
   using V = Items<T>;
   const Team team = team_of(items / V::count);
   const long long first = (long long)blockIdx.x * items;
-  const int live = int(batch - first < items ? batch - first : items), pitch = team.pitch, number_pitch = pitch * V::count;
-  V* const tile = dynamic_shared<V>();
-  V *const products = tile + layout.products * pitch, *const compact = tile + layout.compact * pitch;
+  const int live = int(batch - first < items ? batch - first : items);
+  const Strip<V> tile = own_strip<V>(items / V::count), products = tile.from(layout.products), compact = tile.from(layout.compact);
+  const Strip<T> numbers = first_strip<T>(tile);
   T* const z = a.to[2] + first * plan.dim[2];
   const T* const dz = a.from[z_operand] + first * plan.dim[2];
   // The term of dx and of dy has the other input, or its direction; in a square one term stands for both.
@@ -71,73 +71,74 @@ __global__ __launch_bounds__(threads, 1) void clebsch_gordan(const __grid_consta
   // At run time, so that the code for an operand is there once.
 #pragma unroll 1
   for (int o = 0; o < operand_count; ++o)
-    if (a.terms.reads[o] && o != z_operand) load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers_of(tile + layout.in[o] * pitch), number_pitch);
+    if (a.terms.reads[o] && o != z_operand) load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers.from(layout.in[o]));
 #pragma unroll 1
   for (int s = 0; s < 2; ++s)
-    for (int c = team.index; (s == 0 ? y : x) >= 0 && c < plan.dim[s]; c += team.count) tile[(layout.out[s] + c) * pitch + team.item] = V{};
+    for (int c = team.index; (s == 0 ? y : x) >= 0 && c < plan.dim[s]; c += team.count) tile[layout.out[s] + c] = V{};
   __syncthreads();
   for (int i = 0; i < plan.pair_count; ++i) {
-    const PlanPair<T> pair = plan.pairs[i];
+    const PlanPair<T>& pair = plan.pairs[i];
     for_each_channel(pair, [&](int u, int v) {
-      const int x_first = (pair.x_offset + u * pair.x_channel) * pitch + team.item;
-      const int y_first = (pair.y_offset + v * pair.y_channel) * pitch + team.item;
+      // The inputs' components of product p, from these on.
+      const int x_first = pair.x_offset + u * pair.x_channel, y_first = pair.y_offset + v * pair.y_channel;
       if (pair.triangular) v -= u * (u - 1) / 2;  // in the output's rows
-      const auto x_place = [&](int p) { return x_first + load_table(pair.x_component + p).value[0] * pitch; };
-      const auto y_place = [&](int p) { return y_first + load_table(pair.y_component + p).value[0] * pitch; };
+      const auto x_component = [&](int p) { return load_table(pair.x_component + p).value[0]; };
+      const auto y_component = [&](int p) { return load_table(pair.y_component + p).value[0]; };
       if (a.terms.writes[2]) {
         if (x >= 0 || y >= 0) __syncthreads();  // the previous pair's products have been read
 #pragma unroll 1
         for (int t = 0; t < a.terms.count; ++t) {
           const Term term = a.terms.term[t];
           if (term.out != 2) continue;
-          const V *xs = tile + layout.in[term.a] * pitch, *ys = tile + layout.in[term.b] * pitch;
+          const Strip<V> xs = tile.from(layout.in[term.a] + x_first), ys = tile.from(layout.in[term.b] + y_first);
           for (int p = team.index; p < pair.products; p += team.count) {
-            V& product = products[p * pitch + team.item];
-            const V value = xs[x_place(p)] * ys[y_place(p)];
+            V& product = products[p];
+            const V value = xs[x_component(p)] * ys[y_component(p)];
             product = term.first ? value : product + value;
           }
         }
         __syncthreads();
-        apply(pair.forward, products + team.item, compact + team.item, team);
+        apply(pair.forward, products, compact, team);
         __syncthreads();
-        const T* const numbers = numbers_of(compact);
         if (a.accumulate[2])
-          for_each_output(pair, plan.dim[2], live, u, v, number_pitch, z, [&](T* to, int place) { store(to, Pack<T, 1>{load(to).value[0] + numbers[place]}); });
+          for_each_output(pair, plan.dim[2], live, u, v, numbers.from(layout.compact), z,
+                          [&](T* to, unsigned at) { store(to, Pack<T, 1>{load(to).value[0] + load_shared<T>(at)}); });
         else
-          for_each_output(pair, plan.dim[2], live, u, v, number_pitch, z, [&](T* to, int place) { store(to, Pack<T, 1>{numbers[place]}); });
+          for_each_output(pair, plan.dim[2], live, u, v, numbers.from(layout.compact), z,
+                          [&](T* to, unsigned at) { store(to, Pack<T, 1>{load_shared<T>(at)}); });
       }
       if (x < 0 && y < 0) return;
       if (a.terms.writes[2]) __syncthreads();  // `compact` has been read
-      T* const numbers = numbers_of(compact);
-      for_each_output(pair, plan.dim[2], live, u, v, number_pitch, dz, [&](const T* from, int place) { numbers[place] = load(from).value[0]; });
+      for_each_output(pair, plan.dim[2], live, u, v, numbers.from(layout.compact), dz,
+                      [&](const T* from, unsigned at) { store_shared(at, load(from).value[0]); });
       __syncthreads();
-      apply(pair.backward, compact + team.item, products + team.item, team);
+      apply(pair.backward, compact, products, team);
       __syncthreads();
       // Rows of the products first, then columns: each is one component of dx or dy, summed by one thread.
       for (int r = team.index; r < pair.rows + pair.columns; r += team.count) {
         const bool is_row = r < pair.rows;
         if (is_row ? y < 0 : x < 0) continue;
-        const V* other = tile + layout.in[is_row ? y : x] * pitch;
+        const Strip<V> other = tile.from(is_row ? layout.in[y] + y_first : layout.in[x] + x_first);
         const int* begin = is_row ? pair.row_begin + r : pair.column_begin + (r - pair.rows);
         const int from = load_table(begin).value[0], to = load_table(begin + 1).value[0];
         V sum{};
         int p = 0;
         for (int n = from; n < to; ++n) {
           p = is_row ? n : load_table(pair.column_product + n).value[0];
-          sum += products[p * pitch + team.item] * other[is_row ? y_place(p) : x_place(p)];
+          sum += products[p] * other[is_row ? y_component(p) : x_component(p)];
         }
-        tile[layout.out[is_row ? 0 : 1] * pitch + (is_row ? x_place(p) : y_place(p))] += sum;
+        tile[is_row ? layout.out[0] + x_first + x_component(p) : layout.out[1] + y_first + y_component(p)] += sum;
       }
     });
   }
   __syncthreads();
   if (plan.square && a.terms.writes[0]) {
-    for (int c = team.index; c < plan.dim[0]; c += team.count) tile[(layout.out[0] + c) * pitch + team.item] += tile[(layout.out[1] + c) * pitch + team.item];
+    for (int c = team.index; c < plan.dim[0]; c += team.count) tile[layout.out[0] + c] += tile[layout.out[1] + c];
     __syncthreads();
   }
 #pragma unroll 1
   for (int s = 0; s < 2; ++s)
-    if (a.terms.writes[s]) store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers_of(tile + layout.out[s] * pitch), number_pitch);
+    if (a.terms.writes[s]) store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers.from(layout.out[s]));
 }
 
 template <class T>

@@ -49,6 +49,50 @@ __device__ __forceinline__ T* dynamic_shared() {
   return reinterpret_cast<T*>(equitensor_dynamic_shared);
 #endif
 }
+// The same by its address of 32 bits, in bytes. Through a pointer, which has 64, nvcc forms an address in five instructions instead of two.
+__device__ __forceinline__ unsigned dynamic_shared_begin() {
+#ifdef EQUITENSOR_EMULATED
+  return 0;
+#else
+  return unsigned(__cvta_generic_to_shared(dynamic_shared<char>()));
+#endif
+}
+template <class T>
+__device__ __forceinline__ T& shared_at(unsigned address) {
+#ifdef EQUITENSOR_EMULATED
+  return *reinterpret_cast<T*>(static_cast<char*>(emulated::dynamic_shared()) + address);
+#else
+  return *static_cast<T*>(__cvta_shared_to_generic(address));
+#endif
+}
+// One number of it. In assembler, because nvcc 13.0 never ends with a loop that moves numbers between global memory and shared_at.
+__device__ __forceinline__ void store_shared(unsigned address, float v) {
+#ifdef EQUITENSOR_EMULATED
+  shared_at<float>(address) = v;
+#else
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
+#endif
+}
+__device__ __forceinline__ void store_shared(unsigned address, double v) {
+#ifdef EQUITENSOR_EMULATED
+  shared_at<double>(address) = v;
+#else
+  asm volatile("st.shared.f64 [%0], %1;" ::"r"(address), "d"(v) : "memory");
+#endif
+}
+template <class T>
+__device__ __forceinline__ T load_shared(unsigned address) {
+#ifdef EQUITENSOR_EMULATED
+  return shared_at<T>(address);
+#else
+  T v;
+  if constexpr (sizeof(T) == 4)
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
+  else
+    asm volatile("ld.shared.f64 %0, [%1];" : "=d"(v) : "r"(address) : "memory");
+  return v;
+#endif
+}
 // Shared memory of a size that is known at compile time; `id` tells two of one type apart.
 template <class T, int id = 0>
 __device__ __forceinline__ T& static_shared() {

@@ -22,7 +22,7 @@ struct FourierLayout {
   int values;  // FFT: on one ring, [team][slot][part][angle]
   Divisor by_orders[slot_count];
   long components;
-  int teams;
+  int teams, least_teams = 1;
   template <class T>
   FourierLayout(const FourierPlan<T>& plan, const Terms& terms) {
     const auto rings = [&](int s) { return plan.fft ? long(plan.rings) * plan.slots[s].parts * (2 * plan.slots[s].degree + 1) : 0; };
@@ -49,25 +49,25 @@ struct FourierLayout {
 };
 
 template <TermKind kind, bool negative, class V>
-__device__ __forceinline__ void add_run(const V* a, const V* b, const int* factors, int count, int pitch, V& cosine, V& sine) {
+__device__ __forceinline__ void add_run(const Strip<V>& a, const Strip<V>& b, const int* factors, int count, V& cosine, V& sine) {
 #pragma unroll 1
   for (int i = 0; i < count; ++i) {
     const Pack<int, 2> pair = load_table<2>(factors + 2 * i);
-    add_term<kind, negative>(Strip<const V>{a + pair.value[0] * pitch, pitch}, Strip<const V>{b + pair.value[1] * pitch, pitch}, cosine, sine);
+    add_term<kind, negative>(a.from(pair.value[0]), b.from(pair.value[1]), cosine, sine);
   }
 }
-// a, b and out are the calling thread's pack of the tiles.
 template <class V>
-__device__ __forceinline__ void multiply_terms(const PlanTerms& terms, const V* a, const V* b, V* out, bool first, const Team& team) {
+__device__ __forceinline__ void multiply_terms(const PlanTerms& terms, const Strip<V>& a, const Strip<V>& b, const Strip<V>& out, bool first,
+                                               const Team& team) {
   for (int i = team.index; i < terms.count; i += team.count) {
     const PlanTermSum sum = load_table(terms.sums + i).value[0];
     V cosine{}, sine{};
     for (int r = sum.run_begin; r < sum.run_end; ++r) {
       const PlanTermRun run = load_table(terms.runs + r).value[0];
       const int* factors = terms.factors + 2 * run.begin;
-#define EQUITENSOR_CASE(kind)                                                                                                       \
-  case 2 * int(TermKind::kind): add_run<TermKind::kind, false>(a, b, factors, run.count, team.pitch, cosine, sine); break;          \
-  case 2 * int(TermKind::kind) + 1: add_run<TermKind::kind, true>(a, b, factors, run.count, team.pitch, cosine, sine); break;
+#define EQUITENSOR_CASE(kind)                                                                                           \
+  case 2 * int(TermKind::kind): add_run<TermKind::kind, false>(a, b, factors, run.count, cosine, sine); break;          \
+  case 2 * int(TermKind::kind) + 1: add_run<TermKind::kind, true>(a, b, factors, run.count, cosine, sine); break;
       switch (run.kind) {
         EQUITENSOR_CASE(product) EQUITENSOR_CASE(conjugate_b) EQUITENSOR_CASE(conjugate_a)
         EQUITENSOR_CASE(real_a) EQUITENSOR_CASE(real_b) EQUITENSOR_CASE(dot) EQUITENSOR_CASE(real)
@@ -75,9 +75,9 @@ __device__ __forceinline__ void multiply_terms(const PlanTerms& terms, const V* 
 #undef EQUITENSOR_CASE
       for (int d = 0; d < run.doublings; ++d) cosine += cosine, sine += sine;
     }
-    V* const to = out + sum.out * team.pitch;
+    const Strip<V> to = out.from(sum.out);
     to[0] = first ? cosine : to[0] + cosine;
-    if (!sum.real) to[team.pitch] = first ? sine : to[team.pitch] + sine;
+    if (!sum.real) to[1] = first ? sine : to[1] + sine;
   }
 }
 
@@ -90,27 +90,27 @@ __device__ __forceinline__ void apply_butterflies(const PlanButterflies& b, cons
 }
 // A team takes an order of a part.
 template <bool reversed, class T, class V>
-__device__ __forceinline__ void fold_rings(const FourierPlan<T>& plan, const FourierLayout& layout, int s, V* rings, const Team& team) {
+__device__ __forceinline__ void fold_rings(const FourierPlan<T>& plan, const FourierLayout& layout, int s, const Strip<V>& rings, const Team& team) {
   const int orders = 2 * plan.slots[s].degree + 1, columns = plan.slots[s].parts * orders;
   for (int i = team.index; i < columns; i += team.count) {
     const int order = i - divide(i, layout.by_orders[s]) * orders - plan.slots[s].degree;
-    apply_butterflies<reversed>(plan.ring_butterflies[order & 1], Strip<V>{rings + i * team.pitch + team.item, columns * team.pitch});
+    apply_butterflies<reversed>(plan.ring_butterflies[order & 1], Strip<V>{rings.from(i).at, columns * rings.pitch});
   }
 }
 
 // One team, one ring: all terms of one result.
 template <class T, class V>
-__device__ __forceinline__ void multiply_values(const FourierPlan<T>& plan, const Terms& terms, const FourierLayout& layout, V* tile, int out, int r,
-                                                const Team& team) {
+__device__ __forceinline__ void multiply_values(const FourierPlan<T>& plan, const Terms& terms, const FourierLayout& layout, const Strip<V>& tile,
+                                                int out, int r, const Team& team) {
   const int n = plan.angles;
-  const Team alone{team.item, 0, 1, team.pitch};
+  const Team alone{0, 1};
   // Operands of slots of their own in every term: the product of one term is formed before the next one's values.
   const auto values = [&](int s, int part) {
     const int before = (s > 0 ? plan.slots[0].parts : 0) + (s > 1 ? plan.slots[1].parts : 0);
-    return Strip<V>{tile + (layout.values + team.index * ring_values(plan) + (before + part) * n) * team.pitch + team.item, team.pitch};
+    return tile.from(layout.values + team.index * ring_values(plan) + (before + part) * n);
   };
   const auto ring = [&](int first, int s, int part) {
-    return tile + (first + (r * plan.slots[s].parts + part) * (2 * plan.slots[s].degree + 1)) * team.pitch + team.item;
+    return tile.from(first + (r * plan.slots[s].parts + part) * (2 * plan.slots[s].degree + 1));
   };
   for (int t = 0; t < terms.count; ++t) {
     const Term term = terms.term[t];
@@ -120,7 +120,7 @@ __device__ __forceinline__ void multiply_values(const FourierPlan<T>& plan, cons
     for (int input = 0; input < 2; ++input) {
       const int s = input ? sb : sa, operand = input ? term.b : term.a;
       for (int part = 0; part < plan.slots[s].parts; ++part) {
-        apply(plan.slots[s].to_angles, ring(layout.rings_in[operand], s, part), values(s, part).at, alone);
+        apply(plan.slots[s].to_angles, ring(layout.rings_in[operand], s, part), values(s, part), alone);
         apply_butterflies<false>(plan.angle_butterflies, values(s, part));
       }
     }
@@ -135,21 +135,21 @@ __device__ __forceinline__ void multiply_values(const FourierPlan<T>& plan, cons
   }
   for (int part = 0; part < plan.slots[out].parts; ++part) {
     apply_butterflies<true>(plan.angle_butterflies, values(out, part));
-    apply(plan.slots[out].from_angles, values(out, part).at, ring(layout.rings_out[out], out, part), alone);
+    apply(plan.slots[out].from_angles, values(out, part), ring(layout.rings_out[out], out, part), alone);
   }
 }
 
 // Coefficients on the torus to those of the products, through values.
 template <class T, class V>
-__device__ __forceinline__ void multiply_by_values(const FourierPlan<T>& plan, const Terms& terms, const FourierLayout& layout, V* tile, const Team& team) {
-  const auto mine = [&](int component) { return tile + component * team.pitch + team.item; };
+__device__ __forceinline__ void multiply_by_values(const FourierPlan<T>& plan, const Terms& terms, const FourierLayout& layout, const Strip<V>& tile,
+                                                   const Team& team) {
 #pragma unroll 1
   for (int o = 0; o < operand_count; ++o)
-    if (terms.reads[o]) apply(plan.slots[slot_of(o)].to_rings, mine(layout.coefficients[o]), mine(layout.rings_in[o]), team);
+    if (terms.reads[o]) apply(plan.slots[slot_of(o)].to_rings, tile.from(layout.coefficients[o]), tile.from(layout.rings_in[o]), team);
   __syncthreads();
 #pragma unroll 1
   for (int o = 0; o < operand_count; ++o)
-    if (terms.reads[o]) fold_rings<false>(plan, layout, slot_of(o), tile + layout.rings_in[o] * team.pitch, team);
+    if (terms.reads[o]) fold_rings<false>(plan, layout, slot_of(o), tile.from(layout.rings_in[o]), team);
   __syncthreads();
   const int teams = team.count < ring_teams ? team.count : ring_teams;
   for (int r = teams > team.index ? team.index : plan.rings; r < plan.rings; r += teams)
@@ -159,11 +159,11 @@ __device__ __forceinline__ void multiply_by_values(const FourierPlan<T>& plan, c
   __syncthreads();
 #pragma unroll 1
   for (int s = 0; s < slot_count; ++s)
-    if (terms.writes[s]) fold_rings<true>(plan, layout, s, tile + layout.rings_out[s] * team.pitch, team);
+    if (terms.writes[s]) fold_rings<true>(plan, layout, s, tile.from(layout.rings_out[s]), team);
   __syncthreads();
 #pragma unroll 1
   for (int s = 0; s < slot_count; ++s)
-    if (terms.writes[s]) apply(plan.slots[s].from_rings, mine(layout.rings_out[s]), mine(layout.product[s]), team);
+    if (terms.writes[s]) apply(plan.slots[s].from_rings, tile.from(layout.rings_out[s]), tile.from(layout.product[s]), team);
 }
 
 template <class T>
@@ -172,18 +172,17 @@ __global__ __launch_bounds__(threads, 1) void fourier(const __grid_constant__ Fo
   using V = Items<T>;
   const Team team = team_of(items / V::count);
   const long long first = (long long)blockIdx.x * items;
-  const int live = int(signals - first < items ? signals - first : items), pitch = team.pitch;
-  V* const tile = dynamic_shared<V>();
-  const auto mine = [&](int component) { return tile + component * pitch + team.item; };
+  const int live = int(signals - first < items ? signals - first : items);
+  const Strip<V> tile = own_strip<V>(items / V::count);
+  const Strip<T> numbers = first_strip<T>(tile);
   // At run time, so that the code for an operand is there once.
 #pragma unroll 1
   for (int o = 0; o < operand_count; ++o)
-    if (a.terms.reads[o])
-      load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers_of(tile + layout.channel_in[o] * pitch), pitch * V::count);
+    if (a.terms.reads[o]) load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers.from(layout.channel_in[o]));
   __syncthreads();
 #pragma unroll 1
   for (int o = 0; o < operand_count; ++o)
-    if (a.terms.reads[o]) apply(plan.slots[slot_of(o)].synthesis, mine(layout.channel_in[o]), mine(layout.coefficients[o]), team);
+    if (a.terms.reads[o]) apply(plan.slots[slot_of(o)].synthesis, tile.from(layout.channel_in[o]), tile.from(layout.coefficients[o]), team);
   __syncthreads();
   if (plan.fft) {
     multiply_by_values(plan, a.terms, layout, tile, team);
@@ -191,19 +190,18 @@ __global__ __launch_bounds__(threads, 1) void fourier(const __grid_constant__ Fo
 #pragma unroll 1
     for (int t = 0; t < a.terms.count; ++t) {
       const Term term = a.terms.term[t];
-      multiply_terms(plan.terms[term.out], mine(layout.coefficients[term.a]), mine(layout.coefficients[term.b]), mine(layout.product[term.out]),
-                     term.first, team);
+      multiply_terms(plan.terms[term.out], tile.from(layout.coefficients[term.a]), tile.from(layout.coefficients[term.b]),
+                     tile.from(layout.product[term.out]), term.first, team);
     }
   }
   __syncthreads();
 #pragma unroll 1
   for (int s = 0; s < slot_count; ++s)
-    if (a.terms.writes[s]) apply(plan.slots[s].analysis, mine(layout.product[s]), mine(layout.channel_out[s]), team);
+    if (a.terms.writes[s]) apply(plan.slots[s].analysis, tile.from(layout.product[s]), tile.from(layout.channel_out[s]), team);
   __syncthreads();
 #pragma unroll 1
   for (int s = 0; s < slot_count; ++s)
-    if (a.terms.writes[s])
-      store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers_of(tile + layout.channel_out[s] * pitch), pitch * V::count);
+    if (a.terms.writes[s]) store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers.from(layout.channel_out[s]));
 }
 
 template <class T>

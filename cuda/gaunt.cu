@@ -17,21 +17,31 @@ __host__ __device__ inline int ring_values(const GauntPlan<T>& plan) {
 // First components in a tile.
 struct GauntLayout {
   int channel_in[operand_count], rings_in[operand_count], channel_out[slot_count], rings_out[slot_count];
+  int first_rings;  // northern rings that are multiplied first
   int values;  // pointwise product: on one ring, [team][slot][part][angle]
   Divisor by_orders[slot_count];
   long components;
-  int teams;
+  int teams, least_teams = 1;
   template <class T>
   GauntLayout(const GauntPlan<T>& plan, const Terms& terms) {
-    const auto rings = [&](int s) { return long(plan.rings + 1) / 2 * plan.slots[s].parts * 2 * (2 * plan.slots[s].degree + 1); };
-    // The results' components lie where the operands' rings were, and the operands' components where the results' rings will be.
-    Components first, results;
-    for (int o = 0; o < operand_count; ++o) rings_in[o] = first.take(terms.reads[o] ? rings(slot_of(o)) : 0);
-    for (int s = 0; s < slot_count; ++s) channel_out[s] = results.take(terms.writes[s] ? plan.slots[s].components : 0);
-    Components second{std::max(first.count, results.count)}, operands = second;
-    for (int s = 0; s < slot_count; ++s) rings_out[s] = second.take(terms.writes[s] ? rings(s) : 0);
+    const int half = (plan.rings + 1) / 2;
+    first_rings = (half + 1) / 2;
+    const auto rings = [&](int s, int n) { return long(n) * plan.slots[s].parts * 2 * (2 * plan.slots[s].degree + 1); };
+    // The operands' components lie where the results' rings will be, and the results' components behind those, where the operands' rings were.
+    // The later rings of the last result lie where the earlier rings of the first operand were: 610 components instead of 714 at L = 6.
+    Components results, operands;
+    long written_first = 0, read_first = 0;
+    for (int s = 0; s < slot_count; ++s) {
+      rings_out[s] = results.take(terms.writes[s] ? rings(s, half) : 0);
+      if (terms.writes[s]) written_first = rings_out[s] + rings(s, first_rings);
+    }
+    for (int o = operand_count - 1; o >= 0; --o)
+      if (terms.reads[o]) read_first = rings(slot_of(o), first_rings);
     for (int o = 0; o < operand_count; ++o) channel_in[o] = operands.take(terms.reads[o] ? plan.slots[slot_of(o)].components : 0);
-    Components tile{std::max(second.count, operands.count)};
+    Components later{std::max({written_first, results.count - read_first, operands.count})};
+    for (int o = 0; o < operand_count; ++o) rings_in[o] = later.take(terms.reads[o] ? rings(slot_of(o), half) : 0);
+    for (int s = 0; s < slot_count; ++s) channel_out[s] = results.take(terms.writes[s] ? plan.slots[s].components : 0);
+    Components tile{std::max(results.count, later.count)};
     values = tile.take(plan.pointwise ? pointwise_teams * ring_values(plan) : 0);
     for (int s = 0; s < slot_count; ++s) by_orders[s] = divisor(2 * plan.slots[s].degree + 1);
     components = tile.count, teams = tile.teams();
@@ -40,11 +50,11 @@ struct GauntLayout {
 
 // Even and odd halves to their sum and difference, for every mirrored ring; its own inverse up to the factor in the analysis.
 template <class T, class V>
-__device__ __forceinline__ void fold_rings(const GauntPlan<T>& plan, const GauntLayout& layout, int s, V* rings, const Team& team) {
+__device__ __forceinline__ void fold_rings(const GauntPlan<T>& plan, const GauntLayout& layout, int s, const Strip<V>& rings, const Team& team) {
   const int orders = 2 * plan.slots[s].degree + 1, pairs = plan.rings / 2 * plan.slots[s].parts;
   for (int i = team.index; i < pairs * orders; i += team.count) {
     const int pair = divide(i, layout.by_orders[s]), even = pair * orders + i;
-    butterfly(rings[even * team.pitch + team.item], rings[(even + orders) * team.pitch + team.item]);
+    butterfly(rings[even], rings[even + orders]);
   }
 }
 
@@ -64,7 +74,7 @@ __device__ __forceinline__ void multiply_ring(const Strip<V>& f, int df, const S
 #define EQUITENSOR_CASE(d)                                                                                  \
   if (df == d && dg == d && dh == 2 * d) return multiply_unrolled<d, d, 2 * d>(f, g, h, first);             \
   if (df == d && dg == 2 * d && dh == d) return multiply_unrolled<d, 2 * d, d>(f, g, h, first);
-  EQUITENSOR_CASE(1) EQUITENSOR_CASE(2)
+  EQUITENSOR_CASE(1) EQUITENSOR_CASE(2) EQUITENSOR_CASE(3)
 #undef EQUITENSOR_CASE
   multiply_series<V>(f, f, df, g, g, dg, h, dh, first);
 }
@@ -76,14 +86,14 @@ __device__ __forceinline__ void unfold_angles(const Strip<V>& values, int n) {
 }
 // One team, one ring: all terms of one result. ring(first component of the rings, slot, part): the ring's coefficients.
 template <class T, class V, class Ring>
-__device__ __forceinline__ void multiply_pointwise(const GauntPlan<T>& plan, const Terms& terms, const GauntLayout& layout, V* tile, int out,
-                                                   const Team& team, Ring&& ring) {
+__device__ __forceinline__ void multiply_pointwise(const GauntPlan<T>& plan, const Terms& terms, const GauntLayout& layout, const Strip<V>& tile,
+                                                   int out, const Team& team, Ring&& ring) {
   const int n = plan.angles;
-  const Team alone{team.item, 0, 1, team.pitch};
+  const Team alone{0, 1};
   // Operands of slots of their own in every term: the product of one term is formed before the next one's values.
   const auto values = [&](int s, int part) {
     const int before = (s > 0 ? plan.slots[0].parts : 0) + (s > 1 ? plan.slots[1].parts : 0);
-    return Strip<V>{tile + (layout.values + team.index * ring_values(plan) + (before + part) * n) * team.pitch + team.item, team.pitch};
+    return tile.from(layout.values + team.index * ring_values(plan) + (before + part) * n);
   };
   for (int t = 0; t < terms.count; ++t) {
     const Term term = terms.term[t];
@@ -93,8 +103,7 @@ __device__ __forceinline__ void multiply_pointwise(const GauntPlan<T>& plan, con
     for (int input = 0; input < 2; ++input) {
       const int s = input ? sb : sa, operand = input ? term.b : term.a;
       for (int part = 0; part < plan.slots[s].parts; ++part) {
-        const Strip<V> coefficients = ring(layout.rings_in[operand], s, part);
-        apply(plan.slots[s].to_angles, coefficients.at - plan.slots[s].degree * team.pitch, values(s, part).at, alone);
+        apply(plan.slots[s].to_angles, ring(layout.rings_in[operand], s, part).from(-plan.slots[s].degree), values(s, part), alone);
         unfold_angles(values(s, part), n);
       }
     }
@@ -109,43 +118,48 @@ __device__ __forceinline__ void multiply_pointwise(const GauntPlan<T>& plan, con
   }
   for (int part = 0; part < plan.slots[out].parts; ++part) {
     unfold_angles(values(out, part), n);
-    apply(plan.slots[out].from_angles, values(out, part).at, ring(layout.rings_out[out], out, part).at - plan.slots[out].degree * team.pitch, alone);
+    apply(plan.slots[out].from_angles, values(out, part), ring(layout.rings_out[out], out, part).from(-plan.slots[out].degree), alone);
   }
 }
 
 template <class T, class V>
-__device__ __forceinline__ void contract_rings(const GauntPlan<T>& plan, const Terms& terms, const GauntLayout& layout, V* tile, const Team& team) {
-  // Northern rings, then their mirror images.
-  const int half = (plan.rings + 1) / 2;
+__device__ __forceinline__ void contract_rings(const GauntPlan<T>& plan, const Terms& terms, const GauntLayout& layout, const Strip<V>& tile,
+                                               const Team& team) {
+  // A northern ring, its mirror image, the next one.
   const auto ring = [&](int first, int s, int r, int part) {
     const GauntSlot<T>& slot = plan.slots[s];
-    const int orders = 2 * slot.degree + 1, sign = r >= half, at = sign ? r - half : r;
-    return Strip<V>{tile + (first + ((at * slot.parts + part) * 2 + sign) * orders + slot.degree) * team.pitch + team.item, team.pitch};
+    const int orders = 2 * slot.degree + 1, at = r >> 1, sign = r & 1;
+    return tile.from(first + ((at * slot.parts + part) * 2 + sign) * orders + slot.degree);
   };
-  if (plan.pointwise) {
-    const int teams = team.count < pointwise_teams ? team.count : pointwise_teams;
-    for (int r = teams > team.index ? team.index : plan.rings; r < plan.rings; r += teams)
+  const int teams = plan.pointwise ? minimum(team.count, pointwise_teams) : team.count;
 #pragma unroll 1
-      for (int out = 0; out < slot_count; ++out)
-        if (terms.writes[out])
-          multiply_pointwise(plan, terms, layout, tile, out, team, [&](int first, int s, int part) { return ring(first, s, r, part); });
-    return;
-  }
-  for (int r = team.index; r < plan.rings; r += team.count)
+  for (int later = 0; later < 2; ++later) {
+    if (later) __syncthreads();  // the earlier rings of the operands are not needed any more
+    const int begin = later ? 2 * layout.first_rings : 0, end = later ? plan.rings : minimum(2 * layout.first_rings, plan.rings);
+    for (int r = teams > team.index ? begin + team.index : end; r < end; r += teams) {
+      if (plan.pointwise) {
 #pragma unroll 1
-    for (int t = 0; t < terms.count; ++t) {
-      const Term term = terms.term[t];
-      const int a = slot_of(term.a), b = slot_of(term.b);
-      unsigned written = term.first ? 0 : ~0u;
-      for (int p = 0; p < plan.product_count; ++p) {
-        const PlanProduct product = load_table(plan.products + p).value[0];
-        const int part = part_of(product, term.out);
-        multiply_ring(ring(layout.rings_in[term.a], a, r, part_of(product, a)), plan.slots[a].degree,
-                      ring(layout.rings_in[term.b], b, r, part_of(product, b)), plan.slots[b].degree,
-                      ring(layout.rings_out[term.out], term.out, r, part), plan.slots[term.out].degree, !(written >> part & 1));
-        written |= 1u << part;
+        for (int out = 0; out < slot_count; ++out)
+          if (terms.writes[out])
+            multiply_pointwise(plan, terms, layout, tile, out, team, [&](int first, int s, int part) { return ring(first, s, r, part); });
+        continue;
+      }
+#pragma unroll 1
+      for (int t = 0; t < terms.count; ++t) {
+        const Term term = terms.term[t];
+        const int a = slot_of(term.a), b = slot_of(term.b);
+        unsigned written = term.first ? 0 : ~0u;
+        for (int p = 0; p < plan.product_count; ++p) {
+          const PlanProduct product = load_table(plan.products + p).value[0];
+          const int part = part_of(product, term.out);
+          multiply_ring(ring(layout.rings_in[term.a], a, r, part_of(product, a)), plan.slots[a].degree,
+                        ring(layout.rings_in[term.b], b, r, part_of(product, b)), plan.slots[b].degree,
+                        ring(layout.rings_out[term.out], term.out, r, part), plan.slots[term.out].degree, !(written >> part & 1));
+          written |= 1u << part;
+        }
       }
     }
+  }
 }
 
 template <class T>
@@ -156,38 +170,35 @@ __global__ __launch_bounds__(threads, 1) void gaunt(const __grid_constant__ Gaun
   using V = Items<T>;
   const Team team = team_of(items / V::count);
   const long long first = (long long)blockIdx.x * items;
-  const int live = int(signals - first < items ? signals - first : items), pitch = team.pitch;
-  V* const tile = dynamic_shared<V>();
+  const int live = int(signals - first < items ? signals - first : items);
+  const Strip<V> tile = own_strip<V>(items / V::count);
+  const Strip<T> numbers = first_strip<T>(tile);
   // At run time, so that the code for an operand is there once.
 #pragma unroll 1
   for (int o = 0; o < operand_count; ++o)
-    if (a.terms.reads[o])
-      load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers_of(tile + layout.channel_in[o] * pitch), pitch * V::count);
+    if (a.terms.reads[o]) load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers.from(layout.channel_in[o]));
   __syncthreads();
 #pragma unroll 1
   for (int o = 0; o < operand_count; ++o)
-    if (a.terms.reads[o])
-      apply(plan.slots[slot_of(o)].synthesis, tile + layout.channel_in[o] * pitch + team.item, tile + layout.rings_in[o] * pitch + team.item, team);
+    if (a.terms.reads[o]) apply(plan.slots[slot_of(o)].synthesis, tile.from(layout.channel_in[o]), tile.from(layout.rings_in[o]), team);
   __syncthreads();
 #pragma unroll 1
   for (int o = 0; o < operand_count; ++o)
-    if (a.terms.reads[o]) fold_rings(plan, layout, slot_of(o), tile + layout.rings_in[o] * pitch, team);
+    if (a.terms.reads[o]) fold_rings(plan, layout, slot_of(o), tile.from(layout.rings_in[o]), team);
   __syncthreads();
   contract_rings(plan, a.terms, layout, tile, team);
   __syncthreads();
 #pragma unroll 1
   for (int s = 0; s < slot_count; ++s)
-    if (a.terms.writes[s]) fold_rings(plan, layout, s, tile + layout.rings_out[s] * pitch, team);
+    if (a.terms.writes[s]) fold_rings(plan, layout, s, tile.from(layout.rings_out[s]), team);
   __syncthreads();
 #pragma unroll 1
   for (int s = 0; s < slot_count; ++s)
-    if (a.terms.writes[s])
-      apply(plan.slots[s].analysis, tile + layout.rings_out[s] * pitch + team.item, tile + layout.channel_out[s] * pitch + team.item, team);
+    if (a.terms.writes[s]) apply(plan.slots[s].analysis, tile.from(layout.rings_out[s]), tile.from(layout.channel_out[s]), team);
   __syncthreads();
 #pragma unroll 1
   for (int s = 0; s < slot_count; ++s)
-    if (a.terms.writes[s])
-      store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers_of(tile + layout.channel_out[s] * pitch), pitch * V::count);
+    if (a.terms.writes[s]) store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers.from(layout.channel_out[s]));
 }
 
 template <class T>

@@ -9,8 +9,9 @@
 namespace equitensor::cuda {
 
 constexpr int threads = 384;  // a block, at most
-// With so many, and one block an SM asked for, a thread has up to 168 registers and none spills (left to itself ptxas aims at fewer), which takes occupancy to 19 % at most. What hides latency instead: the numbers of a pack, and the 4 to
-// 12 sums of a map's block, are independent of one another.
+// With so many, and one block an SM asked for, a thread has up to 168 registers and none spills (left to itself ptxas aims at fewer), where an SM holds
+// one block, 19 % of its threads. The MTP has 512 of up to 128 registers, 25 %. What hides latency instead: the numbers of a pack, and the 4 to 12
+// sums of a map's block, are independent of one another.
 
 // A plan's arrays in one piece of device memory. The builder runs twice: once for the size, then with the final addresses.
 class PlanArena {
@@ -60,12 +61,12 @@ struct Tiling {
   dim3 grid(long long virtual_items) const { return dim3(unsigned((virtual_items + items - 1) / items)); }
 };
 
-// V: what a thread computes on, a number or Items. A tile has `components` of every item, and is worth `teams` teams.
+// V: what a thread computes on, a number or Items. A tile has `components` of every item, is worth `teams` teams and needs `least_teams`.
 //
 // A pack for every lane of a warp, or as many as shared memory has room for. In a small batch fewer, for every SM to have a block. If two
 // blocks fit into an SM, they hide each other's barriers, and have half the threads each.
 template <class V>
-Tiling tiling_for(int device, long components, int teams, long long batch) {
+Tiling tiling_for(int device, long components, int teams, long long batch, int least_teams = 1) {
   const DeviceProperties& card = properties(device);
   constexpr int each = items_of<V>;
   const long long bytes_of_pack = components * (long long)sizeof(V), most = card.shared_per_block;
@@ -77,7 +78,7 @@ Tiling tiling_for(int device, long components, int teams, long long batch) {
   const int packs = int(std::min<long long>({32, room, std::max<long long>(8, wanted)}));
   const size_t bytes = size_t(bytes_of_pack * pitch_of(packs));
   const int most_threads = bytes <= size_t(most) / 2 ? threads / 2 : threads;
-  return {packs * each, std::min(most_threads, teams * 32), bytes};
+  return {packs * each, std::max(std::min(most_threads, teams * 32), least_teams * 32), bytes};
 }
 template <class Kernel>
 void allow_all_shared_memory(int device, Kernel* kernel) {
@@ -172,7 +173,7 @@ class ChannelProduct : public Operation {
     const Terms terms = terms_of(call);
     const Layout layout(plan_, terms);
     const long long signals = call.batch * plan_.mul;
-    const Tiling tiling = tiling_for<Items<C>>(device, layout.components, layout.teams, signals);
+    const Tiling tiling = tiling_for<Items<C>>(device, layout.components, layout.teams, signals, layout.least_teams);
     const Results<T> results(*this, call, terms, stream);
     const Contraction<T> a(call, terms, results,
                            [&](int s, bool shared) { return channel_rows(plan_.slots[s], plan_.mul, shared, innermost_); });

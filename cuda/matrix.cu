@@ -5,42 +5,59 @@
 namespace equitensor::cuda {
 namespace {
 
+// A term is Z Y^T, X^T Z or X Y.
+__host__ __device__ inline int left_of(const Term& term) { return term.out == 0 ? term.b : term.a; }
+__host__ __device__ inline int right_of(const Term& term) { return term.out == 0 ? term.a : term.b; }
+
+// A warp for each of the 4 x 4 blocks of a matrix of k = 6 or 7, so that the product, in registers, can take its left factor's place.
+constexpr int matrix_threads = 512;
+
 // First components in a tile.
 struct MatrixLayout {
   int channel_in[operand_count], matrix[operand_count], channel_out[slot_count], gradient[slot_count];
   int series;  // of the highest outputs: both factors, their mirrors and the product
-  Divisor by_blocks;  // of a side, in multiply_matrices
+  bool in_place;
+  Divisor by_blocks, by_folds;  // of a side, in multiply_matrices; of unfold_parts
   long components;
-  int teams;
+  int teams, least_teams;
   template <class C>
   MatrixLayout(const MatrixPlan<C>& plan, const Terms& terms) {
     const auto entries = [&](int s) { return long(plan.slots[s].parts) * plan.size * plan.size; };
     const bool has_tops = plan.top_count > 0 && terms.writes[2];
-    // The results' components lie where the operands' matrices were, and the operands' components where the results' matrices will be; unless
-    // the highest outputs, the last thing to be computed, need them.
+    const int blocks = (plan.size + 3) / 4, series_components = has_tops ? 6 * plan.size : 0;
     Components first, results;
-    for (int o = 0; o < operand_count; ++o) matrix[o] = first.take(terms.reads[o] ? entries(slot_of(o)) : 0);
+    // A product of which every team has one block (k = 6 and 7), in registers, takes its left factor's place: 436 components instead of 605 at
+    // L = 6, which leave room for a pack a lane. Then the series lie there, and the results' components where the right factor was.
+    const int left = left_of(terms.term[0]);
+    in_place = terms.count == 1 && plan.slots[0].parts == 1 && plan.slots[1].parts == 1 && plan.slots[2].parts == 1 &&
+               blocks * blocks == matrix_threads / 32;
+    if (in_place) matrix[left] = series = first.take(entries(slot_of(left))), results.count = std::max<long>(first.count, series_components);
+    // Otherwise the results' components lie where the operands' matrices were, and the operands' components where the results' matrices will be;
+    // unless the highest outputs, the last thing to be computed, need them.
+    for (int o = 0; o < operand_count; ++o)
+      if (!in_place || o != left) matrix[o] = first.take(terms.reads[o] ? entries(slot_of(o)) : 0);
     for (int s = 0; s < slot_count; ++s) channel_out[s] = results.take(terms.writes[s] ? plan.slots[s].components : 0);
-    series = results.take(has_tops ? 6 * plan.size : 0);
+    if (!in_place) series = results.take(series_components);
     Components second{std::max(first.count, results.count)}, operands = second;
-    for (int s = 0; s < slot_count; ++s) gradient[s] = second.take(terms.writes[s] ? entries(s) : 0);
+    for (int s = 0; s < slot_count; ++s) gradient[s] = in_place ? matrix[left] : second.take(terms.writes[s] ? entries(s) : 0);
     if (has_tops) operands = second;
     for (int o = 0; o < operand_count; ++o) channel_in[o] = operands.take(terms.reads[o] ? plan.slots[slot_of(o)].components : 0);
     Components tile{std::max(second.count, operands.count)};
-    by_blocks = divisor((plan.size + 3) / 4);
-    components = tile.count, teams = tile.teams();
+    by_blocks = divisor(blocks), by_folds = divisor(plan.size / 2 + 1);
+    components = tile.count, teams = tile.teams(), least_teams = in_place ? blocks * blocks : 1;
   }
 };
 
 template <class C, class V>
-__device__ __forceinline__ void unfold_parts(const MatrixSlot<C>& slot, int size, V* matrix, const Team& team, bool transpose) {
+__device__ __forceinline__ void unfold_parts(const MatrixSlot<C>& slot, int size, const Strip<V>& matrix, Divisor by_folds, const Team& team,
+                                             bool transpose) {
+  // Orders a <= b, row by row of their triangle; rows a and k + 1 - a together are k + 1 long.
   const int k = size / 2, tasks = k * (k + 1) / 2;
   for (int part = 0; part < slot.parts; ++part) {
-    const Strip<V> centre{matrix + (part * size * size + k * size + k) * team.pitch + team.item, team.pitch};
-    int a = 1, before = 0;  // tasks of smaller orders
+    const Strip<V> centre = matrix.from(part * size * size + k * size + k);
     for (int t = team.index; t < tasks; t += team.count) {
-      while (t - before > k - a) before += k - a + 1, ++a;
-      const int b = a + t - before;
+      const int row = divide(t, by_folds), column = t - row * (k + 1), rest = column - (k - row);
+      const int a = rest < 0 ? row + 1 : k - row, b = a + (rest < 0 ? column : rest);
       if (b == a)
         unfold_order<V>(centre, size, a);
       else if (transpose)
@@ -55,72 +72,90 @@ struct MatrixView {
   int row, column;
 };
 template <int rows, int columns, class V>
-__device__ __forceinline__ void multiply_block(Strip<V> a, MatrixView va, Strip<V> b, MatrixView vb, Strip<V> c, int size, bool first) {
-  V sum[rows][columns];
+__device__ __forceinline__ void multiply_block(Strip<V> a, MatrixView va, Strip<V> b, MatrixView vb, const Strip<V>& c, int size, bool first,
+                                               bool in_place, V (&sum)[4][4]) {
+  const unsigned left_step = va.row * a.pitch, right_step = vb.column * b.pitch;
 #pragma unroll
   for (int i = 0; i < rows; ++i)
 #pragma unroll
     for (int j = 0; j < columns; ++j) sum[i][j] = first ? V{} : c[i * size + j];
-  for (int k = 0; k < size; ++k) {
+#pragma unroll 1
+  for (int k = 0; k < size; ++k, a = a.from(va.column), b = b.from(vb.row)) {
     V right[columns];
 #pragma unroll
-    for (int j = 0; j < columns; ++j) right[j] = b[k * vb.row + j * vb.column];
+    for (int j = 0; j < columns; ++j) right[j] = shared_at<V>(b.at + j * right_step);
 #pragma unroll
     for (int i = 0; i < rows; ++i) {
-      const V left = a[i * va.row + k * va.column];
+      const V left = shared_at<V>(a.at + i * left_step);
 #pragma unroll
       for (int j = 0; j < columns; ++j) sum[i][j] += left * right[j];
     }
   }
+  if (in_place) return;
 #pragma unroll
   for (int i = 0; i < rows; ++i)
 #pragma unroll
     for (int j = 0; j < columns; ++j) c[i * size + j] = sum[i][j];
 }
-// c = a b, or c += a b, in blocks of nearly equal sides of at most 4, shared out to the teams.
+// c = a b, or c += a b, in blocks of nearly equal sides of at most 4, shared out to the teams. In place: no team has more than one.
 template <class V>
-__device__ __forceinline__ void multiply_matrices(Strip<V> a, MatrixView va, Strip<V> b, MatrixView vb, Strip<V> c, int size, bool first,
-                                                  Divisor by_blocks, const Team& team) {
+__device__ __forceinline__ void multiply_matrices(const Strip<V>& a, MatrixView va, const Strip<V>& b, MatrixView vb, const Strip<V>& c, int size,
+                                                  bool first, bool in_place, Divisor by_blocks, const Team& team) {
   const int blocks = (size + 3) / 4;
-  for (int t = team.index; t < blocks * blocks; t += team.count) {
-    const int bi = divide(t, by_blocks), bj = t - bi * blocks;
-    const int i = divide(bi * size, by_blocks), j = divide(bj * size, by_blocks);
-    const int rows = divide((bi + 1) * size, by_blocks) - i, columns = divide((bj + 1) * size, by_blocks) - j;
-    const Strip<V> left{&a[i * va.row], a.pitch}, right{&b[j * vb.column], b.pitch}, out{&c[i * size + j], c.pitch};
+  for (int t = team.index; in_place || t < blocks * blocks; t += team.count) {
+    V sum[4][4] = {};
+    Strip<V> out = c;
+    int rows = 0, columns = 0;
+    if (t < blocks * blocks) {
+      const int bi = divide(t, by_blocks), bj = t - bi * blocks;
+      const int i = divide(bi * size, by_blocks), j = divide(bj * size, by_blocks);
+      rows = divide((bi + 1) * size, by_blocks) - i, columns = divide((bj + 1) * size, by_blocks) - j;
+      const Strip<V> left = a.from(i * va.row), right = b.from(j * vb.column);
+      out = c.from(i * size + j);
 #define EQUITENSOR_CASE(r, c) \
-  case 8 * r + c: multiply_block<r, c, V>(left, va, right, vb, out, size, first); break;
-    switch (8 * rows + columns) {
-      EQUITENSOR_CASE(4, 4) EQUITENSOR_CASE(4, 3) EQUITENSOR_CASE(3, 4) EQUITENSOR_CASE(3, 3) EQUITENSOR_CASE(3, 2)
-      EQUITENSOR_CASE(2, 3) EQUITENSOR_CASE(2, 2) EQUITENSOR_CASE(2, 1) EQUITENSOR_CASE(1, 2) EQUITENSOR_CASE(1, 1)
-    }
+  case 8 * r + c: multiply_block<r, c, V>(left, va, right, vb, out, size, first, in_place, sum); break;
+      switch (8 * rows + columns) {
+        EQUITENSOR_CASE(4, 4) EQUITENSOR_CASE(4, 3) EQUITENSOR_CASE(3, 4) EQUITENSOR_CASE(3, 3) EQUITENSOR_CASE(3, 2)
+        EQUITENSOR_CASE(2, 3) EQUITENSOR_CASE(2, 2) EQUITENSOR_CASE(2, 1) EQUITENSOR_CASE(1, 2) EQUITENSOR_CASE(1, 1)
+      }
 #undef EQUITENSOR_CASE
+    }
+    if (!in_place) continue;
+    __syncthreads();  // both factors have been read
+    if (t >= blocks * blocks) return;
+    // Four blocks a side are each 3 or 4 long.
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        if ((i < 3 || rows == 4) && (j < 3 || columns == 4)) out[i * size + j] = sum[i][j];
+    return;
   }
 }
 
-// The highest outputs by their only path, core/matrix.hpp. f: room for both series, their mirrors and the product.
+// The highest outputs by their only path, core/matrix.hpp. series: room for both series, their mirrors and the product.
 template <class C, class V>
-__device__ __forceinline__ void multiply_top(const PlanTop<C>& top, bool first_term, const V* x, const V* y, V* z, V* f, const Team& team) {
-  const int l1 = top.l1, l2 = top.l2, l3 = l1 + l2, n1 = 2 * l1 + 1, n2 = 2 * l2 + 1, pitch = team.pitch;
+__device__ __forceinline__ void multiply_top(const PlanTop<C>& top, bool first_term, const Strip<V>& x, const Strip<V>& y, const Strip<V>& z,
+                                             const Strip<V>& series, const Team& team) {
+  const int l1 = top.l1, l2 = top.l2, l3 = l1 + l2, n1 = 2 * l1 + 1, n2 = 2 * l2 + 1;
   const bool is_first = first_term && top.first;
-  const Strip<V> series{f + team.item, pitch};
   for (int m = team.index; m < n1 + n2; m += team.count) {
     const bool is_x = m < n1;
     const int at = is_x ? m : m - n1, n = is_x ? n1 : n2, first = is_x ? 0 : 2 * n1;
-    const V value = (is_x ? x[(top.x_first + at) * pitch + team.item] : y[(top.y_first + at) * pitch + team.item]);
+    const V value = is_x ? x[top.x_first + at] : y[top.y_first + at];
     series[first + at] = load_table((is_x ? top.scale1 : top.scale2) + at).value[0] * value;
     series[first + n + at] = load_table((is_x ? top.mirror1 : top.mirror2) + at).value[0] * value;
   }
   __syncthreads();
-  const auto strip = [&](int i) { return Strip<V>{f + i * pitch + team.item, pitch}; };
-  const Strip<V> fx = strip(l1), fx_mirror = strip(n1 + l1), gy = strip(2 * n1 + l2), gy_mirror = strip(2 * n1 + n2 + l2);
-  const Strip<V> h = strip(2 * n1 + 2 * n2 + l3);
+  const Strip<V> fx = series.from(l1), fx_mirror = series.from(n1 + l1), gy = series.from(2 * n1 + l2), gy_mirror = series.from(2 * n1 + n2 + l2);
+  const Strip<V> h = series.from(2 * n1 + 2 * n2 + l3);
   for (int k = team.index; k <= l3; k += team.count) {
     if (k == 0)
       series_mean<V>(fx, fx_mirror, l1, gy, l2, h, true);
     else
       series_order<V>(fx, fx_mirror, l1, gy, gy_mirror, l2, h, k, true);
     for (int m = -k; m <= k; m += k ? 2 * k : 1) {
-      V& out = z[(top.out_first + l3 + m) * pitch + team.item];
+      V& out = z[top.out_first + l3 + m];
       const V value = load_table(top.scale_out + l3 + m).value[0] * h[m];
       out = is_first ? value : out + value;
     }
@@ -128,75 +163,73 @@ __device__ __forceinline__ void multiply_top(const PlanTop<C>& top, bool first_t
   __syncthreads();
 }
 
-// One term: Z Y^T, X^T Z or X Y. A thread has the same blocks of a result in every term, so that they need no barrier between them.
+// One term. A thread has the same blocks of a result in every term, so that they need no barrier between them.
 template <class C, class V>
-__device__ __forceinline__ void multiply_term(const MatrixPlan<C>& plan, const Term& term, const MatrixLayout& layout, V* tile, const Team& team) {
+__device__ __forceinline__ void multiply_term(const MatrixPlan<C>& plan, const Term& term, const MatrixLayout& layout, const Strip<V>& tile,
+                                              const Team& team) {
   const int n = plan.size;
   const MatrixView plain{n, 1}, transposed{1, n};
-  const auto part = [&](int first, int index) { return Strip<V>{tile + (first + index * n * n) * team.pitch + team.item, team.pitch}; };
+  const auto part = [&](int first, int index) { return tile.from(first + index * n * n); };
   unsigned written = term.first ? 0 : ~0u;
   for (int p = 0; p < plan.product_count; ++p) {
     const PlanProduct product = load_table(plan.products + p).value[0];
     const int parts[slot_count] = {product.part1, product.part2, product.part_out};
     const int out = term.out == 0 ? parts[0] : term.out == 1 ? parts[1] : parts[2];
-    const int left = term.out == 0 ? term.b : term.a, right = term.out == 0 ? term.a : term.b;
+    const int left = left_of(term), right = right_of(term);
     multiply_matrices(part(layout.matrix[left], term.out == 0 ? parts[2] : parts[0]), term.out == 1 ? transposed : plain,
                       part(layout.matrix[right], term.out == 1 ? parts[2] : parts[1]), term.out == 0 ? transposed : plain,
-                      part(layout.gradient[term.out], out), n, !(written >> out & 1), layout.by_blocks, team);
+                      part(layout.gradient[term.out], out), n, !(written >> out & 1), layout.in_place, layout.by_blocks, team);
     written |= 1u << out;
   }
 }
 
 // T: type of the arrays; C: of the computation and the plan.
 template <class T, class C>
-__global__ __launch_bounds__(threads, 1) void matrix(const __grid_constant__ MatrixPlan<C> plan,
+__global__ __launch_bounds__(matrix_threads, 1) void matrix(const __grid_constant__ MatrixPlan<C> plan,
                                                                                 const __grid_constant__ Contraction<T> a,
                                                                                 const __grid_constant__ MatrixLayout layout, int items,
                                                                                 long long signals) {
   using V = Items<C>;
   const Team team = team_of(items / V::count);
   const long long first = (long long)blockIdx.x * items;
-  const int live = int(signals - first < items ? signals - first : items), n = plan.size, pitch = team.pitch;
-  V* const tile = dynamic_shared<V>();
+  const int live = int(signals - first < items ? signals - first : items), n = plan.size;
+  const Strip<V> tile = own_strip<V>(items / V::count);
+  const Strip<C> numbers = first_strip<C>(tile);
   // At run time, so that the code for an operand is there once.
 #pragma unroll 1
   for (int o = 0; o < operand_count; ++o)
-    if (a.terms.reads[o])
-      load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers_of(tile + layout.channel_in[o] * pitch), pitch * V::count);
+    if (a.terms.reads[o]) load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers.from(layout.channel_in[o]));
   __syncthreads();
 #pragma unroll 1
   for (int o = 0; o < operand_count; ++o)
-    if (a.terms.reads[o])
-      apply(plan.slots[slot_of(o)].to_matrix, tile + layout.channel_in[o] * pitch + team.item, tile + layout.matrix[o] * pitch + team.item, team);
+    if (a.terms.reads[o]) apply(plan.slots[slot_of(o)].to_matrix, tile.from(layout.channel_in[o]), tile.from(layout.matrix[o]), team);
   __syncthreads();
 #pragma unroll 1
   for (int o = 0; o < operand_count; ++o)
-    if (a.terms.reads[o]) unfold_parts(plan.slots[slot_of(o)], n, tile + layout.matrix[o] * pitch, team, false);
+    if (a.terms.reads[o]) unfold_parts(plan.slots[slot_of(o)], n, tile.from(layout.matrix[o]), layout.by_folds, team, false);
   __syncthreads();
 #pragma unroll 1
   for (int t = 0; t < a.terms.count; ++t) multiply_term(plan, a.terms.term[t], layout, tile, team);
   __syncthreads();
 #pragma unroll 1
   for (int s = 0; s < slot_count; ++s)
-    if (a.terms.writes[s]) unfold_parts(plan.slots[s], n, tile + layout.gradient[s] * pitch, team, true);
+    if (a.terms.writes[s]) unfold_parts(plan.slots[s], n, tile.from(layout.gradient[s]), layout.by_folds, team, true);
   __syncthreads();
 #pragma unroll 1
   for (int s = 0; s < slot_count; ++s)
-    if (a.terms.writes[s])
-      apply(plan.slots[s].from_matrix, tile + layout.gradient[s] * pitch + team.item, tile + layout.channel_out[s] * pitch + team.item, team);
+    if (a.terms.writes[s]) apply(plan.slots[s].from_matrix, tile.from(layout.gradient[s]), tile.from(layout.channel_out[s]), team);
   __syncthreads();
 #pragma unroll 1
   for (int t = 0; t < a.terms.count; ++t) {
     const Term term = a.terms.term[t];
     if (term.out != 2) continue;
     for (int i = 0; i < plan.top_count; ++i)
-      multiply_top(plan.tops[i], term.first, tile + layout.channel_in[term.a] * pitch, tile + layout.channel_in[term.b] * pitch,
-                   tile + layout.channel_out[2] * pitch, tile + layout.series * pitch, team);
+      multiply_top(plan.tops[i], term.first, tile.from(layout.channel_in[term.a]), tile.from(layout.channel_in[term.b]),
+                   tile.from(layout.channel_out[2]), tile.from(layout.series), team);
   }
 #pragma unroll 1
   for (int s = 0; s < slot_count; ++s)
-    if (a.terms.writes[s])
-      store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers_of(tile + layout.channel_out[s] * pitch), pitch * V::count);
+    if (a.terms.writes[s]) store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers.from(layout.channel_out[s]));
 }
 
 template <class T, class C>

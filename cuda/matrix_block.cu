@@ -9,7 +9,7 @@ namespace {
 struct MatrixBlockLayout {
   int in[operand_count], out[slot_count], products;
   long components;
-  int teams;
+  int teams, least_teams = 1;
   template <class T>
   MatrixBlockLayout(const MatrixBlockPlan<T>& plan, const Terms& terms) {
     Components tile;
@@ -26,10 +26,9 @@ __global__ __launch_bounds__(threads, 1) void matrix_block(const __grid_constant
   using V = Items<T>;
   const Team team = team_of(items / V::count);
   const long long first = (long long)blockIdx.x * items;
-  const int live = int(signals - first < items ? signals - first : items), pitch = team.pitch, number_pitch = pitch * V::count;
-  V* const tile = dynamic_shared<V>();
-  const auto strip = [&](int component) { return Strip<V>{tile + component * pitch + team.item, pitch}; };
-  const Strip<V> products = strip(layout.products);
+  const int live = int(signals - first < items ? signals - first : items);
+  const Strip<V> tile = own_strip<V>(items / V::count), products = tile.from(layout.products);
+  const Strip<T> numbers = first_strip<T>(tile);
   // The term of dx and of dy has the other input, or its direction.
   int x = -1, y = -1;
   for (int t = 0; t < a.terms.count; ++t) {
@@ -39,10 +38,10 @@ __global__ __launch_bounds__(threads, 1) void matrix_block(const __grid_constant
   // At run time, so that the code for an operand is there once.
 #pragma unroll 1
   for (int o = 0; o < operand_count; ++o)
-    if (a.terms.reads[o]) load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers_of(tile + layout.in[o] * pitch), number_pitch);
+    if (a.terms.reads[o]) load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers.from(layout.in[o]));
 #pragma unroll 1
   for (int s = 0; s < slot_count; ++s)
-    for (int c = team.index; a.terms.writes[s] && c < plan.slots[s].components; c += team.count) strip(layout.out[s])[c] = V{};
+    for (int c = team.index; a.terms.writes[s] && c < plan.slots[s].components; c += team.count) tile[layout.out[s] + c] = V{};
   __syncthreads();
   for (int i = 0; i < plan.chunk_count; ++i) {
     const PlanProducts<T> chunk = plan.chunks[i];
@@ -53,24 +52,24 @@ __global__ __launch_bounds__(threads, 1) void matrix_block(const __grid_constant
       for (int t = 0; t < a.terms.count; ++t) {
         const Term term = a.terms.term[t];
         if (term.out != 2) continue;
-        const Strip<V> xs = strip(layout.in[term.a]), ys = strip(layout.in[term.b]);
+        const Strip<V> xs = tile.from(layout.in[term.a]), ys = tile.from(layout.in[term.b]);
         for (int p = team.index; p < chunk.products; p += team.count) {
           const V value = xs[x_component(p)] * ys[y_component(p)];
           products[p] = term.first ? value : products[p] + value;
         }
       }
       __syncthreads();
-      apply<true>(chunk.forward, products.at, strip(layout.out[2]).at, team);
+      apply<true>(chunk.forward, products, tile.from(layout.out[2]), team);
       __syncthreads();
     }
     if (x < 0 && y < 0) continue;
-    apply(chunk.backward, strip(layout.in[z_operand]).at, products.at, team);
+    apply(chunk.backward, tile.from(layout.in[z_operand]), products, team);
     __syncthreads();
     // Rows of the products first, then columns: each is one component of dx or dy, summed by one thread.
     for (int r = team.index; r < chunk.rows + chunk.columns; r += team.count) {
       const bool is_row = r < chunk.rows;
       if (is_row ? y < 0 : x < 0) continue;
-      const Strip<V> other = strip(layout.in[is_row ? y : x]);
+      const Strip<V> other = tile.from(layout.in[is_row ? y : x]);
       const int* begin = is_row ? chunk.row_begin + r : chunk.column_begin + (r - chunk.rows);
       const int from = load_table(begin).value[0], to = load_table(begin + 1).value[0];
       V sum{};
@@ -79,13 +78,13 @@ __global__ __launch_bounds__(threads, 1) void matrix_block(const __grid_constant
         p = is_row ? n : load_table(chunk.column_product + n).value[0];
         sum += products[p] * other[is_row ? y_component(p) : x_component(p)];
       }
-      strip(layout.out[is_row ? 0 : 1])[is_row ? x_component(p) : y_component(p)] += sum;
+      tile[is_row ? layout.out[0] + x_component(p) : layout.out[1] + y_component(p)] += sum;
     }
     __syncthreads();
   }
 #pragma unroll 1
   for (int s = 0; s < slot_count; ++s)
-    if (a.terms.writes[s]) store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers_of(tile + layout.out[s] * pitch), number_pitch);
+    if (a.terms.writes[s]) store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers.from(layout.out[s]));
 }
 
 template <class T>

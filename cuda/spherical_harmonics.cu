@@ -26,26 +26,25 @@ long harmonics_components(const HarmonicsPlan<T>& plan, bool has_direction, bool
   return 3 + (has_direction ? 3 : 0) + plan.dim + (has_gradient ? (has_direction ? 6 : 3) * gradient_orders(plan) : 0);
 }
 
-// With a direction the results are derivatives along it. z is null where nobody asked for it. Two blocks an SM in float64 too, where left to itself
-// ptxas takes 148 registers for what fits into 128.
+// With a direction the results are derivatives along it. z is null where nobody asked for it. Gradients can take over 85 registers, in float64 or with
+// a direction: one block an SM, 19 % of its threads. What hides latency then: every number of a recurrence goes into six independent sums.
 template <class T, bool has_direction, bool has_gradient>
 __global__ __launch_bounds__(threads, 1) void spherical_harmonics(HarmonicsPlan<T> plan, Rows vectors, Rows harmonics, int items, long long batch,
                                                                   bool accumulate, const T* x, const T* direction, const T* dz, T* dx, T* z) {
   using N = std::conditional_t<has_direction, Dual<T>, T>;
   const Team team = team_of(items);
   const long long first = (long long)blockIdx.x * items;
-  const int live = int(batch - first < items ? batch - first : items), pitch = team.pitch, orders = plan.lmax + 1;
-  T* const vector = dynamic_shared<T>();
-  T* const tangent = vector + 3 * pitch;
-  T* const row = tangent + (has_direction ? 3 * pitch : 0);  // the cotangent, then the harmonics
-  T* const shares = row + plan.dim * pitch;
-  load_tile(vectors, x, first, live, vector, pitch);
-  if constexpr (has_direction) load_tile(vectors, direction, first, live, tangent, pitch);
-  if constexpr (has_gradient) load_tile(harmonics, dz, first, live, row, pitch);
+  const int live = int(batch - first < items ? batch - first : items), orders = plan.lmax + 1;
+  const Strip<T> vector = own_strip<T>(items), tangent = vector.from(3);
+  const Strip<T> row = tangent.from(has_direction ? 3 : 0);  // the cotangent, then the harmonics
+  const Strip<T> vectors_in = first_strip<T>(vector), directions_in = vectors_in.from(3), rows = directions_in.from(has_direction ? 3 : 0);
+  load_tile(vectors, x, first, live, vectors_in);
+  if constexpr (has_direction) load_tile(vectors, direction, first, live, directions_in);
+  if constexpr (has_gradient) load_tile(harmonics, dz, first, live, rows);
   __syncthreads();
 
   const auto read = [](const auto* p) { return load_table(p).value[0]; };
-  const auto point = [&](const T* tile) { return Point<T>{tile[team.item], tile[pitch + team.item], tile[2 * pitch + team.item]}; };
+  const auto point = [&](const Strip<T>& of) { return Point<T>{of[0], of[1], of[2]}; };
   const Point<T> v = point(vector);
   T inverse = 1, slope = 1;
   if (plan.normalize) {
@@ -70,34 +69,32 @@ __global__ __launch_bounds__(threads, 1) void spherical_harmonics(HarmonicsPlan<
     }
   };
 
-  const Strip<T> component{row + team.item, pitch};
   if constexpr (has_gradient) {
     for (int l = team.index; l < orders; l += team.count)
       for (int copy = read(plan.degree_begin + l) + 1; copy < read(plan.degree_begin + l + 1); ++copy)
-        for (int m = -l; m <= l; ++m) component[read(plan.centre + l) + m] += component[read(plan.copies + copy) + l + m];
+        for (int m = -l; m <= l; ++m) row[read(plan.centre + l) + m] += row[read(plan.copies + copy) + l + m];
     __syncthreads();
     Point<N> sum{};
     for_each_order(plan.lmax, [&](int m, N start, N cosine, N sine) {
-      add_gradient(plan, m, start, at.point.y, squared, cosine, sine, component, read, sum);
+      add_gradient(plan, m, start, at.point.y, squared, cosine, sine, row, read, sum);
     });
     const int teams = minimum(team.count, gradient_orders(plan));
-    const Strip<N> share{reinterpret_cast<N*>(shares) + team.item, pitch};
+    const Strip<N> share = own_strip<N>(items, rows.from(plan.dim).at);
     if (team.index < teams) share[3 * team.index] = sum.x, share[3 * team.index + 1] = sum.y, share[3 * team.index + 2] = sum.z;
     __syncthreads();
     if (team.index == 0) {
       for (int t = 1; t < teams; ++t) sum.x += share[3 * t], sum.y += share[3 * t + 1], sum.z += share[3 * t + 2];
       const Point<T> result = plan.normalize ? normalised_gradient<T>(at, sum) : result_of<T>(sum);
-      T* const to = vector + team.item;
-      to[0] = result.x, to[pitch] = result.y, to[2 * pitch] = result.z;
+      vector[0] = result.x, vector[1] = result.y, vector[2] = result.z;
     }
   }
   if (z)
     for_each_order(orders, [&](int m, N start, N cosine, N sine) {
-      write_order(plan, m, start, at.point.y, squared, cosine, sine, read, [&](int c, T value) { component[c] = value; });
+      write_order(plan, m, start, at.point.y, squared, cosine, sine, read, [&](int c, T value) { row[c] = value; });
     });
   __syncthreads();
-  if constexpr (has_gradient) store_tile(vectors, dx, accumulate, first, live, vector, pitch);
-  if (z) store_tile(harmonics, z, accumulate, first, live, row, pitch);
+  if constexpr (has_gradient) store_tile(vectors, dx, accumulate, first, live, vectors_in);
+  if (z) store_tile(harmonics, z, accumulate, first, live, rows);
 }
 
 template <class T>

@@ -6,6 +6,7 @@
 #include "core/arithmetic.hpp"
 #include "core/plan.hpp"
 #include "cuda/device.cuh"
+#include <cmath>
 
 namespace equitensor::cuda {
 
@@ -23,11 +24,22 @@ struct alignas(16) Items {
   return r
   __device__ __forceinline__ friend Items operator+(Items a, Items b) { EQUITENSOR_EACH(a.item[i] + b.item[i]); }
   __device__ __forceinline__ friend Items operator-(Items a, Items b) { EQUITENSOR_EACH(a.item[i] - b.item[i]); }
-  __device__ __forceinline__ friend Items operator*(Items a, Items b) { EQUITENSOR_EACH(a.item[i] * b.item[i]); }
+  // Not formed before it is known what it is added to. Unrolled, a product of series adds most products to two orders: once formed for both, one
+  // would take a multiplication and two additions, instead of two fused multiply-adds.
+  struct Product {
+    Items a, b;
+    __device__ __forceinline__ operator Items() const { EQUITENSOR_EACH(a.item[i] * b.item[i]); }
+  };
+  __device__ __forceinline__ friend Product operator*(Items a, Items b) { return {a, b}; }
   __device__ __forceinline__ friend Items operator*(T a, Items b) { EQUITENSOR_EACH(a * b.item[i]); }
+  __device__ __forceinline__ friend Items operator+(Items a, Product p) { EQUITENSOR_EACH(std::fma(p.a.item[i], p.b.item[i], a.item[i])); }
+  __device__ __forceinline__ friend Items operator+(Product p, Items a) { return a + p; }
+  __device__ __forceinline__ friend Items operator-(Items a, Product p) { EQUITENSOR_EACH(std::fma(-p.a.item[i], p.b.item[i], a.item[i])); }
 #undef EQUITENSOR_EACH
-  __device__ __forceinline__ Items& operator+=(Items b) { return *this = *this + b; }
-  __device__ __forceinline__ Items& operator-=(Items b) { return *this = *this - b; }
+  template <class B>
+  __device__ __forceinline__ Items& operator+=(B b) { return *this = *this + b; }
+  template <class B>
+  __device__ __forceinline__ Items& operator-=(B b) { return *this = *this - b; }
 };
 
 __device__ __forceinline__ int divide(int n, Divisor d) { return int(__umulhi(unsigned(n) + 1, d.magic)); }
@@ -41,40 +53,64 @@ struct Rows {
   bool channels_innermost; // neighbouring channels are neighbours in memory: ir_mul
 };
 
+// One item's, or one pack's, place in every component of a tile, from one component on. Both in bytes: `at` of the first, `pitch` to the next.
+template <class V>
+struct Strip {
+  unsigned at, pitch;
+  __device__ __forceinline__ V& operator[](int component) const { return shared_at<V>(at + component * pitch); }
+  __device__ __forceinline__ Strip from(int component) const { return {at + component * pitch, pitch}; }
+};
+
 struct Team {
-  int item, index, count;  // this thread's pack of items, its team, and the number of teams
-  int pitch;               // in packs
+  int index, count;  // this thread's team, and the number of teams
 };
 // Lanes beyond the last pack have no share of the work: their team comes after all components.
 __device__ __forceinline__ Team team_of(int packs) {
-  const int lane = int(threadIdx.x) % 32;
-  return {minimum(lane, packs - 1), lane < packs ? int(threadIdx.x) / 32 : 1 << 20, int(blockDim.x) / 32, packs + 1};
+  return {int(threadIdx.x % 32) < packs ? int(threadIdx.x / 32) : 1 << 20, int(blockDim.x / 32)};
 }
-inline int pitch_of(int packs) { return packs + 1; }
+__host__ __device__ inline int pitch_of(int packs) { return packs + 1; }
+// The calling thread's pack, of a tile that begins at the address.
+template <class V>
+__device__ __forceinline__ Strip<V> own_strip(int packs, unsigned begin = dynamic_shared_begin()) {
+  return {begin + minimum(int(threadIdx.x % 32), packs - 1) * unsigned(sizeof(V)), pitch_of(packs) * unsigned(sizeof(V))};
+}
+// The tile's first item.
+template <class T, class V>
+__device__ __forceinline__ Strip<T> first_strip(const Strip<V>& own) { return {dynamic_shared_begin(), own.pitch}; }
 
-// Calls visit(address in the array, {place in the tile, ...}) for the tile's numbers, up to 16 bytes at a time where they are neighbours.
-// `first` is a multiple of the tile's items.
-template <class T, class Visit>
-__device__ __forceinline__ void for_each_pack(const Rows& rows, const T* base, long long first, int live, int pitch, Visit&& visit) {
-  constexpr int lanes = 16 / sizeof(T);
+// Calls visit(pointer into the array, {address in the tile, ...}) for the tile's numbers, up to 16 bytes at a time where they are neighbours.
+// `first` is a multiple of the tile's items; `tile` is the first item's strip.
+template <class N, class C, class Visit>
+__device__ __forceinline__ void for_each_pack(const Rows& rows, N* base, long long first, int live, const Strip<C>& tile, Visit&& visit) {
+  constexpr int lanes = 16 / sizeof(N);
   const bool aligned = reinterpret_cast<uintptr_t>(base) % 16 == 0;
   const int numbers = live * rows.components;
+  const auto place = [&](int c, int item) { return tile.at + c * tile.pitch + item * unsigned(sizeof(C)); };
   if (rows.mul == 1 && !rows.channel && rows.stride == rows.dim) {
-    const long long begin = first * rows.dim;
-    const int packed = aligned && begin % lanes == 0 ? numbers / lanes * lanes : 0;
-    for (int i = threadIdx.x * lanes; i < packed; i += blockDim.x * lanes) {
-      int place[lanes];
+    N* const begin = base + first * rows.dim;
+    const int packs = aligned && first * rows.dim % lanes == 0 ? numbers / lanes : 0;
+    // As many packs as there are components are `lanes` items. A thread goes on by multiples of that and keeps its components: 4 instructions
+    // a number instead of 12.
+    const int times = maximum(1, divide(blockDim.x, rows.by_components)), step = times * rows.components;
+    const unsigned next_item = unsigned(sizeof(C)) - rows.components * tile.pitch;  // at whose first component the numbers go on
+    for (int start = threadIdx.x; start < minimum(step, packs); start += blockDim.x) {
+      unsigned places[lanes];
 #pragma unroll
       for (int n = 0; n < lanes; ++n) {
-        const int item = divide(i + n, rows.by_components);
-        place[n] = (i + n - item * rows.components) * pitch + item;
+        const int number = start * lanes + n;
+        places[n] = tile.at + number * tile.pitch + divide(number, rows.by_components) * next_item;
       }
-      visit(begin + i, place);
+      N* at = begin + start * lanes;
+      for (int i = start; i < packs; i += step, at += step * lanes) {
+        visit(at, places);
+#pragma unroll
+        for (int n = 0; n < lanes; ++n) places[n] += times * lanes * unsigned(sizeof(C));
+      }
     }
-    for (int i = packed + threadIdx.x; i < numbers; i += blockDim.x) {
+    for (int i = packs * lanes + threadIdx.x; i < numbers; i += blockDim.x) {
       const int item = divide(i, rows.by_components);
-      const int place[1] = {(i - item * rows.components) * pitch + item};
-      visit(begin + i, place);
+      const unsigned places[1] = {place(i - item * rows.components, item)};
+      visit(begin + i, places);
     }
     return;
   }
@@ -91,37 +127,37 @@ __device__ __forceinline__ void for_each_pack(const Rows& rows, const T* base, l
     const int packs = live / lanes;
     for (int i = threadIdx.x; i < packs * rows.components; i += blockDim.x) {
       const int c = i / packs, item = (i - c * packs) * lanes;
-      int place[lanes];
+      unsigned places[lanes];
 #pragma unroll
-      for (int n = 0; n < lanes; ++n) place[n] = c * pitch + item + n;
-      visit(address(c, item), place);
+      for (int n = 0; n < lanes; ++n) places[n] = place(c, item + n);
+      visit(base + address(c, item), places);
     }
     return;
   }
   for (int i = threadIdx.x; i < numbers; i += blockDim.x) {
     const int item = rows.channels_innermost ? i % live : divide(i, rows.by_components);
     const int c = rows.channels_innermost ? i / live : i - item * rows.components;
-    const int place[1] = {c * pitch + item};
-    visit(address(c, item), place);
+    const unsigned places[1] = {place(c, item)};
+    visit(base + address(c, item), places);
   }
 }
 
 template <class C, class T>
-__device__ __forceinline__ void load_tile(const Rows& rows, const T* from, long long first, int live, C* tile, int pitch) {
-  for_each_pack(rows, from, first, live, pitch, [&]<int lanes>(long long at, const int(&place)[lanes]) {
-    const Pack<T, lanes> value = load<lanes>(from + at);
+__device__ __forceinline__ void load_tile(const Rows& rows, const T* from, long long first, int live, const Strip<C>& tile) {
+  for_each_pack(rows, from, first, live, tile, [&]<int lanes>(const T* at, const unsigned(&places)[lanes]) {
+    const Pack<T, lanes> value = load<lanes>(at);
 #pragma unroll
-    for (int n = 0; n < lanes; ++n) tile[place[n]] = C(value.value[n]);
+    for (int n = 0; n < lanes; ++n) store_shared(places[n], C(value.value[n]));
   });
 }
 template <class C, class T>
-__device__ __forceinline__ void store_tile(const Rows& rows, T* to, bool accumulate, long long first, int live, const C* tile, int pitch) {
-  for_each_pack(rows, to, first, live, pitch, [&]<int lanes>(long long at, const int(&place)[lanes]) {
+__device__ __forceinline__ void store_tile(const Rows& rows, T* to, bool accumulate, long long first, int live, const Strip<C>& tile) {
+  for_each_pack(rows, to, first, live, tile, [&]<int lanes>(T* at, const unsigned(&places)[lanes]) {
     Pack<T, lanes> value{};
-    if (accumulate) value = load<lanes>(to + at);
+    if (accumulate) value = load<lanes>(at);
 #pragma unroll
-    for (int n = 0; n < lanes; ++n) value.value[n] += T(tile[place[n]]);
-    store<lanes>(to + at, value);
+    for (int n = 0; n < lanes; ++n) value.value[n] += T(load_shared<C>(places[n]));
+    store<lanes>(at, value);
   });
 }
 
@@ -130,44 +166,46 @@ constexpr int items_of = 1;
 template <class T>
 constexpr int items_of<Items<T>> = Items<T>::count;
 
-// A tile by its numbers.
-template <class T>
-__device__ __forceinline__ T* numbers_of(Items<T>* tile) { return reinterpret_cast<T*>(tile); }
-
-// One small dense block of a map: a load of an input for every `outputs` multiply-adds, coefficients 16 bytes at a time. add: to the outputs
-// that are there.
+// One small dense block of a map: a load of an input for every `outputs` multiply-adds, coefficients 16 bytes at a time. Up to 8
+// outputs: two inputs a turn of the loop, whose counter and two pointers cost 7 instructions; beyond, registers are short and the multiply-adds
+// of an input are 36 or more. `source`: the inputs, then the outputs. add: to the outputs that are there.
 template <int outputs, bool add, class T, class V>
-__device__ __forceinline__ void apply_block(const T* coefficients, const int* source, int source_count, const V* in, V* out, int pitch) {
+__device__ __forceinline__ void apply_block(const T* coefficients, const int* source, unsigned source_count, const Strip<V>& in, const Strip<V>& out) {
   constexpr int lanes = 16 / sizeof(T), packs = (outputs + lanes - 1) / lanes;
-  const int* output = source + source_count;
   V sum[outputs] = {};
 #pragma unroll
-  for (int o = 0; add && o < outputs; ++o) sum[o] = out[load_table(output + o).value[0] * pitch];
-#pragma unroll 1
-  for (int s = 0; s < source_count; ++s, coefficients += packs * lanes) {
-    const V value = in[load_table(source + s).value[0] * pitch];
+  for (int o = 0; add && o < outputs; ++o) sum[o] = out[load_table(source + source_count + o).value[0]];
+  const auto take = [&](int further) {
+    const V value = in[load_table(source + further).value[0]];
 #pragma unroll
     for (int p = 0; p < packs; ++p) {
-      const Pack<T, lanes> c = load_table<lanes>(coefficients + p * lanes);
+      const Pack<T, lanes> c = load_table<lanes>(coefficients + (further * packs + p) * lanes);
 #pragma unroll
       for (int n = 0; n < lanes; ++n)
         if (p * lanes + n < outputs) sum[p * lanes + n] += c.value[n] * value;
     }
+  };
+  constexpr unsigned at_once = outputs <= 8 ? 2 : 1;
+  if (source_count % at_once) take(0), source += 1, coefficients += packs * lanes;
+#pragma unroll 1
+  for (unsigned n = source_count / at_once; n > 0; --n, source += at_once, coefficients += at_once * packs * lanes) {
+    take(0);
+    if constexpr (at_once == 2) take(1);
   }
 #pragma unroll
-  for (int o = 0; o < outputs; ++o) out[load_table(output + o).value[0] * pitch] = sum[o];
+  for (int o = 0; o < outputs; ++o) out[load_table(source + o).value[0]] = sum[o];
 }
 
-// out = map(in), or out += map(in), blocks shared out to the teams. in and out are the calling thread's pack of the tiles.
+// out = map(in), or out += map(in), blocks shared out to the teams.
 template <bool add = false, class T, class V>
-__device__ __forceinline__ void apply(const PlanMap<T>& map, const V* in, V* out, const Team& team) {
+__device__ __forceinline__ void apply(const PlanMap<T>& map, const Strip<V>& in, const Strip<V>& out, const Team& team) {
   for (int b = team.index; b < map.block_count; b += team.count) {
     const PlanMapBlock block = load_table(map.blocks + b).value[0];
     const T* coefficients = map.coefficients + block.coefficients;
     const int* source = map.indices + block.sources;
     switch (block.output_count) {
 #define EQUITENSOR_CASE(outputs) \
-  case outputs: apply_block<outputs, add>(coefficients, source, block.source_count, in, out, team.pitch); break;
+  case outputs: apply_block<outputs, add>(coefficients, source, block.source_count, in, out); break;
       EQUITENSOR_CASE(1) EQUITENSOR_CASE(2) EQUITENSOR_CASE(3) EQUITENSOR_CASE(4) EQUITENSOR_CASE(5) EQUITENSOR_CASE(6)
       EQUITENSOR_CASE(7) EQUITENSOR_CASE(8) EQUITENSOR_CASE(9) EQUITENSOR_CASE(10) EQUITENSOR_CASE(11) EQUITENSOR_CASE(12)
 #undef EQUITENSOR_CASE
@@ -179,13 +217,5 @@ __device__ __forceinline__ void apply(const PlanMap<T>& map, const V* in, V* out
 __device__ __forceinline__ int part_of(const PlanProduct& product, int slot) {
   return slot == 0 ? product.part1 : slot == 1 ? product.part2 : product.part_out;
 }
-
-// A component's place in a tile, indexed like a pointer: by orders from -degree to degree, or by matrix entries.
-template <class T>
-struct Strip {
-  T* at;
-  int pitch;
-  __device__ __forceinline__ T& operator[](int i) const { return at[i * pitch]; }
-};
 
 }  // namespace equitensor::cuda

@@ -14,7 +14,7 @@ import { passes } from '../bench/passes'
 import { operations, weightedProblems } from '../bench/problems'
 import { compare, record, report } from '../bench/run'
 import { bindWeighted, errorOf, expectedOf, makeProduct, multiplyAdds, passNames, termsOf, weightedArrays, weightedDims } from '../bench/weighted'
-import { backends, DeviceArray, MatrixTensorProduct } from '../lib/index'
+import { backends, DeviceArray, GauntTensorProduct } from '../lib/index'
 import { nativeArray } from '../lib/device_array'
 import { binary, native } from '../lib/native'
 import { random, randomArray, root, sameBits } from './support'
@@ -237,10 +237,10 @@ describe.runIf(isEmulated)('--backend cuda', () => {
 
   // Compiles the PTX, unless another test has.
   test.runIf(detectCudaToolkit())('32 thread-instructions are counted for each that a warp issues', () => {
-    const chosen = settings('--operation', 'mtp', '--pass', 'forward')
-    const o = compare(chosen, emulated(chosen), silent).outcomes[1]! // L = 2
+    const chosen = settings('--operation', 'gtp-grid', '--pass', 'forward')
+    const o = compare(chosen, emulated(chosen), silent).outcomes[1]! // L = 2, which takes longer for instructions than for bytes
     expect(correct(o), JSON.stringify(o)).toBe(true)
-    using op = new MatrixTensorProduct('0e+1e+2e', '0e+1e+2e', { irrepsOut: '0e+1e+2e+3e+4e', backend: 'cuda' })
+    using op = new GauntTensorProduct('0e+1e+2e', '0e+1e+2e', { irrepsOut: '0e+1e+2e+3e+4e', algorithm: 'grid', backend: 'cuda' })
     using x = DeviceArray.from(new Float32Array(1280 * 9)), y = DeviceArray.from(new Float32Array(1280 * 9))
     native.cuda!.counting!(true)
     op.forward(x, y).download()
