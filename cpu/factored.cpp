@@ -20,7 +20,7 @@ void multiply_rows(const T* a, const T* b, T* out, long n, bool add) {
 }
 // out += a
 template <class T>
-void add_to_rows(const T* a, T* out, long n) {
+void add_rows(const T* a, T* out, long n) {
   long c = 0;
   for (; c + width<T> <= n; c += width<T>) store(out + c, load(out + c) + load(a + c));
   if (c < n) store_partial(out + c, load_partial(out + c, int(n - c)) + load_partial(a + c, int(n - c)), int(n - c));
@@ -29,7 +29,7 @@ void add_to_rows(const T* a, T* out, long n) {
 template <class T>
 void add_factored(TypedKernels<T>& k) {
   k.multiply_rows = multiply_rows<T>;
-  k.add_to_rows = add_to_rows<T>;
+  k.add_rows = add_rows<T>;
 }
 template void add_factored(TypedKernels<float>&);
 template void add_factored(TypedKernels<double>&);

@@ -59,7 +59,7 @@ constexpr long scattered_bytes = 256 << 10;
 // Some tasks at a time, compute(task, scratch, rows of its edges), and then their rows are added in the order of the edges, each thread a part of every row:
 // so the sums do not depend on the number of threads either.
 template <class T, class Compute>
-void scatter(const Call& call, const std::vector<long>& nodes, T* to, long dim, long scratch_bytes, const Compute& compute, decltype(TypedKernels<T>::add_rows) add_rows) {
+void scatter(const Call& call, const std::vector<long>& nodes, T* to, long dim, long scratch_bytes, const Compute& compute, decltype(TypedKernels<T>::scatter_rows) scatter_rows) {
   const Sweep& sweep = *call.sweep;
   const long tasks = long(nodes.size()) - 1, at_once = call.threads > 1 ? 4 * call.threads : 1;
   const auto first_edge = [&](long task) { return long(sweep.begin[nodes[size_t(std::min(task, tasks))]]); };
@@ -74,14 +74,14 @@ void scatter(const Call& call, const std::vector<long>& nodes, T* to, long dim, 
       compute(task + t, memory, rows.get() + (first_edge(task + t) - first) * dim);
     });
     parallel_for(call.threads, (dim + part - 1) / part, 0, [&](long p, void*) {
-      add_rows(to, sweep.other + first, rows.get(), count, dim, p * part, std::min(dim, (p + 1) * part));
+      scatter_rows(to, sweep.other + first, rows.get(), count, dim, p * part, std::min(dim, (p + 1) * part));
     });
   }
 }
 
 template <class T>
 void run(const Operation& operation, const Call& call, const Terms& terms, long streamed_items, long scratch_bytes,
-         const std::function<void(const Operands<T>&, long begin, long end, void* scratch)>& kernel, decltype(TypedKernels<T>::add_rows) add_rows = nullptr) {
+         const std::function<void(const Operands<T>&, long begin, long end, void* scratch)>& kernel, decltype(TypedKernels<T>::scatter_rows) scatter_rows = nullptr) {
   Operands<T> all{};
   all.terms = terms;
   all.accumulate = call.accumulate;
@@ -139,7 +139,7 @@ void run(const Operation& operation, const Call& call, const Terms& terms, long 
       kernel(mine, task * rows, std::min(batch, (task + 1) * rows), scratch);
   };
   if (scatters)
-    scatter(call, nodes, all.out[0], dim, scratch_bytes, compute, add_rows);
+    scatter(call, nodes, all.out[0], dim, scratch_bytes, compute, scatter_rows);
   else
     parallel_for(call.threads, tasks, scratch_bytes, [&](long task, void* scratch) { compute(task, scratch, nullptr); });
   for (const Sum& sum : sums)
@@ -255,7 +255,7 @@ class Weighted final : public Planned<T, WeightedPlan<T>> {
       Operands<T> mine = a;
       mine.x_by_component = true;
       k.weighted.contract(plan, mine, begin, end, scratch);
-    }, k.add_rows);
+    }, k.scatter_rows);
     if (gradient) turn(gradient.get(), static_cast<T*>(given.out[0]), false, given.accumulate);
   }
 
@@ -543,7 +543,7 @@ class Factored final : public ItemOperation<T> {
             scale(2, z_operand, factor_direction[2], direction[2], false);
             call(kernels, scratch, items, {scaled[0], scaled[1], direction[2]}, {}, {result(second_result, 0), result(second_result, 1), nullptr});
             for (int s = 0; s < 2; ++s)
-              if (needs[s]) k.add_to_rows(second_result[s], first_result[s], items * this->dim[s]);
+              if (needs[s]) k.add_rows(second_result[s], first_result[s], items * this->dim[s]);
           }
           if (directed || wants_weights)
             call(kernels, scratch, items, {scaled[0], scaled[1], z}, {}, {result(second_result, 0), result(second_result, 1), result(second_result, 2, directed)});

@@ -48,12 +48,12 @@ struct TypedKernels {
   Kernel<MatrixBlockPlan<T>, T> matrix_block;
   Kernel<SymmetricPlan<T>, T> symmetric_contraction;
   Kernel<HarmonicsPlan<T>, T> harmonics;
-  void (*multiply_rows)(const T* a, const T* b, T* out, long n, bool add);
-  void (*add_to_rows)(const T* a, T* out, long n);
   // Rows [begin, end) of x to by component, or back: there through `row`, one of them, if they are added to what is there.
   void (*turn_rows)(const WeightedPlan<T>&, const T* in, T* out, bool to_components, T* row, long begin, long end);
   // Components [begin, end) of `count` rows, each added to that row of `to` that `index` says.
-  void (*add_rows)(T* to, const int* index, const T* rows, long count, long dim, long begin, long end);
+  void (*scatter_rows)(T* to, const int* index, const T* rows, long count, long dim, long begin, long end);
+  void (*multiply_rows)(const T* a, const T* b, T* out, long n, bool add);
+  void (*add_rows)(const T* a, T* out, long n);
   double (*fma_chain)(long iterations);  // runs iterations x fma_per_iteration dependent-free multiply-adds
   long fma_per_iteration;
   long rows_per_task;  // a multiple of what one streaming pass covers

@@ -625,7 +625,7 @@ void turn_rows(const WeightedPlan<T>& plan, const T* in, T* out, bool to_compone
 }
 
 template <class T>
-void add_rows(T* to, const int* index, const T* rows, long count, long dim, long begin, long end) {
+void scatter_rows(T* to, const int* index, const T* rows, long count, long dim, long begin, long end) {
   for (long r = 0; r < count; ++r) {
     T* const sum = to + index[r] * dim;
     const T* const row = rows + r * dim;
@@ -640,7 +640,7 @@ void add_rows(T* to, const int* index, const T* rows, long count, long dim, long
 template <class T>
 void add_weighted(TypedKernels<T>& k) {
   k.weighted = {weighted<T>, weighted_scratch<T>};
-  k.turn_rows = turn_rows<T>, k.add_rows = add_rows<T>;
+  k.turn_rows = turn_rows<T>, k.scatter_rows = scatter_rows<T>;
 }
 template void add_weighted(TypedKernels<float>&);
 template void add_weighted(TypedKernels<double>&);
