@@ -108,6 +108,12 @@ inline Call read_call(const Napi::Object& o) {
   return call;
 }
 
+inline void put_arrays(Call& call, const void* const (&in)[operand_arrays], void* const (&out)[result_arrays]) {
+  for (int i = 0; i < operand_count; ++i) call.in[i] = in[i];
+  for (int s = 0; s < slot_count; ++s) call.out[s] = out[s];
+  call.weight = in[weight_operand], call.weight_direction = in[weight_direction_operand], call.weight_out = out[weight_result];
+}
+
 inline Grid read_grid(const Napi::Object& o) { return {integer(o, "rings"), integer(o, "angles"), boolean(o, "pointwise")}; }
 
 }  // namespace equitensor

@@ -274,6 +274,9 @@ Napi::Value create_clebsch_gordan(const Napi::CallbackInfo& info) {
     return make_clebsch_gordan(device, f.is_double, f.dims, f.in1, f.in2, f.paths, f.dense, f.square);
   });
 }
+Napi::Value create_weighted(const Napi::CallbackInfo& info) {
+  return create(info, [](int device, const Napi::Object& o) { return make_weighted(device, read_weighted(o)); });
+}
 Napi::Value create_gaunt(const Napi::CallbackInfo& info) {
   return create(info, [](int device, const Napi::Object& o) {
     const ChannelForm f = read_channel_product(o);
@@ -311,10 +314,12 @@ void enqueue(const Operation& operation, const Call& call, const Stream& stream)
   const OnDevice on(operation.device);
   if (call.batch > 0) return operation.contract(call, stream.get());
   // Only the gradient of a shared operand has elements then: a sum of nothing.
-  for (int s = 0; s < slot_count; ++s) {
-    const size_t bytes = (operation.is_double ? 8 : 4) * size_t(operation.dim[s]);
-    if (call.out[s] && call.shared[s] && !call.accumulate) check(cudaMemsetAsync(call.out[s], 0, bytes, stream.get()), "cudaMemsetAsync", bytes);
-  }
+  const auto clear = [&](void* out, bool shared, int numbers) {
+    const size_t bytes = (operation.is_double ? 8 : 4) * size_t(numbers);
+    if (out && shared && !call.accumulate) check(cudaMemsetAsync(out, 0, bytes, stream.get()), "cudaMemsetAsync", bytes);
+  };
+  for (int s = 0; s < slot_count; ++s) clear(call.out[s], call.shared[s], operation.dim[s]);
+  clear(call.weight_out, call.weight_shared, operation.weights);
 }
 
 // (plan, call of arguments.hpp with device arrays)
@@ -323,8 +328,11 @@ Napi::Value run(const Napi::CallbackInfo& info) {
   const auto o = info[1].As<Napi::Object>();
   const Target target(info.Env(), plan->operation->device);
   Call call = read_call(o);
-  for (int i = 0; i < operand_count; ++i) call.in[i] = target.reads(o.Get(operand_names[i]));
-  for (int s = 0; s < slot_count; ++s) call.out[s] = target.writes(o.Get(result_names[s]));
+  const void* in[operand_arrays];
+  void* out[result_arrays];
+  for (int i = 0; i < operand_arrays; ++i) in[i] = target.reads(o.Get(operand_names[i]));
+  for (int s = 0; s < result_arrays; ++s) out[s] = target.writes(o.Get(result_names[s]));
+  put_arrays(call, in, out);
   target.runs(plan);
   enqueue(*plan->operation, call, *target.stream);
   return info.Env().Undefined();
@@ -338,25 +346,28 @@ struct HostCall {
   SharedStream stream;
 
   void execute() const {
-    std::optional<Memory> in_memory[operand_count], out_memory[slot_count];
+    std::optional<Memory> in_memory[operand_arrays], out_memory[result_arrays];
+    const void* ins[operand_arrays] = {};
+    void* outs[result_arrays] = {};
     Call c = call;
     finish(*stream, [&] {
-      for (int i = 0; i < operand_count; ++i) {
+      for (int i = 0; i < operand_arrays; ++i) {
         const HostSpan& in = spans.in[i];
         if (!in.data) continue;
         in_memory[i].emplace(stream, in.bytes);
-        c.in[i] = in_memory[i]->data();
+        ins[i] = in_memory[i]->data();
         upload(in_memory[i]->data(), in.data, in.bytes, *stream);
       }
-      for (int s = 0; s < slot_count; ++s) {
+      for (int s = 0; s < result_arrays; ++s) {
         const HostSpan& out = spans.out[s];
         if (!out.data) continue;
         out_memory[s].emplace(stream, out.bytes);
-        c.out[s] = out_memory[s]->data();
+        outs[s] = out_memory[s]->data();
         if (call.accumulate) upload(out_memory[s]->data(), out.data, out.bytes, *stream);
       }
+      put_arrays(c, ins, outs);
       enqueue(*plan->operation, c, *stream);
-      for (int s = 0; s < slot_count; ++s)
+      for (int s = 0; s < result_arrays; ++s)
         if (spans.out[s].data) download(spans.out[s].data, out_memory[s]->data(), spans.out[s].bytes, *stream);
     });
   }
@@ -614,6 +625,7 @@ void register_cuda(Napi::Env env, Napi::Object exports) {
   set<fill_zero>(o, "fillZero");
   set<dispose<Array>>(o, "disposeArray");
   set<create_clebsch_gordan>(o, "createClebschGordan");
+  set<create_weighted>(o, "createWeighted");
   set<create_gaunt>(o, "createGaunt");
   set<create_fourier>(o, "createFourier");
   set<create_matrix>(o, "createMatrix");

@@ -95,7 +95,7 @@ export interface CudaDevice {
   readonly sharedMemoryPerBlock: number
 }
 
-type CudaCreate<K extends 'createClebschGordan' | 'createGaunt' | 'createFourier' | 'createMatrix' | 'createMatrixBlock' | 'createSphericalHarmonics'> = (
+type CudaCreate<K extends 'createClebschGordan' | 'createWeighted' | 'createGaunt' | 'createFourier' | 'createMatrix' | 'createMatrixBlock' | 'createSphericalHarmonics'> = (
   device: number,
   form: Parameters<NativeAddon[K]>[0],
 ) => NativeCudaOperation
@@ -120,6 +120,7 @@ export interface NativeCuda {
   disposeArray(array: NativeArray): void
 
   createClebschGordan: CudaCreate<'createClebschGordan'>
+  createWeighted: CudaCreate<'createWeighted'>
   createGaunt: CudaCreate<'createGaunt'>
   createFourier: CudaCreate<'createFourier'>
   createMatrix: CudaCreate<'createMatrix'>
