@@ -80,14 +80,14 @@ __device__ __forceinline__ T sum_of(const WeightedTerm<T>* terms, int begin, int
 }
 
 // Adds up v over the `lanes` lanes of a group, in an order that depends on nothing else: lanes exchange halves of what they have, so that n sums cost
-// 2 n shuffles less those of the last steps. Afterwards lane k * lanes / n has the sum of v[k] in v[0]; n is a power of two, and not more than lanes.
-template <int n, class T>
-__device__ __forceinline__ void sum_over_lanes(T (&v)[n], int lane, int lanes) {
-  int step = lanes / 2;
+// n - 1 shuffles and one for each doubling from n to lanes. Then lane k * lanes / n has the sum of v[k], and calls body(k, sum). n is a power of two, up to 8.
+template <int n, class T, class Body>
+__device__ __forceinline__ void sum_over_lanes(T (&v)[n], int lane, int lanes, Body&& body) {
+  unsigned step = unsigned(lanes) / 2;
   if constexpr (n > 1) {
 #pragma unroll
     for (int half = n / 2; half > 0; half /= 2, step /= 2) {
-      const bool upper = lane & step;
+      const bool upper = unsigned(lane) & step;
 #pragma unroll
       for (int i = 0; i < half; ++i) {
         const T sent = upper ? v[i] : v[i + half], kept = upper ? v[i + half] : v[i];
@@ -95,7 +95,17 @@ __device__ __forceinline__ void sum_over_lanes(T (&v)[n], int lane, int lanes) {
       }
     }
   }
-  for (; step > 0; step /= 2) v[0] += __shfl_xor_sync(0xffffffff, v[0], step);
+  const unsigned others = step > 0 ? 2 * step - 1 : 0;
+  int k = lane;
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    if (n == 8 && distance > 2) continue;
+    if (step >= unsigned(distance)) {
+      v[0] += __shfl_xor_sync(0xffffffff, v[0], distance);
+      k >>= 1;
+    }
+  }
+  if ((unsigned(lane) & others) == 0) body(k, v[0]);
 }
 template <int n>
 constexpr int summed_at_once = n == 1 ? 1 : n <= 4 ? 4 : 8;
@@ -113,6 +123,16 @@ __device__ __forceinline__ void with_components(int count, Body&& body) {
     case 3: return body(Int<3>{});
     case 5: return body(Int<5>{});
     default: return body(Int<7>{});
+  }
+}
+
+// Calls body(outputs, first one) for the pieces of a number that is known at run time, which is a division for each if there are several.
+template <class Body>
+__device__ __forceinline__ void for_each_piece(int components, Body&& body) {
+  for (int p = 0, first = 0; first < components; ++p) {
+    const int next = components <= 7 ? components : piece_begin(components, p + 1);
+    with_components(next - first, [&](auto outputs) { body(outputs, first); });
+    first = next;
   }
 }
 
@@ -253,9 +273,9 @@ struct ChannelwiseThread {
     for (int k = 0; k < n; ++k)
 #pragma unroll
       for (int p = 0; p < packed; ++p) sum[k] += t[p] * z[k][p];
-    sum_over_lanes(sum, lane, plan.lanes);
-    const int each = plan.lanes / count, k = lane / each;
-    if (k < n && lane % each == 0) to[k] = (adds ? to[k] : T(0)) + sum[0];
+    sum_over_lanes(sum, lane, plan.lanes, [&](int k, T total) {
+      if (k < n) to[k] = adds ? to[k] + total : total;
+    });
   }
 
   template <int inputs>
@@ -477,6 +497,7 @@ template <class T>
 struct WeightedBlock {
   Place place;
   int mul, components;
+  Divisor by_components;
   const WeightedInstructionPlan<T>* instructions;
   int instruction_count;
 };
@@ -549,15 +570,12 @@ struct WeightedLane {
   __device__ __forceinline__ void for_each_part(const T* matrix, int operand, int u, Body&& body) const {
     const Channel<T> from = matrix_channel(operand, u);
     const bool made_here = in.same_channel, missing = !rows.a.in[operand];
-    for (int p = 0, pieces = pieces_of(in.outputs); p < pieces; ++p) {
-      const int first = piece_begin(in.outputs, p);
-      with_components(piece_begin(in.outputs, p + 1) - first, [&](auto outputs) {
-        body(outputs, first, [&](int i, int k) {
-          const int e = i * in.outputs + first + k;
-          return made_here ? missing ? T(0) : made(e, from) : matrix[e];
-        });
+    for_each_piece(in.outputs, [&](auto outputs, int first) {
+      body(outputs, first, [&](int i, int k) {
+        const int e = i * in.outputs + first + k;
+        return made_here ? missing ? T(0) : made(e, from) : matrix[e];
       });
-    }
+    });
   }
 
   // to_k = scale * sum_i M_ik x_i, or to_k += it.
@@ -619,9 +637,9 @@ struct WeightedLane {
             dy[j * in.matrix.component] += part;
           }
         } else {
-          sum_over_lanes(row, lane, lanes);
-          const int each = lanes / count, k = lane / each;
-          if (k < outputs && lane % each == 0) dmatrix[i * in.outputs + first + k] += row[0];
+          sum_over_lanes(row, lane, lanes, [&](int k, T total) {
+            if (k < outputs) dmatrix[i * in.outputs + first + k] += total;
+          });
         }
       }
     });
@@ -659,6 +677,11 @@ struct WeightedLane {
 #pragma unroll 1
     for (int begin = 0; begin < s.lanes; begin += step) {
       const int end = minimum(begin + step, s.lanes);
+      if (in.mixed && differentiates) {
+        unmix(s, begin, end, rows.a.weight, T(1), shared + layout.g);
+        if constexpr (directional) unmix(s, begin, end, rows.a.weight_direction, T(0), shared + layout.g_direction);
+        __syncwarp();
+      }
 #pragma unroll 1
       for (int first = begin; first < end; first += lanes) {
         const bool active = first + lane < end;
@@ -718,12 +741,6 @@ struct WeightedLane {
       }
     }
     if (!differentiates) return;
-    if (active) {
-      unmix(s, c, rows.a.weight, T(1), g);
-      if constexpr (directional) unmix(s, c, rows.a.weight_direction, T(0), gd);
-    }
-    // The other lanes' g is the last channel's, which has to be there.
-    __syncwarp();
     const T scale = active ? T(1) : T(0);
     if constexpr (directional) {
       differentiate(matrix, y, u, active, gd, scale, x, x);
@@ -732,64 +749,76 @@ struct WeightedLane {
       differentiate(matrix, y, u, active, g, scale, x, x);
     }
   }
-  __device__ __forceinline__ void unmix(const WeightedSegment& s, int c, const T* weights, T missing, T* to) const {
-    const T* const z = shared + layout.dz;
-    for (int p = 0, pieces = pieces_of(in.outputs); p < pieces; ++p) {
-      const int first = piece_begin(in.outputs, p);
-      with_components(piece_begin(in.outputs, p + 1) - first, [&](auto outputs) {
-        T sum[outputs] = {};
+  // Gradients of channels [begin, end) of t: g_c = sum_w W_cw dz_w. A lane has its channels c; or its w, whose sums are added up, where channels are few.
+  __device__ __forceinline__ void unmix(const WeightedSegment& s, int begin, int end, const T* weights, T missing, T* to) const {
+    const T* const dz = shared + layout.dz;
+    const bool are_few = 2 * (end - begin) < lanes;
+    const int first_c = are_few ? 0 : lane, step_c = are_few ? 1 : lanes, first_w = are_few ? lane : 0, step_w = are_few ? lanes : 1;
+    const T* const row = weights && in.weighted ? rows.weights(weights) + s.weight + begin * s.weight_pitch : nullptr;
+    for_each_piece(in.outputs, [&](auto outputs, int first) {
+      constexpr int count = summed_at_once<decltype(outputs){}>;
 #pragma unroll 1
-        for (int w = 0; w < in.mixed; ++w) {
-          const T weight = weights && in.weighted ? read(rows.weights(weights) + s.weight + c * s.weight_pitch + w) : missing;
+      for (int c = first_c; c < end - begin; c += step_c) {
+        T sum[count] = {};
+#pragma unroll 1
+        for (int w = first_w; w < in.mixed; w += step_w) {
+          const T weight = row ? read(row + c * s.weight_pitch + w) : missing;
 #pragma unroll
-          for (int k = 0; k < outputs; ++k) sum[k] += weight * z[w * in.outputs + first + k];
+          for (int k = 0; k < outputs; ++k) sum[k] += weight * dz[w * in.outputs + first + k];
         }
+        T* const g = to + c * in.outputs + first;
+        if (are_few) {
+          sum_over_lanes(sum, lane, lanes, [&](int k, T total) {
+            if (k < outputs) g[k] = total;
+          });
+        } else {
 #pragma unroll
-        for (int k = 0; k < outputs; ++k) to[first + k] = sum[k];
-      });
-    }
+          for (int k = 0; k < outputs; ++k) g[k] = sum[k];
+        }
+      }
+    });
   }
 
   // z_w += sum_c W_cw t_c, and dW_cw = sum_k t_ck dz_wk, for channels [begin, end) of t; a lane has its channels w.
   template <bool directional>
   __device__ __forceinline__ void mix(const WeightedSegment& s, int begin, int end) const {
     for (int w = lane; w < in.mixed; w += lanes)
-      for (int p = 0, pieces = pieces_of(in.outputs); p < pieces; ++p) {
-        const int first = piece_begin(in.outputs, p);
-        with_components(piece_begin(in.outputs, p + 1) - first, [&](auto outputs) {
-          T* const z = shared + layout.z + w * in.outputs + first;
-          const T* const t = shared + layout.t + first;
-          const T* const td = shared + (directional ? layout.t_direction : layout.t) + first;
-          if (rows.a.out[2]) {
-            T sum[outputs] = {};
+      for_each_piece(in.outputs, [&](auto outputs, int first) {
+        T* const z = shared + layout.z + w * in.outputs + first;
+        const T* const t = shared + layout.t + first;
+        const T* const td = shared + (directional ? layout.t_direction : layout.t) + first;
+        const int weight = s.weight + begin * s.weight_pitch + w;
+        if (rows.a.out[2]) {
+          const T* const weights = rows.a.weight && in.weighted ? rows.weights(rows.a.weight) + weight : nullptr;
+          const T* const direction = directional && rows.a.weight_direction && in.weighted ? rows.weights(rows.a.weight_direction) + weight : nullptr;
+          T sum[outputs] = {};
 #pragma unroll 1
-            for (int c = begin; c < end; ++c) {
-              const int weight = s.weight + c * s.weight_pitch + w, from = (c - begin) * in.outputs;
-              const T value = in.weighted ? read(rows.weights(rows.a.weight) + weight) : T(1);
+          for (int c = 0; c < end - begin; ++c) {
+            const T value = weights ? read(weights + c * s.weight_pitch) : T(1);
 #pragma unroll
-              for (int k = 0; k < outputs; ++k) sum[k] += value * td[from + k];
-              if (directional && rows.a.weight_direction && in.weighted) {
-                const T direction = read(rows.weights(rows.a.weight_direction) + weight);
+            for (int k = 0; k < outputs; ++k) sum[k] += value * td[c * in.outputs + k];
+            if (direction) {
+              const T change = read(direction + c * s.weight_pitch);
 #pragma unroll
-                for (int k = 0; k < outputs; ++k) sum[k] += direction * t[from + k];
-              }
+              for (int k = 0; k < outputs; ++k) sum[k] += change * t[c * in.outputs + k];
             }
-#pragma unroll
-            for (int k = 0; k < outputs; ++k) z[k] += sum[k];
           }
-          if (!rows.a.weight_out || !in.weighted || !rows.live) return;
-          T dz[outputs];
 #pragma unroll
-          for (int k = 0; k < outputs; ++k) dz[k] = shared[layout.dz + w * in.outputs + first + k];
+          for (int k = 0; k < outputs; ++k) z[k] += sum[k];
+        }
+        if (!rows.a.weight_out || !in.weighted || !rows.live) return;
+        T* const dw = rows.weight_out() + weight;
+        T dz[outputs];
+#pragma unroll
+        for (int k = 0; k < outputs; ++k) dz[k] = shared[layout.dz + w * in.outputs + first + k];
 #pragma unroll 1
-          for (int c = begin; c < end; ++c) {
-            T sum = 0;
+        for (int c = 0; c < end - begin; ++c) {
+          T sum = 0;
 #pragma unroll
-            for (int k = 0; k < outputs; ++k) sum += td[(c - begin) * in.outputs + k] * dz[k];
-            write(rows.weight_out() + s.weight + c * s.weight_pitch + w, sum, rows.adds_weight() || p > 0);
-          }
-        });
-      }
+          for (int k = 0; k < outputs; ++k) sum += td[c * in.outputs + k] * dz[k];
+          write(dw + c * s.weight_pitch, sum, rows.adds_weight() || first > 0);
+        }
+      });
   }
 };
 
@@ -811,7 +840,7 @@ __global__ __launch_bounds__(weighted_threads, 1) void weighted(const __grid_con
       const WeightedBlock<T> block = load_table(plan.blocks + b).value[0];
       const int numbers = block.mul * block.components;
       const auto at = [&](int i) {
-        const int u = i / block.components;
+        const int u = divide(i, block.by_components);
         return block.place.offset + u * block.place.channel + (i - u * block.components) * block.place.component;
       };
       for (int i = lane; i < numbers; i += lanes) {
@@ -861,8 +890,23 @@ Place place_of(const IrrepsBlock& b) { return {b.offset, b.channel, b.component}
 template <class T>
 WeightedTerm<T> term(double value, int from) { return {T(value), from}; }
 
-// Lanes of an item's group: a round for as many channels as a warp has lanes. At least 8, which the sums of 8 rows over the lanes need.
-int lanes_for(int channels) { return channels <= 8 ? 8 : channels <= 16 ? 16 : 32; }
+// Threads that channels share out. `weight`: work of one.
+struct ChannelWork {
+  int channels;
+  long weight;
+};
+// Lanes of an item's group: as many as leave the fewest idle, in rounds of `packed` channels a lane, and the more, the fewer items share the block's memory. At
+// least 8, which the sums of 8 numbers over the lanes need.
+int lanes_for(const std::vector<ChannelWork>& work, int packed) {
+  int best = 32;
+  long least = -1;
+  for (const int lanes : {32, 16, 8}) {
+    long cost = 0;
+    for (const ChannelWork& w : work) cost += (w.channels + lanes * packed - 1) / (lanes * packed) * lanes * w.weight;
+    if (least < 0 || cost < least) least = cost, best = lanes;
+  }
+  return best;
+}
 
 // Instructions with channels, by their output blocks.
 std::vector<WeightedInstruction> instructions_of(const WeightedForm& form) {
@@ -897,7 +941,6 @@ ChannelwisePlan<T> channelwise_plan(Store& store, const WeightedForm& form) {
   std::vector<WeightedTerm<T>> entry_terms, sum_terms;
 
   std::vector<int> first_target[2];
-  int most_lanes = 1;
   for (int s = 0; s < 2; ++s)
     for (size_t b = 0; b < form.blocks[s].size(); ++b) {
       const IrrepsBlock& block = form.blocks[s][b];
@@ -905,7 +948,6 @@ ChannelwisePlan<T> channelwise_plan(Store& store, const WeightedForm& form) {
       for (const WeightedInstruction& in : all)
         if (block_of(in, s) == b) (connection_in(form, in).lane_operand == s ? is_lane : is_matrix) = true;
       first_target[s].push_back(int(targets.size()));
-      if (is_lane) most_lanes = std::max(most_lanes, block.mul);
       for (int u = 0; (is_matrix || !is_lane) && u < block.mul; ++u)
         for (int m = 0; m <= 2 * block.l; ++m) targets.push_back({s, block.at(u, m), is_lane});
     }
@@ -1004,7 +1046,6 @@ ChannelwisePlan<T> channelwise_plan(Store& store, const WeightedForm& form) {
   plan.target_count = int(targets.size()), plan.chunk_count = int(chunks.size());
   plan.chunks = store.items(chunks), plan.pieces = store.items(pieces), plan.paths = store.items(paths), plan.targets = store.items(targets);
   plan.entries = store.items(entries), plan.sums = store.items(sums), plan.entry_terms = store.items(entry_terms), plan.sum_terms = store.items(sum_terms);
-  plan.lanes = most_lanes;
   return plan;
 }
 
@@ -1012,9 +1053,9 @@ template <class T, class Store>
 GeneralPlan<T> general_plan(Store& store, const WeightedForm& form) {
   GeneralPlan<T> plan{};
   std::copy(form.dims, form.dims + 3, plan.dim);
-  plan.lanes = 8;
   const std::vector<WeightedInstruction> all = instructions_of(form);
   std::vector<WeightedBlock<T>> blocks;
+  std::vector<ChannelWork> work;
   for (size_t b = 0; b < form.blocks[2].size(); ++b) {
     const IrrepsBlock& out = form.blocks[2][b];
     if (out.mul == 0) continue;
@@ -1055,17 +1096,18 @@ GeneralPlan<T> general_plan(Store& store, const WeightedForm& form) {
             if (mix.first <= segment.out && segment.out < mix.first + mix.count)
               mine.weight = from.weight + mix.weight + (segment.out - mix.first) * mix.pitch, mine.weight_pitch = mix.pitch;
         segments.push_back(mine);
-        plan.lanes = std::max(plan.lanes, lanes_for(std::max(segment.lanes, connection.mixed)));
+        work.push_back({segment.lanes, long(to.inputs) * outputs});
+        if (connection.mixed) work.push_back({connection.mixed, long(segment.lanes) * outputs});
       }
       to.segment_count = int(segments.size()), to.segments = store.items(segments);
       if (connection.mixed) plan.max_staged = std::max(plan.max_staged, staged_channels * outputs);
       if (!connection.same_channel) plan.max_entries = std::max(plan.max_entries, to.inputs * outputs);
       instructions.push_back(to);
     }
-    blocks.push_back({place_of(out), out.mul, outputs, nullptr, int(instructions.size())});
+    blocks.push_back({place_of(out), out.mul, outputs, divisor(outputs), nullptr, int(instructions.size())});
     blocks.back().instructions = store.items(instructions);
   }
-  plan.block_count = int(blocks.size()), plan.blocks = store.items(blocks);
+  plan.block_count = int(blocks.size()), plan.blocks = store.items(blocks), plan.lanes = lanes_for(work, 1);
   return plan;
 }
 
@@ -1164,7 +1206,7 @@ class Weighted final : public Operation {
     const int packed = !has_packs_ || !is_aligned(a) ? 1 : directional ? pack / 2 : pack;
     ChannelwisePlan<T> plan = channelwise_;
     const long long bytes = channelwise_bytes(pass);
-    const Tiling tiling = tiling_of(lanes_for(plan.lanes / packed), bytes);
+    const Tiling tiling = tiling_of(lanes_for(work_, packed), bytes);
     plan.lanes = tiling.threads / tiling.items, plan.shared = int(bytes / (long long)sizeof(T));
     const auto kernel = channelwise_kernels[packed > 1 ? is_flat_ ? 2 : 1 : 0][int(pass)];
     check(launch(kernel, tiling.grid(rows), tiling.threads, tiling.shared_bytes, stream, plan, a), "cudaLaunchKernel");
@@ -1181,9 +1223,12 @@ class Weighted final : public Operation {
       is_flat_ |= by_channel, has_packs_ &= !by_channel || block.l <= 3;
       is_lane_[operand] = true;
     };
+    const auto components = [&](int operand, int b) { return 2L * form.blocks[operand][size_t(b)].l + 1; };
     for (const WeightedInstruction& in : instructions_of(form)) {
       const int s = connection_in(form, in).lane_operand;
-      require_block(s, s == 0 ? in.in1 : in.in2), require_block(2, in.out);
+      const int b = s == 0 ? in.in1 : in.in2;
+      require_block(s, b), require_block(2, in.out);
+      work_.push_back({form.blocks[s][size_t(b)].mul, long(connection_in(form, in).segments.size()) * components(s, b) * components(2, in.out)});
       if (in.weight >= 0) require(in.weight), require(form.weights);
     }
   }
@@ -1209,6 +1254,7 @@ class Weighted final : public Operation {
 
   PlanArena arena_;
   bool is_channelwise_ = false, has_packs_ = false, is_flat_ = false, is_lane_[slot_count] = {};
+  std::vector<ChannelWork> work_;
   ChannelwisePlan<T> channelwise_{};
   GeneralPlan<T> general_{};
 };
