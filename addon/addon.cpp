@@ -89,6 +89,7 @@ Napi::Value flops(const Napi::CallbackInfo& info) {
   result.Set("forward", double(operation.flops.forward));
   result.Set("backward", double(operation.flops.backward));
   result.Set("doubleBackward", double(operation.flops.double_backward));
+  result.Set("unrolled", double(operation.flops.unrolled));
   return result;
 }
 
@@ -127,7 +128,10 @@ Call call_on(const HostSpans& spans, const Napi::Object& o) {
 Napi::Value contract(const Napi::CallbackInfo& info) {
   const auto o = info[1].As<Napi::Object>();
   try {
-    operation_of(info[0])->contract(call_on(HostSpans(o), o), kernels_named(o.Get("variant")));
+    const Operation& operation = *operation_of(info[0]);
+    const Kernels& kernels = kernels_named(o.Get("variant"));
+    const Call call = call_on(HostSpans(o), o);
+    for_each_sweep(call, read_sweeps(o), operation.differentiates_by_receiver(call), [&](const Call& part) { operation.contract(part, kernels); });
   } catch (const std::bad_alloc&) {
     auto error = Napi::Error::New(info.Env(), "no memory for the kernels' working space");
     error.Set("code", "out_of_memory");
@@ -140,12 +144,15 @@ class ContractWorker final : public Worker {
  public:
   ContractWorker(Napi::Env env, std::shared_ptr<const Operation> operation, const Napi::Object& o, HostSpans spans)
       : Worker(env), operation(std::move(operation)), kernels(kernels_named(o.Get("variant"))),
-        arrays(o, boolean(o, "accumulate"), spans), call(call_on(spans, o)) {
+        arrays(o, boolean(o, "accumulate"), spans), call(call_on(spans, o)), sweeps(read_sweeps(o)) {
     call.cancel = arrays.cancel();
+    if (sweeps) graph = Napi::Persistent(o.Get("sweeps").As<Napi::Object>());
   }
 
  private:
-  void work() override { operation->contract(call, kernels); }
+  void work() override {
+    for_each_sweep(call, sweeps, operation->differentiates_by_receiver(call), [&](const Call& part) { operation->contract(part, kernels); });
+  }
   void deliver() override {
     if (!arrays.is_cancelled()) arrays.deliver();
   }
@@ -154,6 +161,8 @@ class ContractWorker final : public Worker {
   const Kernels& kernels;
   PendingArrays arrays;
   Call call;
+  std::optional<GraphSweeps> sweeps;
+  Napi::ObjectReference graph;  // whose arrays these are
 };
 
 // As contract, with cancel?: a promise

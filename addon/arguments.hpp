@@ -6,6 +6,7 @@
 #include "core/matrix_block.hpp"
 #include "core/weighted.hpp"
 #include <napi.h>
+#include <optional>
 #include <vector>
 
 namespace equitensor {
@@ -93,7 +94,7 @@ inline std::vector<MatrixBlockPath> read_block_paths(const Napi::Object& o) {
   return paths;
 }
 
-// Of a call: { x, y, z, ax, ay, w, aw, xOut, yOut, zOut, wOut, batch, xShared, yShared, wShared, accumulate, threads }.
+// Of a call: { x, y, z, ax, ay, w, aw, xOut, yOut, zOut, wOut, batch, xShared, yShared, wShared, accumulate, threads, sweeps }.
 inline constexpr int weight_operand = operand_count, weight_direction_operand = operand_count + 1, operand_arrays = operand_count + 2;
 inline constexpr int weight_result = slot_count, result_arrays = slot_count + 1;
 inline constexpr const char* operand_names[operand_arrays] = {"x", "y", "z", "ax", "ay", "w", "aw"};
@@ -112,6 +113,37 @@ inline void put_arrays(Call& call, const void* const (&in)[operand_arrays], void
   for (int i = 0; i < operand_count; ++i) call.in[i] = in[i];
   for (int s = 0; s < slot_count; ++s) call.out[s] = out[s];
   call.weight = in[weight_operand], call.weight_direction = in[weight_direction_operand], call.weight_out = out[weight_result];
+}
+
+// Of a convolution, call.sweeps: { senders, receivers }, each { begin, edge, other }, Int32Arrays. See Sweep of core/call.hpp.
+struct GraphSweeps {
+  Sweep senders, receivers;
+};
+inline Sweep read_sweep(int slot, const Napi::Object& o) {
+  const auto array = [&](const char* key) { return static_cast<const int*>(data_of(o.Get(key))); };
+  return {slot, int(o.Get("begin").As<Napi::Int32Array>().ElementLength()) - 1, array("begin"), array("edge"), array("other"), 0};
+}
+inline GraphSweeps sweeps_of(const Napi::Object& o) {
+  GraphSweeps sweeps{read_sweep(0, o.Get("senders").As<Napi::Object>()), read_sweep(2, o.Get("receivers").As<Napi::Object>())};
+  sweeps.senders.others = sweeps.receivers.nodes, sweeps.receivers.others = sweeps.senders.nodes;
+  return sweeps;
+}
+inline std::optional<GraphSweeps> read_sweeps(const Napi::Object& call) {
+  const Napi::Value value = call.Get("sweeps");
+  return value.IsObject() ? std::optional(sweeps_of(value.As<Napi::Object>())) : std::nullopt;
+}
+// Calls run(call) as it is, or for each sweep with the results that it computes. by_receiver: that of the receivers computes all.
+template <class Run>
+void for_each_sweep(const Call& call, const std::optional<GraphSweeps>& sweeps, bool by_receiver, Run&& run) {
+  if (!sweeps) return run(call);
+  Call part = call;
+  part.sweep = &sweeps->receivers;
+  if (by_receiver) return run(part);
+  part.out[0] = part.out[1] = part.weight_out = nullptr;
+  if (part.out[2]) run(part);
+  part = call;
+  part.sweep = &sweeps->senders, part.out[2] = nullptr;
+  if (part.out[0] || part.out[1] || part.weight_out) run(part);
 }
 
 inline Grid read_grid(const Napi::Object& o) { return {integer(o, "rings"), integer(o, "angles"), boolean(o, "pointwise")}; }

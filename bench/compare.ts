@@ -11,6 +11,7 @@ import type { Machine } from './machine'
 import type { Operand } from './problems'
 import { correct, isCounted, isMeasured, type Settings } from './report'
 import { compare, record, report } from './run'
+import type { Suite, SuiteSettings } from './suites'
 
 /** @throws BadFlag where this process has no such machine. */
 function requireDevice(settings: Settings): void {
@@ -51,6 +52,15 @@ function runOn<A extends Operand>(machine: Machine<A>, settings: Settings, file:
   return run.outcomes.every(correct) ? 0 : 1
 }
 
+function runSuite(suite: Suite, settings: SuiteSettings, file: string): number {
+  const start = Date.now()
+  const { text, json, wrong } = suite.run(settings, progress)
+  console.log([...text, ...wrong.map((line) => `WRONG: ${line}`)].join('\n'))
+  writeFileSync(file, `${JSON.stringify({ suite: suite.name, settings, ...json }, null, 1)}\n`)
+  console.log(`\n${((Date.now() - start) / 1000).toFixed(0)} s; all of it in ${path.relative('', file)}`)
+  return wrong.length ? 1 : 0
+}
+
 function main(): number {
   const flags = parseFlags(process.argv.slice(2))
   if (flags.help) {
@@ -61,6 +71,7 @@ function main(): number {
   const file = path.resolve(flags.json ?? path.join(__dirname, 'results', `${new Date().toISOString().slice(0, 19).replace(/:/g, '-')}.json`))
   if (settings.backend === 'cuda') requireDevice(settings)
   makeWritable(file)
+  if (flags.suite) return runSuite(flags.suite.suite, flags.suite.settings, file)
   if (settings.backend === 'cpu') return runOn(cpu(settings), settings, file)
   return runOn((binary.flavour === 'emulated' ? emulated : gpu)(settings), settings, file)
 }

@@ -43,14 +43,14 @@ interface Footprint {
   bytes: number
 }
 
-function measureFootprint(): Footprint {
+export function measureFootprint(): Footprint {
   const cache = lastLevelCache()
   const wanted = 4 * cache
   const bytes = Math.min(wanted, Math.floor(os.freemem() / 3))
   return { lastLevelCache: cache, wanted, bytes }
 }
 
-const hostMemory: Memory<Numbers> = {
+export const hostMemory: Memory<Numbers> = {
   make: (dtype: Dtype, length) => new (dtype === 'float32' ? Float32Array : Float64Array)(length),
   part: (array, begin, end) => array.subarray(begin, end),
   write: (to, from) => to.set(from),
@@ -65,6 +65,11 @@ const now = () => Number(process.hrtime.bigint())
 
 function time(op: TensorProduct, pass: Pass, sets: readonly Record<string, Numbers>[], batch: number): Timing {
   const calls = sets.map((arrays) => bind(op, pass, arrays))
+  return { ...timeCalls(calls, batch), sets: sets.length, rotatedBytes: sets.length * Object.values(sets[0]!).reduce((sum, array) => sum + array.byteLength, 0) }
+}
+
+/** Of calls in turn, in nanoseconds an item. */
+export function timeCalls(calls: readonly (() => void)[], batch: number): Omit<Timing, 'sets' | 'rotatedBytes'> {
   let next = 0
   const run = (count: number) => {
     const start = now()
@@ -84,12 +89,7 @@ function time(op: TensorProduct, pass: Pass, sets: readonly Record<string, Numbe
   const samples: number[] = []
   const end = now() + budget
   while (samples.length < fewestSamples || now() < end) samples.push(run(callsPerSample) / callsPerSample / batch)
-  return {
-    ...summary(samples),
-    callsPerSample,
-    sets: sets.length,
-    rotatedBytes: sets.length * Object.values(sets[0]!).reduce((sum, array) => sum + array.byteLength, 0),
-  }
+  return { ...summary(samples), callsPerSample }
 }
 
 export function cpu({ dtype, threads, batch }: Settings): Machine<Numbers> {

@@ -3,6 +3,7 @@ import { parseArgs } from 'node:util'
 import { passes } from './passes'
 import { defaultDegrees, operations, problems } from './problems'
 import type { Settings } from './report'
+import { suites, type Suite, type SuiteSettings } from './suites'
 
 const namesOf = (entries: readonly { name: string }[]) => entries.map(({ name }) => name)
 const highestDegree = 11
@@ -11,17 +12,20 @@ export const help = `Compares tensor product operations head to head on this mac
 
   npm run compare -- [flags]
 
-  --problem NAMES     ${namesOf(problems).join(', ')}; default all
+  --suite NAME        instead of the head-to-head: ${namesOf(suites).join(', ')}, on the CPU
+${suites.map(({ name, meaning }) => `                      ${name}: ${meaning}`).join('\n')}
+  --problem NAMES     ${namesOf(problems).join(', ')}, or those of the suite; default all
   --operation NAMES   ${namesOf(operations).join(', ')}; default all
   --pass NAMES        ${namesOf(passes).join(', ')}; default all
   --L DEGREES         4 or 2,4 or 1..10; at most ${highestDegree}; default 1..6
   --backend BACKEND   cpu (default) or cuda: times on an NVIDIA GPU, or, with EQUITENSOR_BINARY=emulated, counts and a model of an H100
   --device N          of the backend cuda; default 0
-  --batch N           items a call; default 10000, on cuda 100000
+  --batch N           items a call; default 10000, on cuda 100000; of a suite at most so many, default 50000
   --dtype TYPE        float32 (default) or float64
-  --layout LAYOUT     mul_ir (default) or ir_mul
+  --layout LAYOUT     mul_ir (default) or ir_mul; of a suite by default both
   --threads N         of the backend cpu; default 1
   --parity PARITY     even (default: 0e + 1e + ..., no path is dropped) or natural (0e + 1o + 2e + ..., the paper's)
+  --molecules FILE    of the suite convolution: extended XYZ, whose first configurations, about 2000 atoms, are a graph besides
   --order             fit the exponent of the time in L, beside that of the operations
   --json FILE         where the results go; default bench/results/<date>.json
   --help
@@ -33,6 +37,8 @@ export class BadFlag extends Error {}
 export interface Flags {
   help: boolean
   settings: Settings
+  /** What to run instead, with its settings. */
+  suite?: { suite: Suite; settings: SuiteSettings }
   json?: string
 }
 
@@ -41,7 +47,7 @@ export function parseFlags(args: string[]): Flags {
   const list = { type: 'string', multiple: true } as const
   const options = {
     problem: list, operation: list, pass: list, L: list, batch: text, dtype: text, layout: text, threads: text, parity: text,
-    backend: text, device: text, json: text, order: { type: 'boolean' }, help: { type: 'boolean', short: 'h' },
+    backend: text, device: text, json: text, suite: text, molecules: text, order: { type: 'boolean' }, help: { type: 'boolean', short: 'h' },
   } as const
   let values
   try {
@@ -50,6 +56,24 @@ export function parseFlags(args: string[]): Flags {
     throw new BadFlag((error as Error).message)
   }
   const backend = chooseOne('backend', values.backend, ['cpu', 'cuda'])
+  if (values.suite !== undefined) {
+    const suite = suites.find(({ name }) => name === values.suite)
+    if (!suite) throw new BadFlag(`--suite ${values.suite}: there is ${namesOf(suites).join(', ')}`)
+    for (const flag of ['operation', 'L', 'parity', 'order', 'device'] as const) if (values[flag] !== undefined) throw new BadFlag(`--${flag}: not with --suite`)
+    if (backend !== 'cpu') throw new BadFlag(`--backend ${backend}: suites run on the cpu`)
+    if (values.molecules !== undefined && suite.name !== 'convolution') throw new BadFlag('--molecules: only with --suite convolution')
+    const settings: SuiteSettings = {
+      problems: chooseSome('problem', values.problem, namesOf(suite.problems)),
+      passes: chooseSome('pass', values.pass, namesOf(passes)) as SuiteSettings['passes'],
+      layouts: values.layout === undefined ? ['ir_mul', 'mul_ir'] : [chooseOne('layout', values.layout, ['mul_ir', 'ir_mul'])],
+      batch: integer('batch', values.batch ?? '50000', 1),
+      dtype: chooseOne('dtype', values.dtype, ['float32', 'float64']),
+      threads: integer('threads', values.threads ?? '1', 1),
+      ...(values.molecules !== undefined && { molecules: values.molecules }),
+    }
+    return { ...parseFlags([]), help: values.help ?? false, json: values.json, suite: { suite, settings } }
+  }
+  if (values.molecules !== undefined) throw new BadFlag('--molecules: only with --suite convolution')
   const foreign = backend === 'cpu' ? 'device' : 'threads'
   if (values[foreign] !== undefined) throw new BadFlag(`--${foreign} ${values[foreign]}: the backend ${backend} takes none`)
   return {

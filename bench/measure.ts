@@ -58,8 +58,8 @@ export class Pool<A extends Operand> {
   }
 
   /** As many sets of a pass's arrays as fit, at most `most`. */
-  sets(pass: Pass, dims: Record<Slot, number>, batch: number, most: number): Record<string, A>[] {
-    const lengths = (slots: Record<string, Slot>) => Object.entries(slots).map(([name, slot]) => [name, dims[slot] * batch] as const)
+  sets(pass: { reads: Record<string, string>; writes: Record<string, string> }, dims: Record<string, number>, batch: number, most: number): Record<string, A>[] {
+    const lengths = (slots: Record<string, string>) => Object.entries(slots).map(([name, slot]) => [name, dims[slot]! * batch] as const)
     const [reads, writes] = [lengths(pass.reads), lengths(pass.writes)]
     const fits = Math.min(this.readable.length / this.span(reads), this.writable.length / this.span(writes))
     return Array.from({ length: Math.min(Math.floor(fits), most) }, (_, n) => ({

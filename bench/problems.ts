@@ -85,6 +85,46 @@ export const problems: readonly Problem[] = [
   },
 ]
 
+/** A product with weights, as layers of published models have it. */
+export interface WeightedProblem {
+  name: string
+  source: string
+  kind: 'channelwise' | 'fullyConnected' | 'single path'
+  in1: string
+  in2: string
+  /** Of channelwise products which irreps are kept. */
+  out: string
+  /** One set of weights for all items. */
+  shared?: boolean
+}
+
+const mace = 'MACE (Batatia et al., NeurIPS 2022)', nequip = 'NequIP (Batzner et al., 2022)'
+const weighted = (kind: WeightedProblem['kind'], source: string) => (name: string, in1: string, in2: string, out: string, shared = false): WeightedProblem => ({ name, source, kind, in1, in2, out, shared })
+const sameAsFirst = (kind: WeightedProblem['kind'], source: string) => (name: string, in1: string, in2: string) => weighted(kind, source)(name, in1, in2, in1)
+const nequipLayer = sameAsFirst('channelwise', nequip), diffdockLayer = sameAsFirst('fullyConnected', 'DiffDock (Corso et al., ICLR 2023)')
+const withParity = (l: number) => `${l}${l % 2 ? 'o' : 'e'}`
+
+export const weightedProblems: readonly WeightedProblem[] = [
+  weighted('channelwise', mace)('mace-large', '128x0e+128x1o+128x2e', '0e+1o+2e+3o', '0e+1o+2e+3o'),
+  weighted('channelwise', mace)('mace-medium', '128x0e+128x1o', '0e+1o+2e+3o', '0e+1o+2e'),
+  nequipLayer('nequip-32-l2', '32x0o+32x0e+32x1o+32x1e+32x2o+32x2e', '0e+1o+2e'),
+  nequipLayer('nequip-64-l1', '64x0o+64x0e+64x1o+64x1e', '0e+1o'),
+  nequipLayer('nequip-64-l3', '64x0o+64x0e+64x1o+64x1e+64x2o+64x2e+64x3o+64x3e', '0e+1o+2e+3o'),
+  weighted('channelwise', 'SevenNet (Park et al., 2024)')('sevennet', '128x0e+64x1e+32x2e+32x3e', '0e+1e+2e+3e', '0e+1e+2e+3e'),
+  weighted('channelwise', 'nequix (Koker and Smidt, 2025)')('nequix-first', '89x0e', '0e+1o+2e+3o', '0e+1o+2e+3o'),
+  weighted('channelwise', 'nequix (Koker and Smidt, 2025)')('nequix', '128x0e+64x1o+32x2e+32x3o', '0e+1o+2e+3o', '0e+1o+2e+3o'),
+  diffdockLayer('diffdock-l1', '10x1o+10x1e+48x0e+48x0o', '0e+1o'),
+  diffdockLayer('diffdock-l2', '10x1o+10x1e+48x0e+48x0o', '0e+1o+2e'),
+  weighted('fullyConnected', "e3nn's examples")('full-l3', '0e+1o+2e+3o', '0e+1o+2e+3o', '64x0e+24x1e+24x1o+16x2e+16x2o', true),
+  weighted('fullyConnected', "e3nn's examples")('full-gate', '64x0e+16x1o', '0e+1o', '80x0e+16x1o'),
+  ...([[1, 1, 1], [2, 1, 2], [3, 1, 3], [5, 5, 3], [5, 3, 5], [6, 3, 6], [7, 4, 7], [7, 7, 7]] as const).map(([l1, l2, l3]) =>
+    weighted('single path', 'one path of 128 channels')(`${l1}-${l2}-${l3}`, `128x${withParity(l1)}`, withParity(l2), `${l3}${(l1 + l2) % 2 ? 'o' : 'e'}`),
+  ),
+]
+
+/** Products whose convolutions are measured. */
+export const convolutionProblems: readonly WeightedProblem[] = weightedProblems.filter(({ name }) => name.startsWith('mace'))
+
 export interface Operation {
   name: string
   meaning: string

@@ -20,6 +20,8 @@ namespace equitensor {
 // Operations an item; a multiply-add counts two.
 struct PassFlops {
   long forward = 0, backward = 0, double_backward = 0;
+  // Those of forward in products that are unrolled on the CPU and run at its peak, where everything else waits for loads and stores.
+  long unrolled = 0;
 
   void add(long times, const PassFlops& each) {
     forward += times * each.forward, backward += times * each.backward, double_backward += times * each.double_backward;
@@ -195,8 +197,11 @@ WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops&
     to.same_channel = c.same_channel;
     to.asks_ahead = std::none_of(instructions.begin(), instructions.end(),
                                  [&](const auto& before) { return before.lane_operand == to.lane_operand && before.lane_block == to.lane_block; });
-    // Not where the block's channels are spread over segments, or it is the other operand of channel by channel products as well.
-    to.makes_gradient = to.asks_ahead && !c.same_channel && c.segments[0].lanes == lane.mul;
+    // Not where the block's channels are spread over segments, or it is an operand of channel by channel products before, which add to its gradient.
+    const bool added_to = std::any_of(instructions.begin(), instructions.end(), [&](const auto& before) {
+      return before.same_channel && before.lane_operand != to.lane_operand && before.matrix_block == to.lane_block;
+    });
+    to.makes_gradient = to.asks_ahead && !added_to && !c.same_channel && c.segments[0].lanes == lane.mul;
     if (to.makes_gradient) all_blocks[c.lane_operand][size_t(to.lane_block)].gradient_made = true;
     to.adds = !instructions.empty() && instructions.back().out_block == from.out;
     to.weight = from.weight, to.weights = c.weights, to.weight_columns = c.weight_columns, to.mixed = c.mixed, to.channels = c.channels;
@@ -340,6 +345,7 @@ GauntPlan<T> gaunt_plan(Store& store, int mul, const ChannelSlot (&slots)[3], co
     return grid.rings * ring + (unrolled ? terms : 1) * folds(out) + analysis[out];
   };
   flops.forward = mul * (input(0) + input(1) + contraction(0, 1, 2));
+  if (unrolled) flops.unrolled = mul * grid.rings * series_product_operations(d, d, 2 * d);
   flops.backward = mul * (input(0) + input(1) + input(2) + contraction(1, 2, 0) + contraction(0, 2, 1) +
                          (unrolled ? folds(2) : 0));
   flops.double_backward = mul * (2 * (input(0) + input(1)) + input(2) + contraction(1, 2, 0) + contraction(0, 2, 1) + contraction(0, 1, 2, 2) +
@@ -522,6 +528,7 @@ FourierPlan<T> fourier_plan(Store& store, int mul, const ChannelSlot (&slots)[3]
     return plan.rings * ring + from_rings[out] + analysis[out];
   };
   flops.forward = mul * (input(0) + input(1) + contraction(2));
+  if (plan.unrolled) flops.unrolled = flops.forward;
   flops.backward = mul * (input(0) + input(1) + input(2) + contraction(0) + contraction(1));
   flops.double_backward = mul * (2 * (input(0) + input(1)) + input(2) + contraction(0) + contraction(1) + contraction(2, 2));
   return plan;

@@ -39,6 +39,7 @@ struct Sweep {
   const int* begin;   // nodes + 1; the edges of node n, in the order of the sweep, are those from begin[n] to begin[n + 1]
   const int* edge;    // their rows of y and of the weights
   const int* other;   // their rows of the other slot
+  int others;         // how many of those there are
 };
 
 // Arrays of the operation's dtype, null where there is none. A shared slot is one row for all items: its operands are, and its

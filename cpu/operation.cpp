@@ -40,33 +40,76 @@ constexpr long many_tasks = 64;
 // A row of weights can be long: then fewer tasks, whatever the number of threads.
 constexpr long largest_sums_bytes = 64 << 20;
 
+// Where tasks begin, and the last one ends: nodes of as many edges each, so far as that goes. A node counts as an edge more, for its row.
+std::vector<long> node_tasks(const Sweep& sweep, long wanted) {
+  const auto work = [&](long node) { return node + sweep.begin[node]; };
+  const long all = work(sweep.nodes), each = std::max<long>(16, (all + wanted - 1) / wanted);
+  std::vector<long> begins{0};
+  for (long node = 1; node < sweep.nodes; ++node)
+    if (work(node) - work(begins.back()) >= each) begins.push_back(node);
+  if (sweep.nodes > 0) begins.push_back(sweep.nodes);
+  return begins;
+}
+
+// Of a convolution in the order of the receivers: rows of x's gradient, one an edge, wait in the cache for being added to the senders' rows.
+constexpr long scattered_bytes = 256 << 10;
+
+// Some tasks at a time, compute(task, scratch, rows of its edges), and then their rows are added in the order of the edges, each thread a part of every row:
+// so the sums do not depend on the number of threads either.
+template <class T, class Compute>
+void scatter(const Call& call, const std::vector<long>& nodes, T* to, long dim, long scratch_bytes, const Compute& compute, decltype(TypedKernels<T>::add_rows) add_rows) {
+  const Sweep& sweep = *call.sweep;
+  const long tasks = long(nodes.size()) - 1, at_once = call.threads > 1 ? 4 * call.threads : 1;
+  const auto first_edge = [&](long task) { return long(sweep.begin[nodes[size_t(std::min(task, tasks))]]); };
+  long most = 0;
+  for (long task = 0; task < tasks; task += at_once) most = std::max(most, first_edge(task + at_once) - first_edge(task));
+  const std::unique_ptr<T[]> rows(new T[size_t(most * dim)]);
+  constexpr long line = 64 / long(sizeof(T));
+  const long part = std::max<long>(4, (dim / line + call.threads) / call.threads) * line;
+  for (long task = 0; task < tasks; task += at_once) {
+    const long first = first_edge(task), count = first_edge(task + at_once) - first;
+    parallel_for(call.threads, std::min(at_once, tasks - task), scratch_bytes, [&](long t, void* memory) {
+      compute(task + t, memory, rows.get() + (first_edge(task + t) - first) * dim);
+    });
+    parallel_for(call.threads, (dim + part - 1) / part, 0, [&](long p, void*) {
+      add_rows(to, sweep.other + first, rows.get(), count, dim, p * part, std::min(dim, (p + 1) * part));
+    });
+  }
+}
+
 template <class T>
 void run(const Operation& operation, const Call& call, const Terms& terms, long streamed_items, long scratch_bytes,
-         const std::function<void(const Operands<T>&, long begin, long end, void* scratch)>& kernel) {
+         const std::function<void(const Operands<T>&, long begin, long end, void* scratch)>& kernel, decltype(TypedKernels<T>::add_rows) add_rows = nullptr) {
   Operands<T> all{};
   all.terms = terms;
   all.accumulate = call.accumulate;
+  all.sweep = call.sweep;
   for (int o = 0; o < operand_count; ++o) all.in[o] = static_cast<const T*>(call.in[o]);
-  long out_dim = 0;
+  long written = 0;
   for (int s = 0; s < slot_count; ++s) {
     all.stride[s] = call.shared[s] ? 0 : operation.dim[s];
     all.out[s] = static_cast<T*>(call.out[s]);
     all.sum[s] = call.shared[s] && all.terms.writes[s];
-    out_dim += all.terms.writes[s] && !call.shared[s] ? operation.dim[s] : 0;
+    const long rows = call.sweep && s != 1 ? (s == call.sweep->slot ? call.sweep->nodes : 0) : long(call.batch);
+    written += all.terms.writes[s] && !call.shared[s] ? rows * operation.dim[s] : 0;
   }
   all.weight = static_cast<const T*>(call.weight), all.weight_direction = static_cast<const T*>(call.weight_direction);
   all.weight_out = static_cast<T*>(call.weight_out);
   all.weight_stride = call.weight_shared ? 0 : operation.weights;
   all.weight_sum = call.weight_shared && all.weight_out;
-  out_dim += all.weight_out && !call.weight_shared ? operation.weights : 0;
-  all.stream = !call.accumulate && call.batch * out_dim * long(sizeof(T)) >= stream_from_bytes;
+  written += all.weight_out && !call.weight_shared ? long(call.batch) * operation.weights : 0;
+  all.stream = !call.accumulate && written * long(sizeof(T)) >= stream_from_bytes;
 
-  // Enough tasks for an even load; whole passes when streaming, whole tiles of any variant otherwise.
+  // Enough tasks for an even load; whole passes when streaming, whole tiles of any variant otherwise; of a convolution ranges of nodes.
   const long batch = long(call.batch), unit = all.stream ? streamed_items : 16;
   const long affordable = all.weight_sum ? std::max<long>(1, largest_sums_bytes / (operation.weights * long(sizeof(T)) + 1)) : many_tasks;
-  const long wanted = all.sum[0] || all.sum[1] || all.weight_sum || call.cancel ? std::min(many_tasks, affordable) : 4 * call.threads;
+  const bool scatters = call.sweep && call.sweep->slot == 2 && all.out[0];
+  const long few = all.sum[0] || all.sum[1] || all.weight_sum || call.cancel ? std::min(many_tasks, affordable) : 4 * call.threads;
+  const long dim = operation.dim[0], gathered = batch / std::max<long>(16, scattered_bytes / (dim * long(sizeof(T)))) + 1;
+  const long wanted = !scatters ? few : all.weight_sum ? std::min(gathered, affordable) : gathered;
   const long rows = std::max<long>(unit, (batch + wanted * unit - 1) / (wanted * unit) * unit);
-  const long tasks = (batch + rows - 1) / rows;
+  const std::vector<long> nodes = call.sweep ? node_tasks(*call.sweep, wanted) : std::vector<long>();
+  const long tasks = call.sweep ? long(nodes.size()) - 1 : (batch + rows - 1) / rows;
   struct Sum {
     bool wanted;
     long dim;
@@ -77,14 +120,22 @@ void run(const Operation& operation, const Call& call, const Terms& terms, long 
   for (int s = 0; s < slot_count; ++s) sums[s] = {all.sum[s], operation.dim[s], all.out[s], {}};
   sums[slot_count] = {all.weight_sum, operation.weights, all.weight_out, {}};
   for (Sum& sum : sums) sum.rows.resize(sum.wanted ? size_t(tasks * sum.dim) : 0);
-  parallel_for(call.threads, tasks, scratch_bytes, [&](long task, void* scratch) {
+  const auto compute = [&](long task, void* scratch, T* gradients) {
     if (call.cancel && *call.cancel) return;
     Operands<T> mine = all;
+    if (scatters) mine.out[0] = gradients;
     for (int s = 0; s < slot_count; ++s)
       if (all.sum[s]) mine.out[s] = sums[s].rows.data() + task * operation.dim[s];
     if (all.weight_sum) mine.weight_out = sums[slot_count].rows.data() + task * operation.weights;
-    kernel(mine, task * rows, std::min(batch, (task + 1) * rows), scratch);
-  });
+    if (call.sweep)
+      kernel(mine, nodes[size_t(task)], nodes[size_t(task + 1)], scratch);
+    else
+      kernel(mine, task * rows, std::min(batch, (task + 1) * rows), scratch);
+  };
+  if (scatters)
+    scatter(call, nodes, all.out[0], dim, scratch_bytes, compute, add_rows);
+  else
+    parallel_for(call.threads, tasks, scratch_bytes, [&](long task, void* scratch) { compute(task, scratch, nullptr); });
   for (const Sum& sum : sums)
     for (long c = 0; sum.wanted && c < sum.dim; ++c) {
       double total = call.accumulate ? double(sum.to[c]) : 0;
@@ -141,7 +192,57 @@ class Weighted final : public Planned<T, WeightedPlan<T>> {
     this->plan_ = weighted_plan<T>(this->store_, form, this->flops);
     this->set_dims(form.dims[0], form.dims[1], form.dims[2]);
     this->weights = form.weights;
+    for (int b = 0; b < this->plan_.block_count[0]; ++b) x_by_component_ &= this->plan_.blocks[0][b].by_component;
   }
+
+  // The rows of z are then read once a node, and those of x once an edge; x's gradient is read and written an edge besides.
+  bool differentiates_by_receiver(const Call& call) const override {
+    const bool doubles = call.in[x_direction] || call.in[y_direction] || call.weight_direction;
+    return doubles || this->dim[2] >= (call.out[0] ? 3 : 1) * this->dim[0];
+  }
+
+  void contract(const Call& call, const Kernels& kernels) const override {
+    if (call.sweep && call.sweep->slot == 2)
+      contract_by_receiver(call, kernels);
+    else
+      Planned<T, WeightedPlan<T>>::contract(call, kernels);
+  }
+
+ private:
+  // What is read for many edges is brought to lie by component once, and the gradient of x that is added to for each of them is brought back.
+  void contract_by_receiver(const Call& given, const Kernels& kernels) const {
+    const TypedKernels<T>& k = typed<T>(kernels);
+    const WeightedPlan<T>& plan = this->plan_;
+    const long senders = given.sweep->others, size = senders * this->dim[0], row_bytes = (this->dim[0] * long(sizeof(T)) / 64 + 1) * 64;
+    const auto turn = [&](const T* in, T* out, bool to_components, bool adds) {
+      const long each = std::max<long>(16, senders / (4 * given.threads) + 1);
+      parallel_for(given.threads, (senders + each - 1) / each, adds ? row_bytes : 0, [&](long task, void* memory) {
+        k.turn_rows(plan, in, out, to_components, adds ? static_cast<T*>(memory) : nullptr, task * each, std::min(senders, (task + 1) * each));
+      });
+    };
+    Call call = given;
+    std::unique_ptr<T[]> turned[operand_count], gradient;
+    for (int o : {x_operand, x_direction}) {
+      if (x_by_component_ || !given.in[o]) continue;
+      turned[o].reset(new T[size_t(size)]);
+      turn(static_cast<const T*>(given.in[o]), turned[o].get(), true, false);
+      call.in[o] = turned[o].get();
+    }
+    if (given.out[0] && !x_by_component_) {
+      gradient.reset(new T[size_t(size)]());
+      call.out[0] = gradient.get();
+    } else if (given.out[0] && !given.accumulate) {
+      std::fill_n(static_cast<T*>(given.out[0]), size, T(0));
+    }
+    run<T>(*this, call, operands_of(call), 16, k.weighted.scratch(plan), [&](const Operands<T>& a, long begin, long end, void* scratch) {
+      Operands<T> mine = a;
+      mine.x_by_component = true;
+      k.weighted.contract(plan, mine, begin, end, scratch);
+    }, k.add_rows);
+    if (gradient) turn(gradient.get(), static_cast<T*>(given.out[0]), false, given.accumulate);
+  }
+
+  bool x_by_component_ = true;
 
  protected:
   Terms terms(const Call& call) const override { return operands_of(call); }

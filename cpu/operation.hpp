@@ -10,6 +10,8 @@ class Operation {
  public:
   virtual ~Operation() = default;
   virtual void contract(const Call&, const Kernels&) const = 0;
+  // Of a convolution: whether a sweep of the receivers computes the gradients of x, y and the weights as well, and faster than one of the senders.
+  virtual bool differentiates_by_receiver(const Call&) const { return false; }
 
   int dim[slot_count] = {}, weights = 0;
   PassFlops flops;

@@ -21,6 +21,10 @@ struct Operands {
   bool sum[slot_count];  // the result is a single row, the sum over the items of the call
   bool accumulate;       // add to what the results hold
   bool stream;           // the results outgrow the cache: write them past it
+  // Of a convolution: [begin, end) are its nodes; otherwise null. In the order of the receivers out[0] has a row of x's gradient an edge, from that of
+  // node `begin` on, by component; x_by_component: so have the rows of x and its direction, whatever the layout.
+  const Sweep* sweep;
+  bool x_by_component;
 };
 
 // One variant's kernel of one operation. Items [begin, end); scratch as large as scratch() says, aligned to 64 bytes.
@@ -38,6 +42,10 @@ struct TypedKernels {
   Kernel<MatrixPlan<T>, T> matrix;
   Kernel<MatrixBlockPlan<T>, T> matrix_block;
   Kernel<HarmonicsPlan<T>, T> harmonics;
+  // Rows [begin, end) of x to by component, or back: there through `row`, one of them, if they are added to what is there.
+  void (*turn_rows)(const WeightedPlan<T>&, const T* in, T* out, bool to_components, T* row, long begin, long end);
+  // Components [begin, end) of `count` rows, each added to that row of `to` that `index` says.
+  void (*add_rows)(T* to, const int* index, const T* rows, long count, long dim, long begin, long end);
   double (*fma_chain)(long iterations);  // runs iterations x fma_per_iteration dependent-free multiply-adds
   long fma_per_iteration;
   long rows_per_task;  // a multiple of what one streaming pass covers

@@ -39,7 +39,24 @@ struct WeightedCall {
   bool summed[slot_count], weight_summed;       // the result has a row for every set of items
   bool accumulate;
   long long batch;
-  int items;  // of a set, one after another
+  int items;     // of a set, one after another; of a convolution nodes
+  Sweep sweep;   // of a convolution, whose results are there already: sums of no edges
+  bool is_swept;
+};
+
+// A set's items, or its nodes' edges, one after another; those of a warp's sets side by side, for all of its lanes to be together.
+struct WeightedItems {
+  int begin, count, most;
+  template <class T>
+  __device__ __forceinline__ WeightedItems(const WeightedCall<T>& a, long long set, int n) : begin(0), count(1), most(1) {
+    if (!a.is_swept) return;
+    const long long node = set * a.items + n;
+    const bool is_there = node < a.sweep.nodes;
+    begin = is_there ? load_table(a.sweep.begin + node).value[0] : 0;
+    most = count = is_there ? load_table(a.sweep.begin + node + 1).value[0] - begin : 0;
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) most = maximum(most, __shfl_xor_sync(0xffffffff, most, distance));
+  }
 };
 
 // Of an item: where its rows begin.
@@ -47,20 +64,35 @@ template <class T>
 struct WeightedRows {
   const WeightedCall<T>& a;
   long long item, set;
-  bool again;  // not the set's first item
-  bool live;   // otherwise beyond the batch: computed as the last item, and not stored
+  int sender, receiver;  // of an edge
+  bool again;  // not the first of a set, or of a node
+  bool live;   // otherwise beyond the batch, or a node's edges: computed as some other item, and not stored
 
-  __device__ __forceinline__ WeightedRows(const WeightedCall<T>& a, long long set, int n) : a(a), item(set * a.items + n), set(set), again(n > 0), live(item < a.batch) {
-    if (!live) item = a.batch - 1;
+  __device__ __forceinline__ WeightedRows(const WeightedCall<T>& a, long long set, int n, const WeightedItems& items, int e)
+      : a(a), item(set * a.items + n), set(set), sender(0), receiver(0), again(n > 0), live(item < a.batch) {
+    if (!a.is_swept) {
+      if (!live) item = a.batch - 1;
+      return;
+    }
+    const long long node = item;
+    again = e > 0;
+    live = e < items.count;
+    const long long place = live ? items.begin + e : 0;
+    item = load_table(a.sweep.edge + place).value[0];
+    const int other = load_table(a.sweep.other + place).value[0], mine = live ? int(node) : 0;
+    sender = a.sweep.slot == 0 ? mine : other, receiver = a.sweep.slot == 0 ? other : mine;
   }
   // Computed where they are needed: arrays of pointers that are indexed at run time would be in local memory.
-  __device__ __forceinline__ const T* in(int operand) const { return a.in[operand] + item * a.stride[slot_of(operand)]; }
-  __device__ __forceinline__ T* out(int slot) const { return a.out[slot] + (a.summed[slot] ? set : item) * a.dim[slot]; }
+  __device__ __forceinline__ long long row(int slot) const { return !a.is_swept || slot == 1 ? item : slot == 0 ? sender : receiver; }
+  __device__ __forceinline__ const T* in(int operand) const { return a.in[operand] + row(slot_of(operand)) * a.stride[slot_of(operand)]; }
+  __device__ __forceinline__ T* out(int slot) const { return a.out[slot] + (a.summed[slot] ? set : row(slot)) * a.dim[slot]; }
   __device__ __forceinline__ const T* weights(const T* all) const { return all + item * a.weight_stride; }
   __device__ __forceinline__ T* weight_out() const { return a.weight_out + (a.weight_summed ? set : item) * a.weights; }
-  // To what the results hold.
-  __device__ __forceinline__ bool adds(int slot) const { return a.summed[slot] ? again : a.accumulate; }
-  __device__ __forceinline__ bool adds_weight() const { return a.weight_summed ? again : a.accumulate; }
+  // To what the results hold: a set's row of zeros, where its first node may have no edges.
+  __device__ __forceinline__ bool adds(int slot) const {
+    return a.summed[slot] ? again || a.is_swept : a.accumulate || (a.is_swept && slot == a.sweep.slot && again);
+  }
+  __device__ __forceinline__ bool adds_weight() const { return a.weight_summed ? again || a.is_swept : a.accumulate; }
 };
 
 template <class T>
@@ -423,54 +455,58 @@ __global__ __launch_bounds__(weighted_threads, 1) void channelwise(const __grid_
   const long long set = (long long)blockIdx.x * (blockDim.x / lanes) + group;
 #pragma unroll 1
   for (int n = 0; n < a.items; ++n) {
-    const WeightedRows<T> rows(a, set, n);
-    const bool differentiates = pass == WeightedPass::backward || (directional && a.in[z_operand] && (a.out[0] || a.out[1] || a.weight_out));
-    const bool wants_matrix = differentiates && (a.out[0] || a.out[1]);
-    for (int t = lane; t < plan.target_count; t += lanes) {
-      const ChannelTarget target = load_table(plan.targets + t).value[0];
-      values[t] = read(rows.in(target.operand) + target.offset);
-      const int direction = target.operand == 0 ? x_direction : y_direction;
-      if constexpr (directional) directions[t] = a.in[direction] ? read(rows.in(direction) + target.offset) : T(0);
-      if constexpr (pass != WeightedPass::forward) gradients[t] = 0;
-    }
+    const WeightedItems items(a, set, n);
 #pragma unroll 1
-    for (int chunk_index = 0; chunk_index < plan.chunk_count; ++chunk_index) {
-      const ChannelChunk chunk = load_table(plan.chunks + chunk_index).value[0];
-      __syncwarp();
-      for (int e = chunk.entry_begin + lane; e < chunk.entry_end; e += lanes) {
-        const WeightedSum entry = load_table(plan.entries + e).value[0];
-        matrix[entry.to] = sum_of(plan.entry_terms, entry.begin, entry.end, [&](int t) { return values[t]; });
-        if constexpr (directional) matrix_direction[entry.to] = sum_of(plan.entry_terms, entry.begin, entry.end, [&](int t) { return directions[t]; });
-      }
-      __syncwarp();
-#pragma unroll 1
-      for (int p = chunk.piece_begin; p < chunk.piece_end; ++p) {
-        const ChannelPiece piece = load_table(plan.pieces + p).value[0];
-#pragma unroll 1
-        for (int begin = 0; begin < piece.mul; begin += lanes * packed) {
-          const int c = begin + lane * packed;
-          ChannelwiseThread<T, packed, flat, pass> thread{plan,  rows,         matrix,         matrix_direction, matrix_gradient,
-                                                          lane, wants_matrix, differentiates, minimum(c, piece.mul - packed), c < piece.mul, begin == 0};
-          if constexpr (pass != WeightedPass::backward && !flat)
-            if (piece.first == 0 && piece.count < piece.components && a.out[2]) thread.run_in_pieces(piece);
-          with_components(piece.count, [&](auto inputs) { thread.template run<inputs>(piece); });
-        }
-      }
-      if constexpr (pass == WeightedPass::forward) continue;
-      __syncwarp();
-      if (wants_matrix)
-        for (int t = chunk.sum_begin + lane; t < chunk.sum_end; t += lanes) {
-          const WeightedSum sum = load_table(plan.sums + t).value[0];
-          gradients[sum.to] += sum_of(plan.sum_terms, sum.begin, sum.end, [&](int e) { return matrix_gradient[e]; });
-        }
-    }
-    __syncwarp();
-    if constexpr (pass != WeightedPass::forward)
-      for (int t = lane; wants_matrix && rows.live && t < plan.target_count; t += lanes) {
+    for (int e = 0; e < items.most; ++e) {
+      const WeightedRows<T> rows(a, set, n, items, e);
+      const bool differentiates = pass == WeightedPass::backward || (directional && a.in[z_operand] && (a.out[0] || a.out[1] || a.weight_out));
+      const bool wants_matrix = differentiates && (a.out[0] || a.out[1]);
+      for (int t = lane; t < plan.target_count; t += lanes) {
         const ChannelTarget target = load_table(plan.targets + t).value[0];
-        if (a.out[target.operand]) write(rows.out(target.operand) + target.offset, gradients[t], target.is_lane || rows.adds(target.operand));
+        values[t] = read(rows.in(target.operand) + target.offset);
+        const int direction = target.operand == 0 ? x_direction : y_direction;
+        if constexpr (directional) directions[t] = a.in[direction] ? read(rows.in(direction) + target.offset) : T(0);
+        if constexpr (pass != WeightedPass::forward) gradients[t] = 0;
       }
-    __syncwarp();
+#pragma unroll 1
+      for (int chunk_index = 0; chunk_index < plan.chunk_count; ++chunk_index) {
+        const ChannelChunk chunk = load_table(plan.chunks + chunk_index).value[0];
+        __syncwarp();
+        for (int e = chunk.entry_begin + lane; e < chunk.entry_end; e += lanes) {
+          const WeightedSum entry = load_table(plan.entries + e).value[0];
+          matrix[entry.to] = sum_of(plan.entry_terms, entry.begin, entry.end, [&](int t) { return values[t]; });
+          if constexpr (directional) matrix_direction[entry.to] = sum_of(plan.entry_terms, entry.begin, entry.end, [&](int t) { return directions[t]; });
+        }
+        __syncwarp();
+#pragma unroll 1
+        for (int p = chunk.piece_begin; p < chunk.piece_end; ++p) {
+          const ChannelPiece piece = load_table(plan.pieces + p).value[0];
+#pragma unroll 1
+          for (int begin = 0; begin < piece.mul; begin += lanes * packed) {
+            const int c = begin + lane * packed;
+            ChannelwiseThread<T, packed, flat, pass> thread{plan,  rows,         matrix,         matrix_direction, matrix_gradient,
+                                                            lane, wants_matrix, differentiates, minimum(c, piece.mul - packed), c < piece.mul, begin == 0};
+            if constexpr (pass != WeightedPass::backward && !flat)
+              if (piece.first == 0 && piece.count < piece.components && a.out[2]) thread.run_in_pieces(piece);
+            with_components(piece.count, [&](auto inputs) { thread.template run<inputs>(piece); });
+          }
+        }
+        if constexpr (pass == WeightedPass::forward) continue;
+        __syncwarp();
+        if (wants_matrix)
+          for (int t = chunk.sum_begin + lane; t < chunk.sum_end; t += lanes) {
+            const WeightedSum sum = load_table(plan.sums + t).value[0];
+            gradients[sum.to] += sum_of(plan.sum_terms, sum.begin, sum.end, [&](int e) { return matrix_gradient[e]; });
+          }
+      }
+      __syncwarp();
+      if constexpr (pass != WeightedPass::forward)
+        for (int t = lane; wants_matrix && rows.live && t < plan.target_count; t += lanes) {
+          const ChannelTarget target = load_table(plan.targets + t).value[0];
+          if (a.out[target.operand]) write(rows.out(target.operand) + target.offset, gradients[t], target.is_lane || rows.adds(target.operand));
+        }
+      __syncwarp();
+    }
   }
 }
 
@@ -830,39 +866,43 @@ __global__ __launch_bounds__(weighted_threads, 1) void weighted(const __grid_con
   const long long set = (long long)blockIdx.x * (blockDim.x / lanes) + group;
 #pragma unroll 1
   for (int n = 0; n < a.items; ++n) {
-    const WeightedRows<T> rows(a, set, n);
-    const bool wants_x = rows.a.out[0], wants_y = rows.a.out[1], differentiates = rows.a.in[z_operand] && (wants_x || wants_y || rows.a.weight_out);
+    const WeightedItems items(a, set, n);
 #pragma unroll 1
-    for (int s = 0; s < 2; ++s)
-      for (int c = lane; differentiates && c < plan.dim[s]; c += lanes) shared[layout.gradient[s] + c] = 0;
+    for (int e = 0; e < items.most; ++e) {
+      const WeightedRows<T> rows(a, set, n, items, e);
+      const bool wants_x = rows.a.out[0], wants_y = rows.a.out[1], differentiates = rows.a.in[z_operand] && (wants_x || wants_y || rows.a.weight_out);
 #pragma unroll 1
-    for (int b = 0; b < plan.block_count; ++b) {
-      const WeightedBlock<T> block = load_table(plan.blocks + b).value[0];
-      const int numbers = block.mul * block.components;
-      const auto at = [&](int i) {
-        const int u = divide(i, block.by_components);
-        return block.place.offset + u * block.place.channel + (i - u * block.components) * block.place.component;
-      };
-      for (int i = lane; i < numbers; i += lanes) {
-        shared[layout.z + i] = 0;
-        if (differentiates) shared[layout.dz + i] = read(rows.in(z_operand) + at(i));
+      for (int s = 0; s < 2; ++s)
+        for (int c = lane; differentiates && c < plan.dim[s]; c += lanes) shared[layout.gradient[s] + c] = 0;
+#pragma unroll 1
+      for (int b = 0; b < plan.block_count; ++b) {
+        const WeightedBlock<T> block = load_table(plan.blocks + b).value[0];
+        const int numbers = block.mul * block.components;
+        const auto at = [&](int i) {
+          const int u = divide(i, block.by_components);
+          return block.place.offset + u * block.place.channel + (i - u * block.components) * block.place.component;
+        };
+        for (int i = lane; i < numbers; i += lanes) {
+          shared[layout.z + i] = 0;
+          if (differentiates) shared[layout.dz + i] = read(rows.in(z_operand) + at(i));
+        }
+#pragma unroll 1
+        for (int i = 0; i < block.instruction_count; ++i) {
+          const WeightedInstructionPlan<T> in = load_table(block.instructions + i).value[0];
+          const WeightedLane<T> mine{in, rows, shared, layout, lane, lanes, differentiates, in.lane_operand == 0 ? wants_y : wants_x};
+#pragma unroll 1
+          for (int s = 0; s < in.segment_count; ++s) mine.template run<directional>(load_table(in.segments + s).value[0]);
+        }
+        __syncwarp();
+        if (rows.a.out[2] && rows.live)
+          for (int i = lane; i < numbers; i += lanes) write(rows.out(2) + at(i), shared[layout.z + i], rows.adds(2));
+        __syncwarp();
       }
 #pragma unroll 1
-      for (int i = 0; i < block.instruction_count; ++i) {
-        const WeightedInstructionPlan<T> in = load_table(block.instructions + i).value[0];
-        const WeightedLane<T> mine{in, rows, shared, layout, lane, lanes, differentiates, in.lane_operand == 0 ? wants_y : wants_x};
-#pragma unroll 1
-        for (int s = 0; s < in.segment_count; ++s) mine.template run<directional>(load_table(in.segments + s).value[0]);
-      }
-      __syncwarp();
-      if (rows.a.out[2] && rows.live)
-        for (int i = lane; i < numbers; i += lanes) write(rows.out(2) + at(i), shared[layout.z + i], rows.adds(2));
+      for (int s = 0; s < 2; ++s)
+        for (int c = lane; differentiates && rows.a.out[s] && rows.live && c < plan.dim[s]; c += lanes) write(rows.out(s) + c, shared[layout.gradient[s] + c], rows.adds(s));
       __syncwarp();
     }
-#pragma unroll 1
-    for (int s = 0; s < 2; ++s)
-      for (int c = lane; differentiates && rows.a.out[s] && rows.live && c < plan.dim[s]; c += lanes) write(rows.out(s) + c, shared[layout.gradient[s] + c], rows.adds(s));
-    __syncwarp();
   }
 }
 
@@ -1153,15 +1193,24 @@ class Weighted final : public Operation {
       a.summed[s] = is_summed(call.out[s], call.shared[s], dim[s]);
     }
     a.weight_summed = is_summed(call.weight_out, call.weight_shared, weights);
-    const long long wanted = summed ? std::clamp(summed_numbers / summed, fewest_rows, most_rows) : call.batch;
-    a.items = int((call.batch + wanted - 1) / wanted);
-    const long long rows = (call.batch + a.items - 1) / a.items;
+    a.is_swept = call.sweep;
+    if (call.sweep) a.sweep = *call.sweep;
+    const long long items = call.sweep ? call.sweep->nodes : call.batch;
+    const long long wanted = summed ? std::clamp(summed_numbers / summed, fewest_rows, most_rows) : items;
+    a.items = int((items + wanted - 1) / wanted);
+    const long long rows = (items + a.items - 1) / a.items;
 
     std::optional<Workspace> workspace[slot_count + 1];
+    const auto clear = [&](T* to, long long numbers) { check(cudaMemsetAsync(to, 0, size_t(numbers) * sizeof(T), stream), "cudaMemsetAsync", size_t(numbers) * sizeof(T)); };
     const auto place = [&](int s, void* out, bool is_summed, int dim) {
-      if (is_summed) workspace[s].emplace(device, size_t(rows) * dim * sizeof(T), stream);
-      return static_cast<T*>(is_summed ? workspace[s]->data() : out);
+      if (!is_summed) return static_cast<T*>(out);
+      workspace[s].emplace(device, size_t(rows) * dim * sizeof(T), stream);
+      T* const to = static_cast<T*>(workspace[s]->data());
+      if (call.sweep) clear(to, rows * dim);
+      return to;
     };
+    if (call.sweep && !call.accumulate)
+      if (T* const nodes = static_cast<T*>(call.out[call.sweep->slot])) clear(nodes, items * dim[call.sweep->slot]);
     for (int s = 0; s < slot_count; ++s) a.out[s] = place(s, call.out[s], a.summed[s], dim[s]);
     a.weight_out = place(slot_count, call.weight_out, a.weight_summed, weights);
     launch_kernel(a, rows, stream);

@@ -12,7 +12,7 @@ export function allocate<D extends DType>(dtype: D, length: number): ArrayOf<D> 
   return new constructors[dtype](length) as ArrayOf<D>
 }
 
-function isDetached(buffer: ArrayBufferLike): boolean {
+export function isDetached(buffer: ArrayBufferLike): boolean {
   if (buffer.byteLength > 0) return false
   try {
     new Uint8Array(buffer)

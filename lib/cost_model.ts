@@ -12,6 +12,14 @@ const cpu = { flops: 30e9, bytes: 12e9 }
 /** A call on host arrays: allocation, launch and waits, and then the bytes over the bus, which take longer than any kernel here. */
 const gpuFromHost = { seconds: 40e-6, bytes: 10e9 }
 
+/**
+ * Operations of a forward pass, for the choice between algorithms. On the CPU those of unrolled products count a seventh, since they run at the peak, and what is
+ * driven by tables at about a seventh of it: 78 to 100 against 34 to 66 G operations a second over a whole pass of L x L -> 0..2L at L = 3 to 6.
+ */
+export function weighedOperations({ forward, unrolled }: { forward: number; unrolled: number }, backend: 'cpu' | 'cuda'): number {
+  return backend === 'cpu' ? Math.round(forward - (6 / 7) * unrolled) : forward
+}
+
 /** Seconds an item on the CPU. */
 export function cpuSeconds({ flops, bytes }: Cost, threads: number): number {
   // A second thread brings little more bandwidth, and that is what binds small degrees.

@@ -1,5 +1,6 @@
 import type { DType } from './arrays'
 import { channelProductForm, packChannelProduct } from './channel_product'
+import { weighedOperations } from './cost_model'
 import { argumentError, describe } from './errors'
 import type { IrrepsLike } from './irreps'
 import { native, type NativeOperation } from './native'
@@ -15,7 +16,7 @@ export interface SphereGrid {
 export interface GauntOptions<D extends DType> extends CommonOptions<D> {
   /** Irreps of the output, each once, with the inputs' multiplicity; by default every irrep that can be reached, sorted. */
   irrepsOut?: IrrepsLike
-  /** `'auto'` (default) takes the one of fewer operations, or `'grid'` where a grid is given. They agree to rounding. */
+  /** `'auto'` (default) takes the one expected to be faster, by its operations (see `choice`), or `'grid'` where a grid is given. They agree to rounding. */
   algorithm?: 'auto' | 'grid' | 'fourier'
   /**
    * Of `'grid'`. Default: the smallest exact grid, floor((L1 + L2 + L3) / 2) + 1 rings and L1 + L2 + L3 + 1 angles. A larger one gives the same result.
@@ -98,10 +99,11 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
         candidates.push({ algorithm: 'fourier', cpu, plan: () => createPlan('createFourier', form, resolved, cpu) })
       }
     }
-    const operations = ({ cpu }: { cpu: NativeOperation }) => native.flops(cpu).forward
+    const operations = ({ cpu }: { cpu: NativeOperation }) => weighedOperations(native.flops(cpu), resolved.backend)
     const [fastest, ...others] = candidates.sort((a, b) => operations(a) - operations(b))
     const rival = others.find(({ algorithm }) => algorithm !== fastest!.algorithm)
-    const why = rival && `${operations(fastest!)} operations an item forward, ${rival.algorithm} has ${operations(rival)}`
+    const weighed = candidates.some(({ cpu }) => resolved.backend === 'cpu' && native.flops(cpu).unrolled) ? ' (unrolled ones count a seventh)' : ''
+    const why = rival && `${operations(fastest!)} operations an item forward${weighed}, ${rival.algorithm} has ${operations(rival)}`
     for (const { cpu } of others) native.dispose(cpu)
     super(
       {

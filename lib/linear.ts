@@ -1,10 +1,11 @@
 import { allocate, type ArrayOf, type DType } from './arrays'
+import type { AsyncOptions, OperandOf } from './call'
 import { ClebschGordanTensorProduct } from './clebsch_gordan'
 import { DeviceArray } from './device_array'
 import { requireReached, type NormalizationOptions } from './weighted'
 import { irrepKey, type Irreps, type IrrepsLike } from './irreps'
 import type { Pass } from './native'
-import type { AsyncOptions, ForwardOptions, OperandOf, PassCost } from './operation'
+import type { ForwardOptions, PassCost } from './operation'
 import { commonOptions, inputIrreps, outputIrreps, requireKnownOptions, type Backend, type CommonOptions, type Layout } from './options'
 
 export interface LinearOptions<D extends DType> extends CommonOptions<D> {

@@ -37,6 +37,20 @@ export interface NativeArrays<A> {
   wShared?: boolean
   /** Add to what the results hold. */
   accumulate?: boolean
+  /** Of a convolution, whose items are the edges. */
+  sweeps?: NativeSweeps | undefined
+  deviceSweeps?: NativeDeviceSweeps | undefined
+}
+
+/** Orders of a graph's edges: Sweep of core/call.hpp. The edges of node n are those from begin[n] to begin[n + 1]; `other`: the node at the other end. */
+export interface NativeSweep {
+  readonly begin: Int32Array
+  readonly edge: Int32Array
+  readonly other: Int32Array
+}
+export interface NativeSweeps {
+  readonly senders: NativeSweep
+  readonly receivers: NativeSweep
 }
 
 export interface NativeCall extends NativeArrays<Floats> {
@@ -72,6 +86,9 @@ interface NativeChannelProduct extends NativeProduct {
 
 /** A plan on a device, a device array, a stream and a graph: all in native memory. */
 export interface NativeCudaOperation {
+  readonly kind: unique symbol
+}
+export interface NativeDeviceSweeps {
   readonly kind: unique symbol
 }
 export interface NativeArray {
@@ -127,6 +144,10 @@ export interface NativeCuda {
   createMatrixBlock: CudaCreate<'createMatrixBlock'>
   createSphericalHarmonics: CudaCreate<'createSphericalHarmonics'>
   disposeOperation(operation: NativeCudaOperation): void
+  /** Waits. */
+  createSweeps(device: number, sweeps: NativeSweeps): NativeDeviceSweeps
+  disposeSweeps(sweeps: NativeDeviceSweeps): void
+  /** With `deviceSweeps` in the place of `sweeps`, here and in the next two. */
   run(operation: NativeCudaOperation, call: NativeArrays<NativeArray>): void
   /** Waits. */
   runHost(operation: NativeCudaOperation, call: NativeArrays<Floats>): void
@@ -215,8 +236,8 @@ export interface NativeAddon {
   dispose(operation: NativeOperation): void
   /** Whether two typed arrays share memory. */
   overlap(a: ArrayBufferView, b: ArrayBufferView): boolean
-  /** Operations of one item, by pass. */
-  flops(operation: NativeOperation): Record<Pass, number>
+  /** Operations of one item, by pass; `unrolled`: those of forward that run at the peak on the CPU. */
+  flops(operation: NativeOperation): Record<Pass | 'unrolled', number>
   contract(operation: NativeOperation, call: NativeCall): void
   /** Copies what the call reads, and writes the results when the promise resolves. */
   contractAsync(operation: NativeOperation, call: NativeCall & Cancellable): Promise<void>

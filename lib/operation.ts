@@ -1,11 +1,13 @@
 // What every tensor product operation is to its user: checks, forward, backward.
 import { allocate, requireArray, requireLength, requireSeparate, rowCount, type ArrayOf, type DType } from './arrays'
+import { names, runCall, runCallAsync, slotOf, slots, type AsyncOptions, type CheckedCall, type OperandOf, type Runner, type Slot } from './call'
 import { itemsForCpu } from './cost_model'
 import { cuda } from './cuda'
-import { DeviceArray, nativeArray, requireDeviceArray } from './device_array'
+import { DeviceArray, requireDeviceArray } from './device_array'
 import { argumentError, describe, EquitensorError } from './errors'
+import type { Graph } from './graph'
 import type { Irreps } from './irreps'
-import { native, type NativeAddon, type NativeArray, type NativeArrays, type NativeCudaOperation, type NativeOperation, type Pass } from './native'
+import { native, type NativeAddon, type NativeArrays, type NativeCudaOperation, type NativeOperation, type Pass } from './native'
 import { requireKnownOptions, type Backend, type Layout, type ResolvedOptions } from './options'
 
 /** One path: blocks in1 and in2 of the inputs into block out of the output. */
@@ -39,9 +41,6 @@ export interface SecondGradients<D extends DType, A = ArrayOf<D>> extends Gradie
   gradOut: A
 }
 
-/** Of one kind: arrays of the host, or of the device. */
-export type OperandOf<D extends DType> = ArrayOf<D> | DeviceArray<D>
-
 /** Cotangents of the gradients, or tangents of the operands, in the shapes of x, y and weight. A missing one is zero. */
 export interface Directions<A> {
   x?: A | undefined
@@ -65,11 +64,6 @@ export interface DoubleBackwardOptions<A> {
   out?: { x?: A; y?: A; weight?: A; gradOut?: A }
   accumulate?: boolean
 }
-export interface AsyncOptions {
-  /** Rejects the call with `aborted`. Then results on the host are not written; on the device, work that has begun goes on. */
-  signal?: AbortSignal
-}
-
 // Arguments of the passes for one kind of array; `O`: options beside those of the pass.
 export type ForwardArguments<A, O = {}> = [x: A, y: A, weight?: A | undefined, options?: ForwardOptions<A> & O]
 export type BackwardArguments<A, O = {}> = [x: A, y: A, weight: A | undefined, gradOut: A, options?: BackwardOptions<A> & O]
@@ -77,6 +71,12 @@ export type DoubleBackwardArguments<A, O = {}> = [
   x: A, y: A, weight: A | undefined, gradOut: A, cotangents: Directions<A>, options?: DoubleBackwardOptions<A> & O,
 ]
 export type JvpArguments<A, O = {}> = [x: A, y: A, weight: A | undefined, tangents: Directions<A>, options?: ForwardOptions<A> & O]
+
+/** @internal Key of a pass's options: the graph whose edges are the items, where {@link Convolution} makes the call. */
+export const overGraph: unique symbol = Symbol('graph')
+interface OverGraph {
+  [overGraph]?: Graph
+}
 
 /** A plan in the memory of the host, and one on the device where that is the backend. */
 export interface Plan {
@@ -112,18 +112,6 @@ export interface OperationForm {
   /** The second input is the first one: calls have x only. Default false. */
   square?: boolean
 }
-
-/** Arrays of a call, checked. Results that nothing contributes to are in `zero`, and not in the call. */
-interface CheckedCall<D extends DType> {
-  arrays: NativeArrays<OperandOf<D>>
-  zero: OperandOf<D>[]
-}
-
-// As native calls name them: w is the weight, z the result or its gradient, a... a direction.
-const slots = ['x', 'y', 'w', 'z'] as const
-type Slot = (typeof slots)[number]
-const slotOf = { x: 'x', y: 'y', w: 'w', z: 'z', ax: 'x', ay: 'y', aw: 'w', xOut: 'x', yOut: 'y', wOut: 'w', zOut: 'z' } as const
-const names = Object.keys(slotOf) as (keyof typeof slotOf)[]
 
 /**
  * A bilinear, equivariant operation on irreps. Arrays are row-major: x is (batch, irrepsIn1.dim), y is (batch, irrepsIn2.dim), the
@@ -195,9 +183,10 @@ export abstract class TensorProduct<D extends DType> {
     })
   }
 
-  /** The device's plan for a call on these arrays, or undefined where the CPU is to run it. */
-  #onCuda({ cuda: operation }: Plan, { x, batch }: NativeArrays<OperandOf<D>>): NativeCudaOperation | undefined {
-    return x instanceof DeviceArray || batch > this.#itemsForCpu ? operation : undefined
+  /** What runs a call on these arrays. */
+  #runner({ arrays: { x, batch } }: CheckedCall<D>): Runner {
+    const { cpu, cuda } = this.#live()
+    return { cpu, cuda: x instanceof DeviceArray || batch > this.#itemsForCpu ? cuda : undefined, device: this.device, threads: this.threads }
   }
 
   /** The triples of degrees with a nonzero coefficient, in order ("interactability" of Xie et al. 2025). */
@@ -340,16 +329,16 @@ export abstract class TensorProduct<D extends DType> {
     return { x: this.irrepsIn1.dim, y: this.irrepsIn2.dim, w: this.weightNumel, z: this.irrepsOut.dim }[slot]
   }
 
-  #forwardCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, options: ForwardOptions<OperandOf<D>>) {
+  #forwardCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, options: ForwardOptions<OperandOf<D>> & OverGraph) {
     this.#live()
-    const inputs = this.#inputs(x, y, weight)
+    const inputs = this.#inputs(x, y, weight, options)
     const result = this.#result(inputs, options.out)
     return { call: { arrays: { ...inputs, zOut: result }, zero: [] } as CheckedCall<D>, result }
   }
 
-  #backwardCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, gradOut: OperandOf<D>, options: BackwardOptions<OperandOf<D>>) {
+  #backwardCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, gradOut: OperandOf<D>, options: BackwardOptions<OperandOf<D>> & OverGraph) {
     this.#live()
-    const inputs = this.#withGradOut(this.#inputs(x, y, weight), gradOut)
+    const inputs = this.#withGradOut(this.#inputs(x, y, weight, options), gradOut)
     const result = this.#gradients(inputs, ['x', 'y', 'weight'], options)
     return { call: this.#reached(inputs, result, { x: true, y: true, w: true }, options.accumulate), result }
   }
@@ -360,37 +349,42 @@ export abstract class TensorProduct<D extends DType> {
     weight: unknown,
     gradOut: OperandOf<D>,
     cotangents: Directions<OperandOf<D>>,
-    options: DoubleBackwardOptions<OperandOf<D>>,
+    options: DoubleBackwardOptions<OperandOf<D>> & OverGraph,
   ) {
     this.#live()
-    const inputs = this.#withDirections(this.#withGradOut(this.#inputs(x, y, weight), gradOut), cotangents, 'cotangents')
+    const inputs = this.#withDirections(this.#withGradOut(this.#inputs(x, y, weight, options), gradOut), cotangents, 'cotangents')
     const result = this.#gradients(inputs, ['x', 'y', 'weight', 'gradOut'], options) as SecondGradients<D, OperandOf<D>>
     const { ax, ay, aw } = inputs
     return { call: this.#reached(inputs, result, { x: (this.#isSquare ? ax : ay) ?? aw, y: ax ?? aw, w: ax ?? ay, z: ax ?? ay ?? aw }, options.accumulate), result }
   }
 
-  #jvpCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, tangents: Directions<OperandOf<D>>, options: ForwardOptions<OperandOf<D>>) {
+  #jvpCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, tangents: Directions<OperandOf<D>>, options: ForwardOptions<OperandOf<D>> & OverGraph) {
     this.#live()
-    const inputs = this.#withDirections(this.#inputs(x, y, weight), tangents, 'tangents')
+    const inputs = this.#withDirections(this.#inputs(x, y, weight, options), tangents, 'tangents')
     const result = this.#result(inputs, options.out)
     return { call: this.#reached(inputs, { gradOut: result }, { z: inputs.ax ?? inputs.ay ?? inputs.aw }, false), result }
   }
 
+  #ofResult({ batch, sweeps }: NativeArrays<OperandOf<D>>) {
+    const rows = sweeps ? sweeps.receivers.begin.length - 1 : batch
+    return { length: rows * this.irrepsOut.dim, shape: `(${sweeps ? 'receivers' : 'batch'} ${rows}, irrepsOut.dim ${this.irrepsOut.dim})` }
+  }
+
   /** The array of a call's only result, in the shape of z. */
   #result(inputs: NativeArrays<OperandOf<D>>, out: OperandOf<D> | undefined): OperandOf<D> {
-    const { x, y, w: weight, ax, ay, aw, batch } = inputs
-    const length = batch * this.irrepsOut.dim
+    const { x, y, w: weight, ax, ay, aw } = inputs
+    const { length, shape } = this.#ofResult(inputs)
     if (out === undefined) return this.#allocate(x, length)
     this.#require(out, 'out', x)
-    requireLength(out, 'out', length, `(batch ${batch}, irrepsOut.dim ${this.irrepsOut.dim})`)
+    requireLength(out, 'out', length, shape)
     requireSeparate({ out }, { x, y, weight, ax, ay, aw })
     return out
   }
 
   #withGradOut<I extends NativeArrays<OperandOf<D>>>(inputs: I, gradOut: OperandOf<D>): I {
-    const { x, batch } = inputs
-    this.#require(gradOut, 'gradOut', x)
-    requireLength(gradOut, 'gradOut', batch * this.irrepsOut.dim, `(batch ${batch}, irrepsOut.dim ${this.irrepsOut.dim})`)
+    this.#require(gradOut, 'gradOut', inputs.x)
+    const { length, shape } = this.#ofResult(inputs)
+    requireLength(gradOut, 'gradOut', length, shape)
     return { ...inputs, z: gradOut }
   }
 
@@ -473,101 +467,44 @@ export abstract class TensorProduct<D extends DType> {
     else requireArray(value, argument, this.dtype)
   }
 
-  #inputs(x: OperandOf<D>, y: OperandOf<D>, weight: unknown): NativeArrays<OperandOf<D>> {
-    const numel = this.weightNumel
+  #inputs(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, { [overGraph]: graph }: OverGraph): NativeArrays<OperandOf<D>> {
+    const numel = this.weightNumel, items = graph ? 'edges' : 'items'
     if (numel && (weight === undefined || weight === null)) {
-      throw argumentError('weight_missing', 'weight', `${numel} numbers shared by all items, or as many for each`, describe(weight))
+      throw argumentError('weight_missing', 'weight', `${numel} numbers shared by all ${items}, or as many for each`, describe(weight))
     }
     if (!numel && weight !== undefined && weight !== null && (weight as ArrayLike<number>).length !== 0) {
       throw argumentError('weight_unwanted', 'weight', 'undefined, since the operation has no weights', describe(weight))
     }
     this.#require(x, 'x', x)
     this.#require(y, 'y', x)
-    const xBatch = rowCount(x, 'x', this.irrepsIn1.dim, `(batch, irrepsIn1.dim ${this.irrepsIn1.dim})`)
-    const yBatch = rowCount(y, 'y', this.irrepsIn2.dim, `(batch, irrepsIn2.dim ${this.irrepsIn2.dim})`)
-    if (xBatch !== yBatch && xBatch !== 1 && yBatch !== 1) {
-      throw argumentError('batch_mismatch', 'y', `a batch of ${xBatch} as x has, or of 1`, `a batch of ${yBatch}`)
+    const { dim: dim1 } = this.irrepsIn1, { dim: dim2 } = this.irrepsIn2
+    let inputs: NativeArrays<OperandOf<D>>
+    if (graph) {
+      const { sweeps, numSenders, numEdges: batch } = graph
+      requireLength(x, 'x', numSenders * dim1, `(senders ${numSenders}, irrepsIn1.dim ${dim1})`)
+      if (y.length !== dim2) requireLength(y, 'y', batch * dim2, `(edges ${batch}, irrepsIn2.dim ${dim2}), or ${dim2} shared by all edges`)
+      inputs = { x, y, batch, yShared: y.length !== batch * dim2, sweeps }
+    } else {
+      const xBatch = rowCount(x, 'x', dim1, `(batch, irrepsIn1.dim ${dim1})`), yBatch = rowCount(y, 'y', dim2, `(batch, irrepsIn2.dim ${dim2})`)
+      if (xBatch !== yBatch && xBatch !== 1 && yBatch !== 1) {
+        throw argumentError('batch_mismatch', 'y', `a batch of ${xBatch} as x has, or of 1`, `a batch of ${yBatch}`)
+      }
+      const batch = xBatch === 1 ? yBatch : xBatch
+      inputs = { x, y: this.#isSquare ? undefined : y, batch, xShared: xBatch !== batch, yShared: yBatch !== batch }
     }
-    const batch = xBatch === 1 ? yBatch : xBatch
-    const inputs = { x, y: this.#isSquare ? undefined : y, batch, xShared: xBatch !== batch, yShared: yBatch !== batch }
     if (!numel) return inputs
     const w = weight as OperandOf<D>
     this.#require(w, 'weight', x)
-    const sets = batch * numel
-    if (w.length !== numel) requireLength(w, 'weight', sets, `(batch ${batch}, weightNumel ${numel}), or ${numel} shared by all items`)
+    const sets = inputs.batch * numel
+    if (w.length !== numel) requireLength(w, 'weight', sets, `(${graph ? 'edges' : 'batch'} ${inputs.batch}, weightNumel ${numel}), or ${numel} shared by all ${items}`)
     return { ...inputs, w, wShared: w.length !== sets }
   }
 
-  #run({ arrays, zero }: CheckedCall<D>): void {
-    for (const array of zero) fillZero(array)
-    if (!slots.some((slot) => arrays[`${slot}Out`])) return
-    const plan = this.#live(), operation = this.#onCuda(plan, arrays)
-    if (operation) {
-      if (arrays.x instanceof DeviceArray) cuda((addon) => addon.run(operation, onDevice(arrays)))
-      else cuda((addon) => addon.runHost(operation, arrays as NativeArrays<ArrayOf<D>>))
-      return
-    }
-    try {
-      native.contract(plan.cpu, { ...(arrays as NativeArrays<ArrayOf<D>>), threads: this.threads })
-    } catch (cause) {
-      throw translated(cause)
-    }
+  #run(call: CheckedCall<D>): void {
+    runCall(this.#runner(call), call)
   }
 
-  async #runAsync({ arrays, zero }: CheckedCall<D>, signal: AbortSignal | undefined): Promise<void> {
-    const plan = this.#live()
-    if (signal !== undefined && !(signal instanceof AbortSignal)) throw argumentError('invalid_option', 'options.signal', 'an AbortSignal', describe(signal))
-    if (signal?.aborted) throw aborted(signal)
-    if (slots.some((slot) => arrays[`${slot}Out`])) await this.#start(plan, arrays, signal)
-    for (const array of zero) fillZero(array)
+  async #runAsync(call: CheckedCall<D>, signal: AbortSignal | undefined): Promise<void> {
+    return runCallAsync(this.#runner(call), call, signal)
   }
-
-  async #start(plan: Plan, arrays: NativeArrays<OperandOf<D>>, signal: AbortSignal | undefined): Promise<void> {
-    const operation = this.#onCuda(plan, arrays)
-    const cancel = signal && new Int32Array(new SharedArrayBuffer(4))
-    const call = { ...(arrays as NativeArrays<ArrayOf<D>>), cancel }
-    const done = !operation
-      ? native.contractAsync(plan.cpu, { ...call, threads: this.threads }).catch((cause) => Promise.reject(translated(cause)))
-      : arrays.x instanceof DeviceArray
-        ? cuda((addon) => {
-            addon.run(operation, onDevice(arrays))
-            return addon.finished(this.device)
-          })
-        : cuda((addon) => addon.runHostAsync(operation, call))
-    if (!signal) return done
-    let stop = () => {}
-    const abort = new Promise<never>((_, reject) => {
-      stop = () => {
-        Atomics.store(cancel!, 0, 1)
-        reject(aborted(signal))
-      }
-      signal.addEventListener('abort', stop, { once: true })
-    })
-    try {
-      await Promise.race([done, abort])
-    } finally {
-      signal.removeEventListener('abort', stop)
-      done.catch(() => {}) // of interest to nobody after an abort
-    }
-  }
-}
-
-function onDevice<D extends DType>(arrays: NativeArrays<OperandOf<D>>): NativeArrays<NativeArray> {
-  const natives = names.map((name) => [name, arrays[name] && nativeArray(arrays[name] as DeviceArray<D>)] as const)
-  return { ...arrays, ...Object.fromEntries(natives) } as unknown as NativeArrays<NativeArray>
-}
-
-function fillZero(array: ArrayLike<number> | DeviceArray): void {
-  if (array instanceof DeviceArray) cuda((addon) => addon.fillZero(nativeArray(array)))
-  else (array as Float32Array | Float64Array).fill(0)
-}
-
-/** Of the CPU's kernels. */
-function translated(cause: unknown): unknown {
-  if ((cause as { code?: string }).code !== 'out_of_memory') return cause
-  return new EquitensorError('out_of_memory', (cause as Error).message, { cause })
-}
-
-function aborted(signal: AbortSignal): EquitensorError {
-  return new EquitensorError('aborted', 'the call was cancelled through its signal', { cause: signal.reason })
 }

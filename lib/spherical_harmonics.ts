@@ -1,9 +1,10 @@
 import { allocate, requireArray, requireLength, requireSeparate, rowCount, type ArrayOf, type DType } from './arrays'
+import { runCall, runCallAsync, type AsyncOptions, type CheckedCall, type Runner } from './call'
 import { cuda } from './cuda'
-import { DeviceArray, nativeArray, requireDeviceArray } from './device_array'
+import { DeviceArray, requireDeviceArray } from './device_array'
 import { argumentError, describe } from './errors'
 import { Irreps, requireInputDegrees, toIrreps, type IrrepsLike } from './irreps'
-import { native, type NativeArray, type NativeCudaOperation } from './native'
+import { native, type NativeCudaOperation } from './native'
 import { cpuInfo, oneOf, requireKnownOptions, resolveBackend, type Backend } from './options'
 
 export interface SphericalHarmonicsOptions<D extends DType, A = ArrayOf<D>> {
@@ -19,12 +20,19 @@ export interface SphericalHarmonicsOptions<D extends DType, A = ArrayOf<D>> {
   out?: A
 }
 
+export interface SphericalHarmonicsBackwardOptions<D extends DType, A = ArrayOf<D>> extends SphericalHarmonicsOptions<D, A> {
+  /** Add to what `out` holds. Default false. */
+  accumulate?: boolean
+}
+
 /** Options of {@link sphericalHarmonics.doubleBackward}, which has two results. */
-export interface SphericalHarmonicsDoubleBackwardOptions<D extends DType, A = ArrayOf<D>> extends Omit<SphericalHarmonicsOptions<D, A>, 'out'> {
+export interface SphericalHarmonicsDoubleBackwardOptions<D extends DType, A = ArrayOf<D>> extends Omit<SphericalHarmonicsBackwardOptions<D, A>, 'out'> {
+  /** Which gradients to compute, by default both; the other is absent from the result. */
+  needs?: { vectors?: boolean; gradOut?: boolean }
   out?: { vectors?: A; gradOut?: A }
 }
 
-/** Gradients of a scalar of {@link sphericalHarmonics.backward}'s result. */
+/** Gradients of a scalar of {@link sphericalHarmonics.backward}'s result. Absent where `needs` said so. */
 export interface SphericalHarmonicsGradients<A> {
   /** (n, 3) */
   vectors: A
@@ -79,6 +87,8 @@ function planOnDevice(device: number, form: Parameters<typeof native.createSpher
 
 const knownOptions = ['normalize', 'normalization', 'threads', 'backend', 'device', 'out'] as const
 
+type Options = Omit<SphericalHarmonicsBackwardOptions<DType, any>, 'out'> & AsyncOptions
+
 type Slot = 'z' | 'ax' | 'xOut' | 'zOut'
 interface Argument {
   /** In the native call. */
@@ -87,14 +97,15 @@ interface Argument {
   array: unknown
 }
 
-// Checks a call, allocates the results that are missing and runs it. Gives the results in their order.
-function evaluate(
-  irreps: IrrepsLike | number,
-  vectors: Operand,
-  options: Omit<SphericalHarmonicsOptions<DType>, 'out'>,
-  operands: Argument[],
-  results: Argument[],
-): Operand[] {
+interface Evaluation {
+  call: CheckedCall<DType>
+  runner: Runner
+  /** In their order. */
+  results: Operand[]
+}
+
+// Checks a call and allocates the results that are missing.
+function evaluation(irreps: IrrepsLike | number, vectors: Operand, options: Options, operands: Argument[], results: Argument[]): Evaluation {
   const harmonics = requireHarmonics(irreps)
   const isOnDevice = vectors instanceof DeviceArray
   const dtype: DType = isOnDevice ? vectors.dtype : vectors instanceof Float64Array ? 'float64' : 'float32'
@@ -106,8 +117,9 @@ function evaluate(
   const backend = isAutomatic ? 'cpu' : found
   if (isOnDevice && options.backend === 'cpu') throw argumentError('wrong_kind', 'vectors', "an array on the host, with backend 'cpu'", describe(vectors))
   const batch = rowCount(vectors, 'vectors', 3, '(n, 3)')
-  const normalize = options.normalize ?? true
+  const normalize = options.normalize ?? true, accumulate = options.accumulate ?? false
   if (typeof normalize !== 'boolean') throw argumentError('invalid_option', 'options.normalize', 'a boolean', describe(normalize))
+  if (typeof accumulate !== 'boolean') throw argumentError('invalid_option', 'options.accumulate', 'a boolean', describe(accumulate))
   const scale = scales[oneOf(options.normalization ?? 'component', 'options.normalization', ['integral', 'component', 'norm'])]
   const threads = options.threads ?? cpuInfo().threads
   if (!Number.isInteger(threads) || threads < 1 || threads > 1024) {
@@ -123,13 +135,15 @@ function evaluate(
   const inputs: Record<string, Operand> = { vectors }
   for (const operand of operands) inputs[operand.name] = requireRows(operand)
   const given = results.filter(({ array }) => array !== undefined)
+  const missing = accumulate && results.find(({ array }) => array === undefined)
+  if (missing) throw argumentError('invalid_option', missing.name, 'an array to accumulate in', 'none')
   requireSeparate(Object.fromEntries(given.map((result) => [result.name, requireRows(result)])), inputs)
 
   const outputs = results.map(({ slot, array }) => {
     if (array !== undefined) return array as Operand
     return isOnDevice ? DeviceArray.alloc(dtype, lengthOf(slot), { device }) : allocate(dtype, lengthOf(slot))
   })
-  const arrays: { x: Operand } & Partial<Record<Slot, Operand>> = { x: vectors }
+  const arrays: CheckedCall<DType>['arrays'] = { x: vectors, batch, accumulate }
   for (const { slot, array } of operands) arrays[slot] = array as Operand
   results.forEach(({ slot }, i) => (arrays[slot] = outputs[i]!))
   const degrees = harmonics.blocks.flatMap(({ mul, ir }) => Array<number>(mul).fill(ir.l))
@@ -139,20 +153,72 @@ function evaluate(
     scale: Float64Array.from({ length: harmonics.lmax + 1 }, (_, l) => scale(l)),
     normalize,
   }
-  if (backend === 'cuda') {
-    const plan = planOnDevice(device, form)
-    if (isOnDevice) {
-      const onDevice = Object.fromEntries(Object.entries(arrays).map(([slot, array]) => [slot, nativeArray(array as DeviceArray)]))
-      cuda((addon) => addon.run(plan, { ...(onDevice as { x: NativeArray }), batch }))
-    } else {
-      cuda((addon) => addon.runHost(plan, { ...(arrays as { x: HostArray }), batch }))
-    }
-    return outputs
+  const runner = backend === 'cuda' ? { cpu: undefined, cuda: planOnDevice(device, form) } : { cpu: native.createSphericalHarmonics(form), cuda: undefined }
+  return { call: { arrays, zero: [] }, runner: { ...runner, device, threads }, results: outputs }
+}
+
+function evaluate({ runner, call, results }: Evaluation): Operand[] {
+  runCall(runner, call)
+  if (runner.cpu) native.dispose(runner.cpu)
+  return results
+}
+async function evaluateAsync({ runner, call, results }: Evaluation, { signal }: AsyncOptions): Promise<Operand[]> {
+  try {
+    await runCallAsync(runner, call, signal)
+  } finally {
+    if (runner.cpu) native.dispose(runner.cpu)
   }
-  const operation = native.createSphericalHarmonics(form)
-  native.contract(operation, { ...(arrays as { x: HostArray }), batch, threads })
-  native.dispose(operation)
-  return outputs
+  return results
+}
+
+const forwardCall = (irreps: IrrepsLike | number, vectors: Operand, options: SphericalHarmonicsOptions<DType, any> & AsyncOptions, more: readonly string[] = []) => {
+  requireKnownOptions(options, [...knownOptions, ...more])
+  return evaluation(irreps, vectors, options, [], [{ slot: 'zOut', name: 'out', array: options.out }])
+}
+const backwardCall = (
+  irreps: IrrepsLike | number,
+  vectors: Operand,
+  gradOut: Operand,
+  options: SphericalHarmonicsBackwardOptions<DType, any> & AsyncOptions,
+  more: readonly string[] = [],
+) => {
+  requireKnownOptions(options, [...knownOptions, 'accumulate', ...more])
+  return evaluation(irreps, vectors, options, [{ slot: 'z', name: 'gradOut', array: gradOut }], [{ slot: 'xOut', name: 'out', array: options.out }])
+}
+const jvpCall = (
+  irreps: IrrepsLike | number,
+  vectors: Operand,
+  tangent: Operand,
+  options: SphericalHarmonicsOptions<DType, any> & AsyncOptions,
+  more: readonly string[] = [],
+) => {
+  requireKnownOptions(options, [...knownOptions, ...more])
+  return evaluation(irreps, vectors, options, [{ slot: 'ax', name: 'tangent', array: tangent }], [{ slot: 'zOut', name: 'out', array: options.out }])
+}
+const doubleBackwardCall = (
+  irreps: IrrepsLike | number,
+  vectors: Operand,
+  gradOut: Operand,
+  cotangent: Operand,
+  options: SphericalHarmonicsDoubleBackwardOptions<DType, any> & AsyncOptions,
+  more: readonly string[] = [],
+) => {
+  requireKnownOptions(options, [...knownOptions, 'needs', 'accumulate', ...more])
+  const out = options.out ?? {}, needs = { vectors: true, gradOut: true, ...options.needs }
+  requireKnownOptions(out, ['vectors', 'gradOut'], 'out')
+  requireKnownOptions(needs, ['vectors', 'gradOut'], 'needs')
+  for (const name of ['vectors', 'gradOut'] as const) {
+    if (typeof needs[name] !== 'boolean') throw argumentError('invalid_option', `needs.${name}`, 'a boolean', describe(needs[name]))
+    if (!needs[name] && out[name] !== undefined) throw argumentError('invalid_option', `out.${name}`, `no array, since needs.${name} is false`, 'an array')
+  }
+  const operands: Argument[] = [
+    { slot: 'z', name: 'gradOut', array: gradOut },
+    { slot: 'ax', name: 'cotangent', array: cotangent },
+  ]
+  const wanted = (['vectors', 'gradOut'] as const).filter((name) => needs[name])
+  const results = wanted.map((name): Argument => ({ slot: name === 'vectors' ? 'xOut' : 'zOut', name: `out.${name}`, array: out[name] }))
+  const gradients = (arrays: Operand[]) => Object.fromEntries(wanted.map((name, i) => [name, arrays[i]])) as unknown as SphericalHarmonicsGradients<Operand>
+  return { evaluation: evaluation(irreps, vectors, options, operands, results), gradients }
 }
 
 /**
@@ -171,8 +237,7 @@ export function sphericalHarmonics<D extends DType>(
   options?: SphericalHarmonicsOptions<D, DeviceArray<D>>,
 ): DeviceArray<D>
 export function sphericalHarmonics(irreps: IrrepsLike | number, vectors: Operand, options: SphericalHarmonicsOptions<DType, any> = {}): Operand {
-  requireKnownOptions(options, knownOptions)
-  return evaluate(irreps, vectors, options, [], [{ slot: 'zOut', name: 'out', array: options.out }])[0]!
+  return evaluate(forwardCall(irreps, vectors, options))[0]!
 }
 
 export namespace sphericalHarmonics {
@@ -186,16 +251,15 @@ export namespace sphericalHarmonics {
    * 1e12: it has no direction to train. Without, the zero vector has that of the polynomials, which degree 1 alone contributes to.
    * @throws EquitensorError as {@link sphericalHarmonics}.
    */
-  export function backward<A extends HostArray>(irreps: IrrepsLike | number, vectors: A, gradOut: A, options?: SphericalHarmonicsOptions<DTypeOf<A>>): Plain<A>
+  export function backward<A extends HostArray>(irreps: IrrepsLike | number, vectors: A, gradOut: A, options?: SphericalHarmonicsBackwardOptions<DTypeOf<A>>): Plain<A>
   export function backward<D extends DType>(
     irreps: IrrepsLike | number,
     vectors: DeviceArray<D>,
     gradOut: DeviceArray<D>,
-    options?: SphericalHarmonicsOptions<D, DeviceArray<D>>,
+    options?: SphericalHarmonicsBackwardOptions<D, DeviceArray<D>>,
   ): DeviceArray<D>
-  export function backward(irreps: IrrepsLike | number, vectors: Operand, gradOut: Operand, options: SphericalHarmonicsOptions<DType, any> = {}): Operand {
-    requireKnownOptions(options, knownOptions)
-    return evaluate(irreps, vectors, options, [{ slot: 'z', name: 'gradOut', array: gradOut }], [{ slot: 'xOut', name: 'out', array: options.out }])[0]!
+  export function backward(irreps: IrrepsLike | number, vectors: Operand, gradOut: Operand, options: SphericalHarmonicsBackwardOptions<DType, any> = {}): Operand {
+    return evaluate(backwardCall(irreps, vectors, gradOut, options))[0]!
   }
 
   /**
@@ -229,18 +293,8 @@ export namespace sphericalHarmonics {
     cotangent: Operand,
     options: SphericalHarmonicsDoubleBackwardOptions<DType, any> = {},
   ): SphericalHarmonicsGradients<Operand> {
-    requireKnownOptions(options, knownOptions)
-    const out = options.out ?? {}
-    requireKnownOptions(out, ['vectors', 'gradOut'], 'out')
-    const operands: Argument[] = [
-      { slot: 'z', name: 'gradOut', array: gradOut },
-      { slot: 'ax', name: 'cotangent', array: cotangent },
-    ]
-    const [ofVectors, ofGradOut] = evaluate(irreps, vectors, options, operands, [
-      { slot: 'xOut', name: 'out.vectors', array: out.vectors },
-      { slot: 'zOut', name: 'out.gradOut', array: out.gradOut },
-    ])
-    return { vectors: ofVectors!, gradOut: ofGradOut! }
+    const { evaluation, gradients } = doubleBackwardCall(irreps, vectors, gradOut, cotangent, options)
+    return gradients(evaluate(evaluation))
   }
 
   /**
@@ -259,7 +313,93 @@ export namespace sphericalHarmonics {
     options?: SphericalHarmonicsOptions<D, DeviceArray<D>>,
   ): DeviceArray<D>
   export function jvp(irreps: IrrepsLike | number, vectors: Operand, tangent: Operand, options: SphericalHarmonicsOptions<DType, any> = {}): Operand {
-    requireKnownOptions(options, knownOptions)
-    return evaluate(irreps, vectors, options, [{ slot: 'ax', name: 'tangent', array: tangent }], [{ slot: 'zOut', name: 'out', array: options.out }])[0]!
+    return evaluate(jvpCall(irreps, vectors, tangent, options))[0]!
+  }
+  // The same beside this thread. Inputs on the host are copied and must not change before; results are written when the promise resolves. `signal` rejects
+  // with `aborted`.
+
+  /** {@link sphericalHarmonics} beside this thread. */
+  export function forwardAsync<A extends HostArray>(irreps: IrrepsLike | number, vectors: A, options?: SphericalHarmonicsOptions<DTypeOf<A>> & AsyncOptions): Promise<Plain<A>>
+  export function forwardAsync<D extends DType>(
+    irreps: IrrepsLike | number,
+    vectors: DeviceArray<D>,
+    options?: SphericalHarmonicsOptions<D, DeviceArray<D>> & AsyncOptions,
+  ): Promise<DeviceArray<D>>
+  export async function forwardAsync(
+    irreps: IrrepsLike | number,
+    vectors: Operand,
+    options: SphericalHarmonicsOptions<DType, any> & AsyncOptions = {},
+  ): Promise<Operand> {
+    return (await evaluateAsync(forwardCall(irreps, vectors, options, ['signal']), options))[0]!
+  }
+
+  /** {@link backward} beside this thread. */
+  export function backwardAsync<A extends HostArray>(
+    irreps: IrrepsLike | number,
+    vectors: A,
+    gradOut: A,
+    options?: SphericalHarmonicsBackwardOptions<DTypeOf<A>> & AsyncOptions,
+  ): Promise<Plain<A>>
+  export function backwardAsync<D extends DType>(
+    irreps: IrrepsLike | number,
+    vectors: DeviceArray<D>,
+    gradOut: DeviceArray<D>,
+    options?: SphericalHarmonicsBackwardOptions<D, DeviceArray<D>> & AsyncOptions,
+  ): Promise<DeviceArray<D>>
+  export async function backwardAsync(
+    irreps: IrrepsLike | number,
+    vectors: Operand,
+    gradOut: Operand,
+    options: SphericalHarmonicsBackwardOptions<DType, any> & AsyncOptions = {},
+  ): Promise<Operand> {
+    return (await evaluateAsync(backwardCall(irreps, vectors, gradOut, options, ['signal']), options))[0]!
+  }
+
+  /** {@link doubleBackward} beside this thread. */
+  export function doubleBackwardAsync<A extends HostArray>(
+    irreps: IrrepsLike | number,
+    vectors: A,
+    gradOut: A,
+    cotangent: A,
+    options?: SphericalHarmonicsDoubleBackwardOptions<DTypeOf<A>> & AsyncOptions,
+  ): Promise<SphericalHarmonicsGradients<Plain<A>>>
+  export function doubleBackwardAsync<D extends DType>(
+    irreps: IrrepsLike | number,
+    vectors: DeviceArray<D>,
+    gradOut: DeviceArray<D>,
+    cotangent: DeviceArray<D>,
+    options?: SphericalHarmonicsDoubleBackwardOptions<D, DeviceArray<D>> & AsyncOptions,
+  ): Promise<SphericalHarmonicsGradients<DeviceArray<D>>>
+  export async function doubleBackwardAsync(
+    irreps: IrrepsLike | number,
+    vectors: Operand,
+    gradOut: Operand,
+    cotangent: Operand,
+    options: SphericalHarmonicsDoubleBackwardOptions<DType, any> & AsyncOptions = {},
+  ): Promise<SphericalHarmonicsGradients<Operand>> {
+    const { evaluation, gradients } = doubleBackwardCall(irreps, vectors, gradOut, cotangent, options, ['signal'])
+    return gradients(await evaluateAsync(evaluation, options))
+  }
+
+  /** {@link jvp} beside this thread. */
+  export function jvpAsync<A extends HostArray>(
+    irreps: IrrepsLike | number,
+    vectors: A,
+    tangent: A,
+    options?: SphericalHarmonicsOptions<DTypeOf<A>> & AsyncOptions,
+  ): Promise<Plain<A>>
+  export function jvpAsync<D extends DType>(
+    irreps: IrrepsLike | number,
+    vectors: DeviceArray<D>,
+    tangent: DeviceArray<D>,
+    options?: SphericalHarmonicsOptions<D, DeviceArray<D>> & AsyncOptions,
+  ): Promise<DeviceArray<D>>
+  export async function jvpAsync(
+    irreps: IrrepsLike | number,
+    vectors: Operand,
+    tangent: Operand,
+    options: SphericalHarmonicsOptions<DType, any> & AsyncOptions = {},
+  ): Promise<Operand> {
+    return (await evaluateAsync(jvpCall(irreps, vectors, tangent, options, ['signal']), options))[0]!
   }
 }

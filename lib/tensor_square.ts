@@ -1,11 +1,12 @@
 import type { ArrayOf, DType } from './arrays'
+import type { AsyncOptions, OperandOf } from './call'
 import { ClebschGordanTensorProduct, everyWithEvery, merge, type PlannedPath, type MergedBlock, type Piece, type Planner } from './clebsch_gordan'
 import type { DeviceArray } from './device_array'
 import { EquitensorError } from './errors'
 import { multiplyIrreps, type Irreps, type IrrepsLike } from './irreps'
 import { channelsOf } from './layout'
 import type { Pass } from './native'
-import type { AsyncOptions, ForwardOptions, OperandOf, PassCost, Path } from './operation'
+import type { ForwardOptions, PassCost, Path } from './operation'
 import { commonOptions, inputIrreps, requireKnownOptions, type Backend, type CommonOptions, type Layout } from './options'
 import { irrepFactor, type IrrepNormalization } from './weighted'
 

@@ -11,8 +11,9 @@ import { gpu } from '../bench/gpu'
 import { h100, modelled, occupancy } from '../bench/h100'
 import { orders, correct, type Counted, type Counts, type Run, type Settings } from '../bench/report'
 import { passes } from '../bench/passes'
-import { operations } from '../bench/problems'
+import { operations, weightedProblems } from '../bench/problems'
 import { compare, record, report } from '../bench/run'
+import { bindWeighted, errorOf, expectedOf, makeProduct, multiplyAdds, passNames, termsOf, weightedArrays, weightedDims } from '../bench/weighted'
 import { backends, DeviceArray, MatrixTensorProduct } from '../lib/index'
 import { nativeArray } from '../lib/device_array'
 import { binary, native } from '../lib/native'
@@ -46,6 +47,60 @@ describe('flags', () => {
     expect([status, stdout]).toEqual([2, ''])
     expect(stderr).toMatch(/there is no GPU to use: .*(driver|CPU kernels only)/)
     expect(stderr).toContain('npx equitensor build --emulated\n  EQUITENSOR_BINARY=emulated npm run compare -- --backend cuda')
+  })
+})
+
+describe('suites', () => {
+  test('have flags of their own', () => {
+    expect(parseFlags([]).suite).toBeUndefined()
+    const { suite } = parseFlags(['--suite', 'models', '--problem', 'mace-large,7-7-7', '--pass', 'forward'])
+    expect(suite!.suite.name).toBe('models')
+    expect(suite!.settings).toEqual({ problems: ['mace-large', '7-7-7'], passes: ['forward'], layouts: ['ir_mul', 'mul_ir'], batch: 50_000, dtype: 'float32', threads: 1 })
+    expect(parseFlags(['--suite', 'convolution', '--layout', 'mul_ir', '--molecules', 'a.xyz']).suite!.settings).toMatchObject({ layouts: ['mul_ir'], molecules: 'a.xyz', problems: ['mace-large', 'mace-medium'] })
+  })
+  test.each([
+    [['--suite', 'model'], '--suite model: there is models, convolution'],
+    [['--suite', 'models', '--problem', 'MIMO'], '--problem MIMO: there is mace-large'],
+    [['--suite', 'models', '--L', '3'], '--L: not with --suite'],
+    [['--suite', 'models', '--backend', 'cuda'], '--backend cuda: suites run on the cpu'],
+    [['--suite', 'models', '--molecules', 'a.xyz'], '--molecules: only with --suite convolution'],
+    [['--molecules', 'a.xyz'], '--molecules: only with --suite convolution'],
+  ])('%s', (args, message) => {
+    expect(() => parseFlags(args)).toThrow(BadFlag)
+    expect(() => parseFlags(args)).toThrow(message)
+  })
+
+  const options = { dtype: 'float64', layout: 'ir_mul', threads: 1 } as const
+  const named = (name: string) => weightedProblems.find((problem) => problem.name === name)!
+  test("the floors' multiply-adds, by hand", () => {
+    using cross = makeProduct(named('1-1-1'), options)
+    // The cross product: M has the 6 entries off its diagonal, for 3 outputs.
+    expect(passNames.map((pass) => multiplyAdds(cross, named('1-1-1'), pass))).toEqual([128 * 9, 128 * 27, 128 * 57])
+    const full = { ...named('full-gate'), in1: '2x0e+3x1o', out: '5x0e' }
+    using scalars = makeProduct(full, options)
+    // 0e x 0e: 1 entry and 5 outputs to mix into for each of 2 channels; 1o x 1o: 3 entries for each of 3.
+    expect(passNames.map((pass) => multiplyAdds(scalars, full, pass))).toEqual([2 * 6 + 3 * 8, 2 * 13 + 3 * 19, 2 * 32 + 3 * 46])
+  })
+
+  test('every result is compared with the sums over Wigner 3j symbols', () => {
+    for (const problem of [{ ...named('nequip-32-l2'), in1: '3x0o+2x1e', out: '3x0o+2x1e' }, { ...named('diffdock-l2'), in1: '3x0o+2x1e', out: '4x0o+2x1e' }]) {
+      using op = makeProduct(problem, options)
+      const dims = weightedDims(op), next = random(3), terms = termsOf(op, problem)
+      for (const pass of passNames) {
+        const { reads, writes } = weightedArrays[pass]
+        const arrays = Object.fromEntries(Object.entries({ ...reads, ...writes }).map(([name, slot]) => [name, randomArray('float64', 2 * dims[slot], next)]))
+        const error = () => errorOf(op, pass, arrays, expectedOf(terms, pass, arrays, 2))
+        expect(error()).toBeGreaterThan(0.1)
+        bindWeighted(op, pass, arrays)()
+        expect(error()).toBeLessThan(1e-12)
+        for (const name of Object.keys(writes)) {
+          const { [0]: value } = arrays[name]!
+          arrays[name]![0]! += 1e-3
+          expect(error(), name).toBeGreaterThan(1e-6)
+          arrays[name]![0] = value!
+        }
+      }
+    }
   })
 })
 

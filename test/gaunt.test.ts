@@ -148,16 +148,22 @@ describe('algorithms', () => {
   const problems: [in1: string, in2: string, irrepsOut?: string][] = [
     ...[1, 2, 3, 4, 6].map((L): [string, string] => [even(L), even(L)]), [both(2), both(2)], ['2e', '2e'], ['4e', '4e'], [even(6), even(1)], [even(2), even(2), even(2)],
   ]
-  test.each(problems)('%s x %s -> %s: auto is the one of fewest operations, and fourier the better of its two', (in1, in2, irrepsOut) => {
+  // What `npm run compare` measures; where they are within a few percent, either is right.
+  const faster: Record<string, 'grid' | 'fourier'> = { [`${even(2)} ${even(2)}`]: 'fourier', '2e 2e': 'fourier', '4e 4e': 'grid', [`${even(3)} ${even(3)}`]: 'grid', [`${even(6)} ${even(6)}`]: 'grid' }
+  test.each(problems)('%s x %s -> %s: auto is the faster one, and fourier the better of its two', (in1, in2, irrepsOut) => {
     const options: Options = irrepsOut ? { irrepsOut } : {}
     const flops = forms.map(([, internals]) => make(in1, in2, options, internals).cost.forward.flops)
     const grid = make(in1, in2, { ...options, algorithm: 'grid' }), fourier = make(in1, in2, { ...options, algorithm: 'fourier' }), auto = make(in1, in2, options)
-    expect([grid, fourier, auto].map((op) => op.cost.forward.flops)).toEqual([Math.min(flops[0]!, flops[1]!), Math.min(flops[2]!, flops[3]!), Math.min(...flops)])
+    expect([grid, fourier].map((op) => op.cost.forward.flops)).toEqual([Math.min(flops[0]!, flops[1]!), Math.min(flops[2]!, flops[3]!)])
     expect([grid.algorithm, fourier.algorithm]).toEqual(['grid', 'fourier'])
-    expect(auto.algorithm).toBe(grid.cost.forward.flops <= fourier.cost.forward.flops ? 'grid' : 'fourier')
+    const expected = irrepsOut === undefined && auto.backend === 'cpu' ? faster[`${in1} ${in2}`] : undefined
+    if (expected) expect(auto.algorithm).toBe(expected)
     const degrees = grid.irrepsIn1.lmax + grid.irrepsIn2.lmax + grid.irrepsOut.lmax
     const [taken, other] = auto.algorithm === 'grid' ? [grid, fourier] : [fourier, grid]
-    expect(auto.choice.algorithm).toBe(`${taken.algorithm}: ${taken.cost.forward.flops} operations an item forward, ${other.algorithm} has ${other.cost.forward.flops}`)
+    expect(auto.choice.algorithm).toMatch(new RegExp(`^${taken.algorithm}: \\d+ operations an item forward( \\(unrolled ones count a seventh\\))?, ${other.algorithm} has \\d+$`))
+    const [ofTaken, ofOther] = auto.choice.algorithm.match(/\d+(?= operations)|\d+$/g)!.map(Number) as [number, number]
+    expect(ofTaken).toBeLessThanOrEqual(ofOther)
+    expect([ofTaken <= taken.cost.forward.flops, ofOther <= other.cost.forward.flops]).toEqual([true, true])
     expect(grid.choice.algorithm).toBe('grid: the only one, or the one asked for')
     for (const op of [grid, fourier, auto]) expect(op.grid).toEqual({ beta: Math.floor(degrees / 2) + 1, alpha: degrees + 1 })
   })

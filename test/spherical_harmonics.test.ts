@@ -306,7 +306,7 @@ describe('derivatives', () => {
           }
           const [z, ax, xOut, zOut] = [array(dim), array(3), array(3), array(dim)]
           const counted = { forward: count({ zOut }), backward: count({ z, xOut }), doubleBackward: count({ z, ax, xOut, zOut }) }
-          expect(native.flops(operation), `${degrees}`).toEqual(counted)
+          expect(native.flops(operation), `${degrees}`).toMatchObject(counted)
           expect(counted.forward).toBeGreaterThan(0)
           native.dispose(operation)
         }
@@ -326,6 +326,29 @@ describe('arguments', () => {
       expect([...sphericalHarmonics(irreps, vectors)], irreps).toEqual(rows.flat())
     }
     expect([...sphericalHarmonics(all(3), vectors)]).toEqual([...y])
+  })
+
+  test('needs, accumulate, and every pass beside this thread', async () => {
+    const next = random(8), vectors = randomArray('float64', 3 * 21, next), cotangent = randomArray('float64', 3 * 21, next), g = randomArray('float64', 9 * 21, next)
+    const gradient = sphericalHarmonics.backward(2, vectors, g), both = sphericalHarmonics.doubleBackward(2, vectors, g, cotangent)
+    expect(sphericalHarmonics.doubleBackward(2, vectors, g, cotangent, { needs: { vectors: false } })).toEqual({ gradOut: both.gradOut })
+    expect(sphericalHarmonics.doubleBackward(2, vectors, g, cotangent, { needs: { gradOut: false } })).toEqual({ vectors: both.vectors })
+    expect(sphericalHarmonics.doubleBackward(2, vectors, g, cotangent, { needs: { vectors: false, gradOut: false } })).toEqual({})
+    const sum = (a: ArrayLike<number>, b: ArrayLike<number>) => Float64Array.from(a, (value, i) => value + b[i]!)
+    const out = sphericalHarmonics.backward(2, vectors, g, { out: cotangent.slice(), accumulate: true })
+    // The sum is rounded once more, or once less where the last product is added by the same instruction.
+    expect(arrayError(out, sum(cotangent, gradient))).toBeLessThan(tolerance.float64)
+    const added = sphericalHarmonics.doubleBackward(2, vectors, g, cotangent, { out: { vectors: vectors.slice(), gradOut: g.slice() }, accumulate: true })
+    expect(arrayError(added.vectors, sum(vectors, both.vectors))).toBeLessThan(tolerance.float64)
+    expect(arrayError(added.gradOut, sum(g, both.gradOut))).toBeLessThan(tolerance.float64)
+
+    const { forwardAsync, backwardAsync, doubleBackwardAsync, jvpAsync } = sphericalHarmonics
+    const pending = [forwardAsync(2, vectors), backwardAsync(2, vectors, g), doubleBackwardAsync(2, vectors, g, cotangent), jvpAsync(2, vectors, cotangent)]
+    expect(await Promise.all<unknown>(pending)).toEqual([sphericalHarmonics(2, vectors), gradient, both, sphericalHarmonics.jvp(2, vectors, cotangent)])
+    const untouched = new Float64Array(9 * 21)
+    await expect(forwardAsync(2, vectors, { out: untouched, signal: AbortSignal.abort() })).rejects.toMatchObject({ code: 'aborted' })
+    await expect(forwardAsync(2, vectors.subarray(1), { out: untouched })).rejects.toMatchObject({ code: 'wrong_length', argument: 'vectors' })
+    expect(untouched).toEqual(new Float64Array(9 * 21))
   })
 
   // Streaming starts at 512 KiB of output; rows of 1 to 25 numbers meet every position in a cache line.
@@ -383,6 +406,10 @@ describe('arguments', () => {
     ['a result over the gradient', 'overlap', 'out', () => sphericalHarmonics.backward(1, vectors, whole.subarray(0, 8), { out: whole.subarray(7, 13) })],
     ['a detached tangent', 'detached', 'tangent', (out) => sphericalHarmonics.jvp(1, vectors, detached, { out })],
     ['a short tangent', 'wrong_length', 'tangent', (out) => sphericalHarmonics.jvp(1, vectors, new Float64Array(3), { out })],
+    ['accumulate without an array', 'invalid_option', 'out.vectors', (out) => sphericalHarmonics.doubleBackward(1, vectors, new Float64Array(8), vectors, { out: { gradOut: out }, accumulate: true })],
+    ['an array for what is not needed', 'invalid_option', 'out.gradOut', (out) => sphericalHarmonics.doubleBackward(1, vectors, new Float64Array(8), vectors, { out: { gradOut: out }, needs: { gradOut: false } })],
+    ['accumulate of the forward pass', 'invalid_option', 'options.accumulate', (out) => sphericalHarmonics(1, vectors, { out, accumulate: true } as object)],
+    ['a signal of a synchronous call', 'invalid_option', 'options.signal', (out) => sphericalHarmonics(1, vectors, { out, signal: AbortSignal.abort() } as object)],
     ['no threads', 'invalid_option', 'options.threads', (out) => sphericalHarmonics(1, vectors, { out, threads: 0 })],
   ]
   test.each(bad)('%s: %s', (_name, code, argument, call) => {

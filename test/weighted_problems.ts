@@ -38,6 +38,11 @@ export const problems: Problem[] = [
     ],
   },
   {
+    name: 'a block of y channel by channel, and then as lanes',
+    irreps: ['3x1o', '3x1o', '3x1e+3x2e'],
+    instructions: [i(0, 0, 0, 'uuu'), i(0, 0, 1, 'uvv')],
+  },
+  {
     name: 'several blocks of one irrep, unsorted',
     irreps: ['2x1o+5x0e+3x1o+1x2e', '1x0e+1x1o+1x1o', '2x1o+3x1o+5x1o+3x2e+2x0e+4x1e'],
     instructions: [

@@ -1,0 +1,34 @@
+// What `npm run compare -- --suite` runs instead of the head-to-head: real models' layers. A new suite is one entry here.
+import { convolution } from './convolution'
+import { models } from './weighted'
+import type { PassName } from './passes'
+import type { Dtype, Layout } from './problems'
+
+export interface SuiteSettings {
+  problems: string[]
+  passes: PassName[]
+  layouts: Layout[]
+  /** Items a call, at most. */
+  batch: number
+  dtype: Dtype
+  threads: number
+  /** A file in extended XYZ. */
+  molecules?: string
+}
+
+export interface SuiteRun {
+  /** Lines of what is printed. */
+  text: string[]
+  json: object
+  /** What makes the run fail. */
+  wrong: string[]
+}
+
+export interface Suite {
+  name: string
+  meaning: string
+  problems: readonly { name: string }[]
+  run(settings: SuiteSettings, progress: (done: number, all: number, text: string) => void): SuiteRun
+}
+
+export const suites: readonly Suite[] = [models, convolution]

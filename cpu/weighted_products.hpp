@@ -1,0 +1,237 @@
+// Products of channels with a matrix M, which is [input][output], their gradients, and products with weights.
+#pragma once
+#include "cpu/row_stream.hpp"
+
+namespace equitensor {
+inline namespace EQUITENSOR_VARIANT {
+
+// Component i of channel c lies at at[i * pitch + c], and that of the next item `ahead` elements on; 0 where somebody else asks for it. An item's
+// components are read side by side, in an order that the hardware does not foresee: without prefetches a (7, 7, 7) path took 1.9 us instead of 1.5.
+template <class T>
+struct ChannelView {
+  const T* at = nullptr;
+  long pitch = 0, ahead = 0;
+
+  ChannelView() = default;
+  EQUITENSOR_INLINE ChannelView(const T* at, long pitch, long ahead = 0) : at(at), pitch(pitch), ahead(ahead) {}
+  // Member by member: a copy of 16 bytes at once of what was just stored 8 bytes at a time waits for those stores. See RowStream.
+  EQUITENSOR_INLINE ChannelView(const ChannelView& from) : at(from.at), pitch(from.pitch), ahead(from.ahead) { asm("" : "+r"(pitch), "+r"(ahead)); }
+  ChannelView& operator=(const ChannelView&) = default;
+};
+template <class T, class Vectors>
+EQUITENSOR_INLINE Vector<T> load_ahead(Vectors part, const ChannelView<T>& view, int component, int c) {
+  const T* p = view.at + component * view.pitch + c;
+  __builtin_prefetch(p + view.ahead, 0, 2);
+  return part.load(p);
+}
+
+// Calls body(inputs, first output, outputs, distance between rows of M) for at most 8 outputs at a time; with constants for degrees to 3, in float32
+// with AVX2 and more: everywhere, this file took three times as long to compile as all others together.
+template <class T, class Body>
+EQUITENSOR_INLINE void for_each_shape(int inputs, int outputs, Body&& body) {
+  constexpr bool has_constants = sizeof(T) == 4 && sizeof(Vector<T>) >= 32;
+#define EQUITENSOR_CASE(i, k) \
+  case 8 * i + k: return body(Int<i>{}, 0, Int<k>{}, Int<k>{});
+  if constexpr (has_constants) {
+    if (inputs <= 7 && outputs <= 7) switch (8 * inputs + outputs) {
+      EQUITENSOR_CASE(1, 1) EQUITENSOR_CASE(1, 3) EQUITENSOR_CASE(1, 5) EQUITENSOR_CASE(1, 7)
+      EQUITENSOR_CASE(3, 1) EQUITENSOR_CASE(3, 3) EQUITENSOR_CASE(3, 5) EQUITENSOR_CASE(3, 7)
+      EQUITENSOR_CASE(5, 1) EQUITENSOR_CASE(5, 3) EQUITENSOR_CASE(5, 5) EQUITENSOR_CASE(5, 7)
+      EQUITENSOR_CASE(7, 1) EQUITENSOR_CASE(7, 3) EQUITENSOR_CASE(7, 5) EQUITENSOR_CASE(7, 7)
+    }
+  }
+#undef EQUITENSOR_CASE
+  const int parts = (outputs + 7) / 8;
+  for (int p = 0; p < parts; ++p) {
+    const int first = p * outputs / parts;
+#define EQUITENSOR_CASE(k) \
+  case k: body(inputs, first, Int<k>{}, outputs); break;
+    switch ((p + 1) * outputs / parts - first) {
+      EQUITENSOR_CASE(1) EQUITENSOR_CASE(3) EQUITENSOR_CASE(4) EQUITENSOR_CASE(5) EQUITENSOR_CASE(6) EQUITENSOR_CASE(7) EQUITENSOR_CASE(8)
+    }
+#undef EQUITENSOR_CASE
+  }
+}
+
+// scale * sum_i M_ik x_i of a vector of channels.
+template <int outputs, class T, class M, class Inputs, class Row, class Vectors>
+EQUITENSOR_INLINE void sum_products(Inputs inputs, Row row, const M* matrix, ChannelView<T> x, ChannelView<T> scale, int c, Vectors part, Vector<T> (&sum)[outputs]) {
+#pragma GCC unroll 8
+  for (int k = 0; k < outputs; ++k) sum[k] = Vector<T>{};
+  each(Int<0>{}, inputs - Int<1>{}, [&](auto i) EQUITENSOR_LAMBDA {
+    const Vector<T> value = load_ahead(part, x, i, c);
+#pragma GCC unroll 8
+    for (int k = 0; k < outputs; ++k) sum[k] += entry<T>(matrix[i * row + k]) * value;
+  });
+  if (!scale.at) return;
+  const Vector<T> factor = load_ahead(part, scale, 0, c);
+#pragma GCC unroll 8
+  for (int k = 0; k < outputs; ++k) sum[k] = factor * sum[k];
+}
+template <int outputs, class T, class M, class Inputs, class Row>
+EQUITENSOR_NOINLINE void multiply_matrix(Inputs inputs, Row row, const M* matrix, ChannelView<T> x, ChannelView<T> scale, T* out, long out_pitch, bool adds, int lanes) {
+  for_each_vector<T>(lanes, [&](int c, auto part) EQUITENSOR_LAMBDA {
+    Vector<T> sum[outputs];
+    sum_products(inputs, row, matrix, x, scale, c, part, sum);
+#pragma GCC unroll 8
+    for (int k = 0; k < outputs; ++k) part.store(out + k * out_pitch + c, adds ? part.load(out + k * out_pitch + c) + sum[k] : sum[k]);
+  });
+}
+// The same into the rows that come next in a streamed result.
+template <int outputs, class T, class M, class Inputs, class Row>
+EQUITENSOR_NOINLINE void stream_matrix(Inputs inputs, Row row, const M* matrix, ChannelView<T> x, ChannelView<T> scale, RowStream<T>& result, int lanes) {
+  Vector<T> sum[outputs];
+  const int phase = result.phase();
+  T* out = result.rows();
+  int c = 0;
+  if (phase > 0) {
+    sum_products(inputs, row, matrix, x, scale, 0, Wrapped<T>{phase, lanes}, sum);
+    result.append_wrapped(sum, lanes);
+    c = width<T> - phase;
+  }
+  for (; c + width<T> <= lanes; c += width<T>) {
+    sum_products(inputs, row, matrix, x, scale, c, Whole<T>{}, sum);
+#pragma GCC unroll 8
+    for (int k = 0; k < outputs; ++k) stream(out + k * lanes + c, sum[k]);
+  }
+  result.appended(outputs * lanes);
+}
+
+// h_i = sum_k M_ik z_k; dx_i += s h_i; dw += sum_i t_i h_i; dM_ik += s t_i z_k
+template <class T>
+struct Gradient {
+  ChannelView<T> s, t, z;
+  T* dx;
+  long dx_pitch;
+  T* dw;
+  bool dx_adds, dw_adds;  // to what is there
+  Vector<T>* dmatrix;
+};
+// Vectors at once: they share the loads of M and the loads and stores of dM.
+template <int outputs, bool outer, int vectors, class T, class M, class Inputs, class Row, class Vectors>
+EQUITENSOR_INLINE void differentiate_vectors(Inputs inputs, Row row, const M* matrix, const Gradient<T>& a, int c, Vectors part) {
+  constexpr int w = width<T>;
+  Vector<T> z[vectors][outputs], s[vectors], dw[vectors];
+#pragma GCC unroll 2
+  for (int v = 0; v < vectors; ++v) {
+    s[v] = load_ahead(part, a.s, 0, c + v * w), dw[v] = a.dw_adds ? part.load(a.dw + c + v * w) : Vector<T>{};
+#pragma GCC unroll 8
+    for (int k = 0; k < outputs; ++k) z[v][k] = load_ahead(part, a.z, k, c + v * w);
+  }
+  each(Int<0>{}, inputs - Int<1>{}, [&](auto i) EQUITENSOR_LAMBDA {
+    Vector<T> h[vectors]{}, p[vectors];
+#pragma GCC unroll 8
+    for (int k = 0; k < outputs; ++k) {
+      const Vector<T> m = vectors > 1 ? in_register(entry<T>(matrix[i * row + k])) : entry<T>(matrix[i * row + k]);
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) h[v] += m * z[v][k];
+    }
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) {
+      const Vector<T> t = load_ahead(part, a.t, i, c + v * w);
+      T* dx = a.dx + i * a.dx_pitch + c + v * w;
+      part.store(dx, (a.dx_adds ? part.load(dx) : Vector<T>{}) + s[v] * h[v]);
+      dw[v] += t * h[v];
+      if (outer) p[v] = s[v] * t;
+    }
+    if (!outer) return;
+#pragma GCC unroll 8
+    for (int k = 0; k < outputs; ++k) {
+      Vector<T> sum = a.dmatrix[i * row + k];
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) sum += p[v] * z[v][k];
+      a.dmatrix[i * row + k] = sum;
+    }
+  });
+#pragma GCC unroll 2
+  for (int v = 0; v < vectors; ++v) part.store(a.dw + c + v * w, dw[v]);
+}
+template <int outputs, bool outer, class T, class M, class Inputs, class Row>
+EQUITENSOR_NOINLINE void differentiate(Inputs inputs, Row row, const M* matrix, const Gradient<T>& a, int lanes) {
+  int c = 0;
+  if constexpr (tiles_at_once == 2)
+    for (; c + 2 * width<T> <= lanes; c += 2 * width<T>) differentiate_vectors<outputs, outer, 2>(inputs, row, matrix, a, c, Whole<T>{});
+  for (; c + width<T> <= lanes; c += width<T>) differentiate_vectors<outputs, outer, 1>(inputs, row, matrix, a, c, Whole<T>{});
+  if (c < lanes) differentiate_vectors<outputs, outer, 1>(inputs, row, matrix, a, c, Part<T>{lanes - c});
+}
+
+// With directions of all operands: p_i = w ax_i + aw x_i, q_i = w x_i; out_k = sum_i M_ik p_i + M'_ik q_i; and, with z,
+// h = M z, h' = M' z; dx_i += aw h_i + w h'_i; dw += sum_i ax_i h_i + x_i h'_i; dM_ik += p_i z_k.
+template <class T>
+struct Directional {
+  ChannelView<T> w, aw, x, ax, z;
+  T* out;
+  long out_pitch;
+  bool adds;
+  T* dx;
+  long dx_pitch;
+  T* dw;
+  bool dx_adds, dw_adds;
+  Vector<T>* dmatrix;
+};
+template <int outputs, bool gradient, class T, class M, class Inputs, class Row>
+EQUITENSOR_NOINLINE void direct_matrix(Inputs inputs, Row row, const M* matrix, const M* matrix_direction, const Directional<T>& a, int lanes) {
+  for_each_vector<T>(lanes, [&](int c, auto part) EQUITENSOR_LAMBDA {
+    const Vector<T> w = load_ahead(part, a.w, 0, c), aw = load_ahead(part, a.aw, 0, c);
+    Vector<T> sum[outputs]{}, z[outputs], dw{};
+#pragma GCC unroll 8
+    for (int k = 0; gradient && k < outputs; ++k) z[k] = load_ahead(part, a.z, k, c);
+    if (gradient && a.dw_adds) dw = part.load(a.dw + c);
+    each(Int<0>{}, inputs - Int<1>{}, [&](auto i) EQUITENSOR_LAMBDA {
+      const Vector<T> x = load_ahead(part, a.x, i, c), ax = load_ahead(part, a.ax, i, c);
+      const Vector<T> p = w * ax + aw * x, q = w * x;
+      Vector<T> h{}, h_direction{};
+#pragma GCC unroll 8
+      for (int k = 0; k < outputs; ++k) {
+        const Vector<T> m = in_register(entry<T>(matrix[i * row + k])), md = in_register(entry<T>(matrix_direction[i * row + k]));
+        sum[k] += m * p;
+        sum[k] += md * q;
+        if (!gradient) continue;
+        h += m * z[k];
+        h_direction += md * z[k];
+        a.dmatrix[i * row + k] += p * z[k];
+      }
+      if (!gradient) return;
+      T* dx = a.dx + i * a.dx_pitch + c;
+      Vector<T> to = a.dx_adds ? part.load(dx) : Vector<T>{};
+      to += aw * h;
+      to += w * h_direction;
+      part.store(dx, to);
+      dw += ax * h;
+      dw += x * h_direction;
+    });
+    if (gradient) part.store(a.dw + c, dw);
+#pragma GCC unroll 8
+    for (int k = 0; k < outputs; ++k) part.store(a.out + k * a.out_pitch + c, a.adds ? part.load(a.out + k * a.out_pitch + c) + sum[k] : sum[k]);
+  });
+}
+
+// ---- products with weights: out (+)= a b, where a[r][d] lies at a[r * a_row + d * a_column].
+
+template <int rows, int vectors, class T>
+EQUITENSOR_NOINLINE void multiply_columns(const T* a, long a_row, long a_column, const T* b, long b_pitch, int depth, T* out, long out_pitch, bool adds, int columns) {
+  for_each_vector<T>(columns, [&](int c, auto part) EQUITENSOR_LAMBDA {
+    Vector<T> sum[rows];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) sum[r] = adds ? part.load(out + r * out_pitch + c) : Vector<T>{};
+    for (int d = 0; d < depth; ++d) {
+      const Vector<T> right = part.load(b + d * b_pitch + c);
+#pragma GCC unroll 4
+      for (int r = 0; r < rows; ++r) sum[r] += a[r * a_row + d * a_column] * right;
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) part.store(out + r * out_pitch + c, sum[r]);
+  });
+}
+template <class T>
+inline void multiply(const T* a, long a_row, long a_column, int rows, const T* b, long b_pitch, int depth, int columns, T* out, long out_pitch, bool adds) {
+  for (; rows > 0; rows -= 4, a += 4 * a_row, out += 4 * out_pitch) switch (rows) {
+      case 1: multiply_columns<1, 1>(a, a_row, a_column, b, b_pitch, depth, out, out_pitch, adds, columns); break;
+      case 2: multiply_columns<2, 1>(a, a_row, a_column, b, b_pitch, depth, out, out_pitch, adds, columns); break;
+      case 3: multiply_columns<3, 1>(a, a_row, a_column, b, b_pitch, depth, out, out_pitch, adds, columns); break;
+      default: multiply_columns<4, 1>(a, a_row, a_column, b, b_pitch, depth, out, out_pitch, adds, columns); break;
+    }
+}
+
+}  // namespace EQUITENSOR_VARIANT
+}  // namespace equitensor

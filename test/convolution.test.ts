@@ -1,0 +1,305 @@
+// Convolutions over graphs: what gather, product and sum give, pass by pass; graphs of all kinds; differences; what a call refuses.
+import { describe, expect, test } from 'vitest'
+import { ClebschGordanTensorProduct, Convolution, Graph, Irreps, type ArrayOf, type DType, type Layout } from '../lib/index'
+import { caught } from './caught'
+import { arrayError, blockError, constructors, defaultBackend, dtypes, guarded, layouts, random, randomArray, sameBits, tolerance, type Numbers } from './support'
+import { problems, type Problem } from './weighted_problems'
+
+interface Edges {
+  name: string
+  senders: number[]
+  receivers: number[]
+  nodes: { senders: number; receivers: number }
+}
+function draw(name: string, edges: number, senders: number, receivers: number, seed: number): Edges {
+  const next = random(seed), node = (nodes: number) => Math.floor(((next() + 1) / 2) * nodes)
+  const of = (nodes: number) => Array.from({ length: edges }, () => node(nodes))
+  return { name, senders: of(senders), receivers: of(receivers), nodes: { senders, receivers } }
+}
+// With 9 edges among 7 nodes some have none and some have several, of one sender too.
+const graphs: Edges[] = [
+  draw('a random graph with isolated nodes', 9, 7, 7, 3),
+  { name: 'repeated edges and loops', senders: [2, 2, 2, 0, 1], receivers: [1, 1, 1, 1, 1], nodes: { senders: 3, receivers: 3 } },
+  draw('senders and receivers of their own', 40, 5, 9, 1), draw('one node', 3, 1, 1, 1), draw('one edge', 1, 3, 2, 1), draw('no edges', 0, 4, 3, 1), draw('no nodes', 0, 0, 0, 1),
+]
+const indexOf = ({ senders, receivers }: Edges) => Int32Array.from([...senders, ...receivers])
+const graphOf = (edges: Edges) => new Graph(indexOf(edges), edges.nodes)
+
+const make = <D extends DType>({ irreps: [in1, in2, irrepsOut], instructions }: Problem, dtype: D, layout: Layout, options: object = {}) => ({
+  conv: new Convolution(in1, in2, { irrepsOut, instructions, dtype, layout, ...options }),
+  product: new ClebschGordanTensorProduct(in1, in2, { irrepsOut, instructions, dtype, layout, ...options }),
+})
+
+function rows<A extends Numbers>(array: A, index: number[], dim: number): A {
+  const result = new (array.constructor as any)(index.length * dim) as A
+  index.forEach((row, e) => result.set(array.subarray(row * dim, (row + 1) * dim) as never, e * dim))
+  return result
+}
+function sumRows<A extends Numbers>(array: A, index: number[], dim: number, nodes: number): A {
+  const sums = new Float64Array(nodes * dim)
+  index.forEach((row, e) => { for (let c = 0; c < dim; c++) sums[row * dim + c]! += array[e * dim + c]! })
+  return (array.constructor as any).from(sums)
+}
+
+/** Of x, y, weights and gradients of the result, and directions of them. */
+function drawArrays<D extends DType>(conv: Convolution<D>, { senders, nodes }: Edges, [yShared, wShared]: readonly [boolean, boolean], seed = 5) {
+  const next = random(seed), edges = senders.length, array = (length: number) => randomArray(conv.dtype, length, next)
+  const numbers = () => ({
+    x: array(nodes.senders * conv.irrepsIn1.dim),
+    y: array((yShared ? 1 : edges) * conv.irrepsIn2.dim),
+    w: conv.weightNumel ? array((wShared ? 1 : edges) * conv.weightNumel) : undefined,
+    z: array(nodes.receivers * conv.irrepsOut.dim),
+  })
+  return { ...numbers(), a: numbers() }
+}
+type Arrays<D extends DType> = ReturnType<typeof drawArrays<D>>
+
+const passes = ['forward', 'backward', 'doubleBackward', 'jvp'] as const
+type Results = Record<string, Numbers>
+
+function run<D extends DType>(conv: Convolution<D>, graph: Graph, { x, y, w, z, a }: Arrays<D>, options: object = {}): Record<(typeof passes)[number], Results> {
+  const directions = { x: a.x, y: a.y, weight: a.w }
+  return {
+    forward: { gradOut: conv.forward(graph, x, y, w) },
+    backward: { ...conv.backward(graph, x, y, w, z, options) } as unknown as Results,
+    doubleBackward: { ...conv.doubleBackward(graph, x, y, w, z, directions, options) } as unknown as Results,
+    jvp: { gradOut: conv.jvp(graph, x, y, w, directions) },
+  }
+}
+
+/** The same by gather, product and sum. */
+function runPlainly<D extends DType>(product: ClebschGordanTensorProduct<D>, edges: Edges, { x, y, w, z, a }: Arrays<D>): Record<(typeof passes)[number], Results> {
+  const { senders, receivers, nodes } = edges, dim1 = product.irrepsIn1.dim, dim3 = product.irrepsOut.dim, count = senders.length
+  // Rows that all edges share are repeated, and their gradients summed: a batch of one edge has no shared rows.
+  const each = (array: ArrayOf<D>, dim: number) => (array.length === count * dim ? array : rows(array, new Array(count).fill(0), dim))
+  const one = (array: Numbers, dim: number, like: Numbers) => (like.length === count * dim ? array : sumRows(array, new Array(count).fill(0), dim, 1))
+  const dim2 = product.irrepsIn2.dim, numel = product.weightNumel
+  const perEdge = ({ x, y, w, z }: { x: ArrayOf<D>; y: ArrayOf<D>; w: ArrayOf<D> | undefined; z: ArrayOf<D> }) => ({
+    x: rows(x, senders, dim1), y: each(y, dim2), w: w && each(w, numel), z: rows(z, receivers, dim3),
+  })
+  const p = perEdge({ x, y, w, z }), d = perEdge(a), directions = { x: d.x, y: d.y, weight: d.w }
+  const toNodes = ({ x: gx, y: gy, weight, gradOut }: Partial<Record<'x' | 'y' | 'weight' | 'gradOut', Numbers>>) => {
+    const results = {
+      x: gx && sumRows(gx, senders, dim1, nodes.senders), y: gy && one(gy, dim2, y), weight: weight && one(weight, numel, w!),
+      gradOut: gradOut && sumRows(gradOut, receivers, dim3, nodes.receivers),
+    }
+    return Object.fromEntries(Object.entries(results).filter(([, array]) => array)) as Results
+  }
+  return {
+    forward: toNodes({ gradOut: product.forward(p.x, p.y, p.w) }),
+    backward: toNodes(product.backward(p.x, p.y, p.w, p.z)),
+    doubleBackward: toNodes(product.doubleBackward(p.x, p.y, p.w, p.z, directions)),
+    jvp: toNodes({ gradOut: product.jvp(p.x, p.y, p.w, directions) }),
+  }
+}
+
+const shapes = { x: 'irrepsIn1', y: 'irrepsIn2', gradOut: 'irrepsOut' } as const
+const errorOf = (name: string, conv: Convolution<any>, actual: Numbers, expected: Numbers) =>
+  name === 'weight' ? arrayError(actual, expected) : blockError(actual, expected, conv[shapes[name as 'x']])
+const sharing = [[false, false], [true, false], [false, true], [true, true]] as const
+
+// Sums over up to 40 edges keep within the bars.
+describe.each(graphs)('gather, product and sum: $name', (edges) => {
+  test.each(problems)('$name', (problem) => {
+    using graph = graphOf(edges)
+    for (const dtype of dtypes) {
+      for (const layout of layouts) {
+        const { conv, product } = make(problem, dtype, layout)
+        for (const shared of edges === graphs[0] ? sharing : sharing.slice(3)) {
+          const arrays = drawArrays(conv, edges, shared), actual = run(conv, graph, arrays), expected = runPlainly(product, edges, arrays)
+          for (const pass of passes) {
+            expect(Object.keys(actual[pass]).sort()).toEqual(Object.keys(expected[pass]).sort())
+            for (const [name, array] of Object.entries(expected[pass])) {
+              expect(errorOf(name, conv, actual[pass][name]!, array), `${pass} ${name}, ${dtype} ${layout}, shared ${shared}`).toBeLessThan(tolerance[dtype])
+            }
+          }
+        }
+        conv.dispose()
+        product.dispose()
+      }
+    }
+  })
+})
+
+// MACE's layer on 50 nodes, whose gradients come in the order of the receivers, and one into scalars, whose come in that of the senders: rows of several
+// lines, results of more than 512 KiB, which are streamed.
+const large = draw('', 700, 60, 50, 8)
+const layers = [['24x0e+16x1o', '0e+1o+2e+3o', '0e+1o+2e'], ['40x0e+40x1o+40x2e', '0e+1o+2e+3o', '0e']] as const
+const each = layers.flatMap((layer) => layouts.map((layout) => [layer, layout] as const))
+
+describe.each(each)('large rows, %s, %s', ([in1, in2, out], layout) => {
+  const layer = (layout: Layout, options: object = {}) => Convolution.channelwise(in1, in2, out, { layout, ...options })
+  test('gather, product and sum', () => {
+    using conv = layer(layout), product = ClebschGordanTensorProduct.channelwise(in1, in2, out, { layout })
+    const arrays = drawArrays(conv, large, [false, false]), actual = run(conv, graphOf(large), arrays), expected = runPlainly(product, large, arrays)
+    for (const pass of passes) for (const [name, array] of Object.entries(expected[pass])) expect(errorOf(name, conv, actual[pass][name]!, array), `${pass} ${name}`).toBeLessThan(tolerance.float32)
+  })
+
+  test('bitwise the same for any number of threads', () => {
+    for (const shared of sharing) {
+      const results = [1, 2, 3].map((threads) => {
+        using conv = layer(layout, { threads })
+        return run(conv, graphOf(large), drawArrays(conv, large, shared))
+      })
+      for (const pass of passes) for (const [name, array] of Object.entries(results[0]![pass])) expect(results.every((r) => sameBits(r[pass][name]!, array)), `${pass} ${name}`).toBe(true)
+    }
+  })
+
+  test('asynchronous calls give the same', async () => {
+    using conv = layer(layout), graph = graphOf(large)
+    const arrays = drawArrays(conv, large, [false, false]), { x, y, w, z, a } = arrays, directions = { x: a.x, y: a.y, weight: a.w }
+    const expected = run(conv, graph, arrays)
+    const pending = Promise.all([
+      conv.forwardAsync(graph, x, y, w), conv.backwardAsync(graph, x, y, w, z), conv.doubleBackwardAsync(graph, x, y, w, z, directions), conv.jvpAsync(graph, x, y, w, directions),
+    ])
+    graph.dispose()
+    const [forward, first, second, tangent] = await pending
+    expect([forward, first, second, tangent]).toEqual([expected.forward.gradOut, expected.backward, expected.doubleBackward, expected.jvp.gradOut])
+    await expect(conv.forwardAsync(graph, x, y, w)).rejects.toMatchObject({ code: 'disposed', argument: 'graph' })
+  })
+})
+
+describe.each([problems.at(-2)!, problems.at(-1)!])('calls, $name', (problem) => {
+  const edges = graphs[2]!, graph = graphOf(edges), { conv } = make(problem, 'float64', 'mul_ir')
+
+  test.each(sharing)('a part of the gradients, into given arrays, added to them: y shared %s, weights shared %s', (...shared) => {
+    const arrays = drawArrays(conv, edges, shared), { x, y, w, z, a } = arrays, whole = run(conv, graph, arrays), directions = { x: a.x, y: a.y, weight: a.w }
+    for (const name of ['x', 'y', 'weight', 'gradOut'] as const) {
+      const needs = { x: false, y: false, weight: false, gradOut: false, [name]: true }, { gradOut: _, ...firstNeeds } = needs
+      const calls = [
+        ['doubleBackward', (options: object) => conv.doubleBackward(graph, x, y, w, z, directions, { needs, ...options })],
+        ...(name === 'gradOut' ? [] : [['backward', (options: object) => conv.backward(graph, x, y, w, z, { needs: firstNeeds, ...options })]] as const),
+      ] as const
+      for (const [pass, call] of calls) {
+        const all = whole[pass][name]!, before = randomArray('float64', all.length, random(9)), out = guarded('float64', all.length, 3)
+        // Alone a result may take the other order of the edges, or sums of others' lengths: rounded in another order.
+        const alone = call({}) as unknown as Results
+        expect(Object.keys(alone)).toEqual([name])
+        expect(arrayError(alone[name]!, all)).toBeLessThan(tolerance.float64)
+        out.array.set(before)
+        expect((call({ out: { [name]: out.array }, accumulate: true }) as any)[name]).toBe(out.array)
+        expect(out.intact()).toBe(true)
+        // A sum is rounded in another order.
+        expect(arrayError(out.array, before.map((v, i) => v + all[i]!))).toBeLessThan(tolerance.float64)
+        call({ out: { [name]: out.array } })
+        expect(sameBits(out.array, alone[name]!)).toBe(true)
+      }
+    }
+  })
+
+  test('a missing direction is zero', () => {
+    const arrays = drawArrays(conv, edges, [false, false]), { x, y, w, z, a } = arrays, all = { x: a.x, y: a.y, weight: a.w! }
+    const zeros = { x: new Float64Array(x.length), y: new Float64Array(y.length), weight: new Float64Array(w!.length) }
+    for (const given of [[], ['x'], ['y'], ['weight'], ['x', 'y']] as (keyof typeof all)[][]) {
+      const some = Object.fromEntries(given.map((name) => [name, all[name]]))
+      const actual = conv.doubleBackward(graph, x, y, w, z, some), expected = conv.doubleBackward(graph, x, y, w, z, { ...zeros, ...some })
+      // The terms with zeros change nothing but the sign of a zero.
+      for (const name of ['x', 'y', 'weight', 'gradOut'] as const) expect(actual[name].map((v) => v + 0)).toEqual(expected[name].map((v) => v + 0))
+      expect(conv.jvp(graph, x, y, w, some).map((v) => v + 0)).toEqual(conv.jvp(graph, x, y, w, { ...zeros, ...some }).map((v) => v + 0))
+    }
+  })
+
+  // The form is linear in each slot, so central differences are exact at any step; a step of 1 cancels no digits.
+  test.each(sharing)('first and second differences of every slot: y shared %s, weights shared %s', (...shared) => {
+    const { x, y, w, z, a } = drawArrays(conv, edges, shared), { a: d } = drawArrays(conv, edges, shared, 6)
+    const dot = (u: Float64Array, v: Float64Array) => u.reduce((sum, value, i) => sum + value * v[i]!, 0)
+    const plus = (u: Float64Array, v: Float64Array, t: number) => u.map((value, i) => value + t * v[i]!)
+    const scale = dot(z, z) * (1 + dot(w!, w!) + dot(x, x) + dot(y, y))
+    const energy = (x: Float64Array, y: Float64Array, w: Float64Array, z: Float64Array) => dot(conv.forward(graph, x, y, w), z)
+    const slope = (x: Float64Array, y: Float64Array, w: Float64Array, z: Float64Array) => {
+      const g = conv.backward(graph, x, y, w, z)
+      return dot(a.x, g.x) + dot(a.y, g.y) + dot(a.w!, g.weight)
+    }
+    const first = { ...conv.backward(graph, x, y, w, z), gradOut: conv.forward(graph, x, y, w) }
+    const second = conv.doubleBackward(graph, x, y, w, z, { x: a.x, y: a.y, weight: a.w })
+    const slots = { x: d.x, y: d.y, weight: d.w!, gradOut: d.z }
+    Object.entries(slots).forEach(([name, direction], slot) => {
+      const moved = (t: number) => [x, y, w!, z].map((array, s) => (s === slot ? plus(array, direction, t) : array)) as [Float64Array, Float64Array, Float64Array, Float64Array]
+      for (const [gradient, of] of [[first, energy], [second, slope]] as const) {
+        const difference = of(...moved(0.5)) - of(...moved(-0.5))
+        expect(difference).not.toBe(0)
+        expect(Math.abs(dot(gradient[name as 'x'], direction) - difference)).toBeLessThan(1e-12 * scale)
+      }
+    })
+  })
+})
+
+test('the graph: either type of index, how many nodes, edges in any order', () => {
+  const edges = graphs[2]!, index = indexOf(edges)
+  using conv = Convolution.fullyConnected('2x1o+0e', '0e+1o', '3x1o', { dtype: 'float64' }), one = graphOf(edges)
+  using big = new Graph(BigInt64Array.from([...index].map(BigInt)), edges.nodes)
+  const { x, y, w, z } = drawArrays(conv, edges, [false, false])
+  const expected = conv.backward(one, x, y, w, z), result = conv.forward(one, x, y, w)
+  expect([one.numSenders, one.numReceivers, one.numEdges]).toEqual([5, 9, 40])
+  expect(conv.forward(big, x, y, w)).toEqual(result)
+  const same = new Graph(Int32Array.of(0, 1, 1, 0), 2)
+  expect([same.numSenders, same.numReceivers]).toEqual([2, 2])
+  // The order of the edges is that of their rows, and of nothing else.
+  const order = edges.senders.map((_, e) => (7 * e) % 40), shuffled = { ...edges, senders: order.map((e) => edges.senders[e]!), receivers: order.map((e) => edges.receivers[e]!) }
+  const dims = [conv.irrepsIn2.dim, conv.weightNumel] as const
+  const [ys, ws] = [rows(y, order, dims[0]), rows(w!, order, dims[1])], again = conv.backward(graphOf(shuffled), x, ys, ws, z)
+  expect(arrayError(conv.forward(graphOf(shuffled), x, ys, ws), result)).toBeLessThan(tolerance.float64)
+  expect(arrayError(again.x, expected.x)).toBeLessThan(tolerance.float64)
+  expect(again.y).toEqual(rows(expected.y, order, dims[0]))
+  expect(again.weight).toEqual(rows(expected.weight, order, dims[1]))
+  // Later changes of the index are nobody's business.
+  index.fill(0)
+  expect(conv.forward(one, x, y, w)).toEqual(result)
+})
+
+test('factories and properties are those of the product', () => {
+  using conv = Convolution.channelwise('4x0e+2x1o', '0e+1o', '1o', { layout: 'ir_mul', threads: 1 }), product = ClebschGordanTensorProduct.channelwise('4x0e+2x1o', '0e+1o', '1o')
+  expect(`${conv.irrepsOut}`).toBe(`${product.irrepsOut}`)
+  for (const name of ['paths', 'weightNumel', 'cost', 'interactability', 'expressivity', 'dtype'] as const) expect(conv[name]).toEqual(product[name])
+  expect([conv.backend, conv.layout, conv.threads]).toEqual([defaultBackend, 'ir_mul', 1])
+})
+
+describe('what is refused', () => {
+  const index = Int32Array.of(0, 1, 1, 2)
+  const conv = Convolution.channelwise('2x1o', '0e+1o', '1o'), graph = new Graph(index, { senders: 2, receivers: 3 })
+  const x = new Float32Array(12), y = new Float32Array(8), w = new Float32Array(2 * conv.weightNumel), z = new Float32Array(3 * conv.irrepsOut.dim)
+  const detached = new Int32Array(4)
+  structuredClone(detached, { transfer: [detached.buffer] })
+
+  test.each<[string, () => unknown, string, string]>([
+    ['a node that is not there', () => new Graph(index, 2), 'invalid_argument', 'edgeIndex[3]'],
+    ['a sender that is not there', () => new Graph(index, { senders: 1, receivers: 3 }), 'invalid_argument', 'edgeIndex[1]'],
+    ['a negative node', () => new Graph(Int32Array.of(0, -1), 2), 'invalid_argument', 'edgeIndex[1]'],
+    ['a negative node of 64 bits', () => new Graph(BigInt64Array.of(0n, -1n), 2), 'invalid_argument', 'edgeIndex[1]'],
+    ['a node of 64 bits that is not there', () => new Graph(BigInt64Array.of(2n ** 33n, 0n), 2), 'invalid_argument', 'edgeIndex[0]'],
+    ['an odd length', () => new Graph(Int32Array.of(0, 1, 0), 2), 'wrong_length', 'edgeIndex'],
+    ['an array of another type', () => new Graph([0, 1] as never, 2), 'invalid_argument', 'edgeIndex'],
+    ['unsigned nodes', () => new Graph(Uint32Array.of(0, 1) as never, 2), 'invalid_argument', 'edgeIndex'],
+    ['a detached index', () => new Graph(detached, 2), 'detached', 'edgeIndex'],
+    ['no number of nodes', () => new Graph(index, undefined as never), 'invalid_argument', 'numNodes'],
+    ['half a node', () => new Graph(index, 2.5), 'invalid_argument', 'numNodes'],
+    ['no number of receivers', () => new Graph(index, { senders: 3 } as never), 'invalid_argument', 'numNodes.receivers'],
+    ['another key', () => new Graph(index, { senders: 3, receivers: 3, edges: 2 } as never), 'invalid_option', 'numNodes.edges'],
+    ['a product without instructions', () => new Convolution('1o', '1o', { irrepsOut: '1o' } as never), 'invalid_option', 'options.instructions'],
+    ['no options', () => new Convolution('1o', '1o', undefined as never), 'invalid_option', 'options.instructions'],
+    ['no graph', () => conv.forward(index as never, x, y, w), 'invalid_argument', 'graph'],
+    ['x of the receivers', () => conv.forward(graph, new Float32Array(18), y, w), 'wrong_length', 'x'],
+    ['one row of x', () => conv.forward(graph, new Float32Array(6), y, w), 'wrong_length', 'x'],
+    ['y of the receivers', () => conv.forward(graph, x, new Float32Array(12), w), 'wrong_length', 'y'],
+    ['weights of the receivers', () => conv.forward(graph, x, y, new Float32Array(3 * conv.weightNumel)), 'wrong_length', 'weight'],
+    ['no weights', () => conv.forward(graph, x, y), 'weight_missing', 'weight'],
+    ['gradients of the edges', () => conv.backward(graph, x, y, w, new Float32Array(2 * conv.irrepsOut.dim)), 'wrong_length', 'gradOut'],
+    ['a result of the edges', () => conv.forward(graph, x, y, w, { out: new Float32Array(2 * conv.irrepsOut.dim) }), 'wrong_length', 'out'],
+    ['directions of the edges', () => conv.jvp(graph, x, y, w, { x: z }), 'wrong_length', 'tangents.x'],
+    ['a result that is an input', () => conv.backward(graph, x, y, w, z, { out: { x } }), 'overlap', 'out.x'],
+    ['another option', () => conv.forward(graph, x, y, w, { accumulate: true } as never), 'invalid_option', 'options.accumulate'],
+    ['options that are none', () => conv.forward(graph, x, y, w, 3 as never), 'invalid_option', 'options'],
+    ['no options at all', () => conv.backward(graph, x, y, w, z, null as never), 'invalid_option', 'options'],
+    ['another dtype', () => conv.forward(graph, new Float64Array(12) as never, y, w), 'wrong_dtype', 'x'],
+  ])('%s', (_name, call, code, argument) => {
+    expect(caught(call)).toMatchObject({ code, argument })
+  })
+
+  test('after dispose()', () => {
+    const gone = new Graph(index, 3), op = Convolution.channelwise('2x1o', '0e+1o', '1o')
+    gone.dispose()
+    expect(caught(() => conv.forward(gone, x, y, w))).toMatchObject({ code: 'disposed', argument: 'graph' })
+    op.dispose()
+    expect(caught(() => op.forward(graph, x, y, w))).toMatchObject({ code: 'disposed' })
+  })
+})
