@@ -183,6 +183,7 @@ struct ChannelPath {
   Place out;
   int outputs;
   int matrix, pitch;  // its first entry, and the distance between its rows
+  bool is_whole;      // all outputs of a channel
   bool is_scalar;     // M is one number times the identity
   int weight, weight_step;  // -1 without
   bool adds;          // to what paths before have written to z
@@ -215,31 +216,41 @@ struct ChannelwisePlan {
 
 enum class WeightedPass { forward, backward, directional };
 
-template <class T, int packed, bool flat, int n>
-__device__ __forceinline__ void load_channels(const T* at, int component, T (&v)[n][packed]) {
+// n components of `packed` channels, beginning at `at`. Channels that are neighbours (ir_mul) are one access for each component, and so many are a whole
+// block's channels of mul_ir, [channel][component], accessed as they lie; of a piece of such a block numbers are accessed one by one.
+template <int packed, int n, class Access>
+__device__ __forceinline__ void for_each_access(const Place& place, bool is_whole, Access&& access) {
+  if (packed == 1 || place.channel == 1) {
 #pragma unroll
-  for (int q = 0; q < n; ++q) {
-    const Pack<T, packed> pack = load<packed>(at + q * (flat ? packed : component));
+    for (int i = 0; i < n; ++i) access(Int<packed>{}, i * place.component, [=](int p) { return i * packed + p; });
+  } else if (is_whole) {
 #pragma unroll
-    for (int p = 0; p < packed; ++p) {
-      if constexpr (flat)
-        v[(q * packed + p) % n][(q * packed + p) / n] = pack.value[p];
-      else
-        v[q][p] = pack.value[p];
-    }
+    for (int q = 0; q < n; ++q)
+      access(Int<packed>{}, q * packed, [=](int p) { return (q * packed + p) % n * packed + (q * packed + p) / n; });
+  } else {
+#pragma unroll
+    for (int i = 0; i < n; ++i)
+#pragma unroll
+      for (int c = 0; c < packed; ++c) access(Int<1>{}, i * place.component + c * place.channel, [=](int) { return i * packed + c; });
   }
 }
-template <class T, int packed, bool flat, int n>
-__device__ __forceinline__ void store_channels(T* at, int component, bool adds, const T (&v)[n][packed]) {
+template <class T, int packed, int n>
+__device__ __forceinline__ void load_channels(const T* at, const Place& place, bool is_whole, T (&v)[n][packed]) {
+  for_each_access<packed, n>(place, is_whole, [&](auto count, int offset, auto to) {
+    const Pack<T, count> pack = load<count>(at + offset);
 #pragma unroll
-  for (int q = 0; q < n; ++q) {
-    T* to = at + q * (flat ? packed : component);
-    Pack<T, packed> pack{};
-    if (adds) pack = load<packed>(to);
+    for (int p = 0; p < count; ++p) v[to(p) / packed][to(p) % packed] = pack.value[p];
+  });
+}
+template <class T, int packed, int n>
+__device__ __forceinline__ void store_channels(T* at, const Place& place, bool is_whole, bool adds, const T (&v)[n][packed]) {
+  for_each_access<packed, n>(place, is_whole, [&](auto count, int offset, auto from) {
+    Pack<T, count> pack{};
+    if (adds) pack = load<count>(at + offset);
 #pragma unroll
-    for (int p = 0; p < packed; ++p) pack.value[p] += flat ? v[(q * packed + p) % n][(q * packed + p) / n] : v[q][p];
-    store<packed>(to, pack);
-  }
+    for (int p = 0; p < count; ++p) pack.value[p] += v[from(p) / packed][from(p) % packed];
+    store<count>(at + offset, pack);
+  });
 }
 
 // A row of M, whose pieces begin at 16 bytes.
@@ -255,8 +266,8 @@ __device__ __forceinline__ void load_row(const T* matrix, T (&m)[n]) {
   }
 }
 
-// A thread's channels c, c + 1, ... of an item. `packed`: how many; flat: they lie as [channel][component] (mul_ir), and are loaded as they lie.
-template <class T, int packed, bool flat, WeightedPass pass>
+// A thread's channels c, c + 1, ... of an item: so many as `packed` says.
+template <class T, int packed, WeightedPass pass>
 struct ChannelwiseThread {
   static constexpr bool directional = pass == WeightedPass::directional;
   const ChannelwisePlan<T>& plan;
@@ -273,27 +284,14 @@ struct ChannelwiseThread {
 #pragma unroll
       for (int p = 0; p < packed; ++p) w[0][p] = missing;
     } else {
-      const T* at = rows.weights(weights) + path.weight + c * path.weight_step;
-      if (packed == 1 || path.weight_step == 1) {
-        load_channels<T, packed, false>(at, 0, w);
-      } else {
-#pragma unroll
-        for (int p = 0; p < packed; ++p) w[0][p] = read(at + p * path.weight_step);
-      }
+      load_channels(rows.weights(weights) + path.weight + c * path.weight_step, {0, path.weight_step, 0}, false, w);
     }
 #pragma unroll
     for (int p = 0; p < packed; ++p) w[0][p] = active ? w[0][p] : T(0);
   }
   __device__ __forceinline__ void store_weight_gradient(const ChannelPath& path, const T (&dw)[1][packed]) const {
     if (!rows.a.weight_out || path.weight < 0 || !active || !rows.live) return;
-    T* at = rows.weight_out() + path.weight + c * path.weight_step;
-    const bool adds = rows.adds_weight() || path.adds_weight;
-    if (packed == 1 || path.weight_step == 1) {
-      store_channels<T, packed, false>(at, 0, adds, dw);
-    } else {
-#pragma unroll
-      for (int p = 0; p < packed; ++p) write(at + p * path.weight_step, dw[0][p], adds);
-    }
+    store_channels(rows.weight_out() + path.weight + c * path.weight_step, {0, path.weight_step, 0}, false, rows.adds_weight() || path.adds_weight, dw);
   }
 
   // Row `i` of the path's gradient of M: sum over the channels of t_i z_k.
@@ -315,22 +313,23 @@ struct ChannelwiseThread {
     const int s = piece.operand, d = s == 0 ? x_direction : y_direction;
     const int at = piece.place.offset + c * piece.place.channel + piece.first * piece.place.component;
     T x[inputs][packed], ax[directional ? inputs : 1][packed] = {}, dx[pass == WeightedPass::forward ? 1 : inputs][packed] = {};
-    load_channels<T, packed, flat>(rows.in(s) + at, piece.place.component, x);
+    const bool is_whole = piece.count == piece.components;
+    load_channels(rows.in(s) + at, piece.place, is_whole, x);
     if constexpr (directional)
-      if (rows.a.in[d]) load_channels<T, packed, flat>(rows.in(d) + at, piece.place.component, ax);
+      if (rows.a.in[d]) load_channels(rows.in(d) + at, piece.place, is_whole, ax);
 #pragma unroll 1
     for (int n = piece.path_begin; n < piece.path_end; ++n) {
       const ChannelPath path = load_table(plan.paths + n).value[0];
       if (path.is_scalar)
         multiply<inputs, inputs, true>(piece, path, x, ax, dx);
-      else if (pass != WeightedPass::forward || piece.count == piece.components)
+      else if (pass != WeightedPass::forward || is_whole)
         with_components(path.outputs, [&](auto outputs) { multiply<inputs, outputs, false>(piece, path, x, ax, dx); });
     }
     if constexpr (pass != WeightedPass::forward)
-      if (rows.a.out[s] && active && rows.live) store_channels<T, packed, flat>(rows.out(s) + at, piece.place.component, rows.adds(s), dx);
+      if (rows.a.out[s] && active && rows.live) store_channels(rows.out(s) + at, piece.place, is_whole, rows.adds(s), dx);
   }
 
-  // Of a block in pieces: outputs, each a sum over all of them, so that it is stored once. Packs of mul_ir are whole blocks.
+  // Of a block in pieces: outputs, each a sum over all of them, so that it is stored once.
   __device__ __forceinline__ void run_in_pieces(const ChannelPiece& piece) {
     const int s = piece.operand, d = s == 0 ? x_direction : y_direction, at = piece.place.offset + c * piece.place.channel;
     const T* const x = rows.in(s) + at;
@@ -346,8 +345,8 @@ struct ChannelwiseThread {
 #pragma unroll 1
         for (int i = 0; i < piece.components; ++i) {
           T xs[1][packed], axs[1][packed] = {}, m[outputs], md[outputs];
-          load_channels<T, packed, false>(x + i * piece.place.component, 0, xs);
-          if (ax) load_channels<T, packed, false>(ax + i * piece.place.component, 0, axs);
+          load_channels(x + i * piece.place.component, piece.place, false, xs);
+          if (ax) load_channels(ax + i * piece.place.component, piece.place, false, axs);
           load_row(matrix + path.matrix + i * path.pitch, m);
           if constexpr (directional) load_row(matrix_direction + path.matrix + i * path.pitch, md);
 #pragma unroll
@@ -360,7 +359,8 @@ struct ChannelwiseThread {
             }
           }
         }
-        if (active && rows.live) store_channels<T, packed, false>(rows.out(2) + path.out.offset + c * path.out.channel, path.out.component, rows.adds(2) || path.adds, sum);
+        if (active && rows.live)
+          store_channels(rows.out(2) + path.out.offset + c * path.out.channel, path.out, path.is_whole, rows.adds(2) || path.adds, sum);
       });
     }
   }
@@ -374,7 +374,7 @@ struct ChannelwiseThread {
     load_weights(rows.a.weight, path, T(1), w);
     if constexpr (directional) load_weights(rows.a.weight_direction, path, T(0), aw);
     if constexpr (pass != WeightedPass::forward)
-      if (pass == WeightedPass::backward || differentiates) load_channels<T, packed, flat>(rows.in(z_operand) + at, path.out.component, z);
+      if (pass == WeightedPass::backward || differentiates) load_channels(rows.in(z_operand) + at, path.out, path.is_whole, z);
     T scalar[1] = {}, scalar_direction[1] = {}, scalar_gradient[1][packed] = {};
     if constexpr (is_scalar) {
       load_row(matrix + first, scalar);
@@ -437,12 +437,12 @@ struct ChannelwiseThread {
 #pragma unroll
           for (int p = 0; p < packed; ++p) sum[k][p] *= w[0][p];
       if (rows.a.out[2] && (is_scalar || piece.count == piece.components) && active && rows.live)
-        store_channels<T, packed, flat>(rows.out(2) + at, path.out.component, rows.adds(2) || path.adds, sum);
+        store_channels(rows.out(2) + at, path.out, path.is_whole, rows.adds(2) || path.adds, sum);
     }
   }
 };
 
-template <class T, int packed, bool flat, WeightedPass pass>
+template <class T, int packed, WeightedPass pass>
 __global__ __launch_bounds__(weighted_threads, 1) void channelwise(const __grid_constant__ ChannelwisePlan<T> plan, const __grid_constant__ WeightedCall<T> a) {
   constexpr bool directional = pass == WeightedPass::directional;
   const int lanes = plan.lanes, lane = int(threadIdx.x) % lanes, group = int(threadIdx.x) / lanes;
@@ -484,9 +484,9 @@ __global__ __launch_bounds__(weighted_threads, 1) void channelwise(const __grid_
 #pragma unroll 1
           for (int begin = 0; begin < piece.mul; begin += lanes * packed) {
             const int c = begin + lane * packed;
-            ChannelwiseThread<T, packed, flat, pass> thread{plan,  rows,         matrix,         matrix_direction, matrix_gradient,
+            ChannelwiseThread<T, packed, pass> thread{plan,  rows,         matrix,         matrix_direction, matrix_gradient,
                                                             lane, wants_matrix, differentiates, minimum(c, piece.mul - packed), c < piece.mul, begin == 0};
-            if constexpr (pass != WeightedPass::backward && !flat)
+            if constexpr (pass != WeightedPass::backward)
               if (piece.first == 0 && piece.count < piece.components && a.out[2]) thread.run_in_pieces(piece);
             with_components(piece.count, [&](auto inputs) { thread.template run<inputs>(piece); });
           }
@@ -1064,7 +1064,7 @@ ChannelwisePlan<T> channelwise_plan(Store& store, const WeightedForm& form) {
               Place place = place_of(out);
               place.offset += segment.out * out.channel + first_output * out.component;
               const int weight = in.weight < 0 ? -1 : in.weight + (connection.weight_columns ? int(v) : segment.weight);
-              paths.push_back({place, count_of_outputs, matrices[n][v] + entry, pitch, is_scalar, weight, connection.weight_columns ? connection.weight_columns : 1,
+              paths.push_back({place, count_of_outputs, matrices[n][v] + entry, pitch, count_of_outputs == outputs, is_scalar, weight, connection.weight_columns ? connection.weight_columns : 1,
                                writer != &in || segment.adds, again, adds_matrix});
             };
             if (is_scalar) {
@@ -1257,7 +1257,7 @@ class Weighted final : public Operation {
     const long long bytes = channelwise_bytes(pass);
     const Tiling tiling = tiling_of(lanes_for(work_, packed), bytes);
     plan.lanes = tiling.threads / tiling.items, plan.shared = int(bytes / (long long)sizeof(T));
-    const auto kernel = channelwise_kernels[packed > 1 ? is_flat_ ? 2 : 1 : 0][int(pass)];
+    const auto kernel = channelwise_kernels[packed > 1][int(pass)];
     check(launch(kernel, tiling.grid(rows), tiling.threads, tiling.shared_bytes, stream, plan, a), "cudaLaunchKernel");
   }
 
@@ -1267,9 +1267,7 @@ class Weighted final : public Operation {
     const auto require = [&](int n) { has_packs_ &= n % pack == 0; };
     const auto require_block = [&](int operand, int b) {
       const IrrepsBlock& block = form.blocks[operand][size_t(b)];
-      const bool by_channel = block.channel != 1;
       require(block.offset), require(block.mul), require(form.dims[operand]);
-      is_flat_ |= by_channel, has_packs_ &= !by_channel || block.l <= 3;
       is_lane_[operand] = true;
     };
     const auto components = [&](int operand, int b) { return 2L * form.blocks[operand][size_t(b)].l + 1; };
@@ -1293,16 +1291,15 @@ class Weighted final : public Operation {
   }
 
   using ChannelwiseKernel = void (*)(ChannelwisePlan<T>, WeightedCall<T>);
-  // [one channel a thread, a pack, a pack of mul_ir][pass]
-  static constexpr ChannelwiseKernel channelwise_kernels[3][3] = {
-      {channelwise<T, 1, false, WeightedPass::forward>, channelwise<T, 1, false, WeightedPass::backward>, channelwise<T, 1, false, WeightedPass::directional>},
-      {channelwise<T, pack, false, WeightedPass::forward>, channelwise<T, pack, false, WeightedPass::backward>, channelwise<T, pack / 2, false, WeightedPass::directional>},
-      {channelwise<T, pack, true, WeightedPass::forward>, channelwise<T, pack, true, WeightedPass::backward>, channelwise<T, pack / 2, pack / 2 != 1, WeightedPass::directional>}};
+  // [one channel a thread, a pack][pass]
+  static constexpr ChannelwiseKernel channelwise_kernels[2][3] = {
+      {channelwise<T, 1, WeightedPass::forward>, channelwise<T, 1, WeightedPass::backward>, channelwise<T, 1, WeightedPass::directional>},
+      {channelwise<T, pack, WeightedPass::forward>, channelwise<T, pack, WeightedPass::backward>, channelwise<T, pack / 2, WeightedPass::directional>}};
   using GeneralKernel = void (*)(GeneralPlan<T>, WeightedCall<T>, WeightedLayout);
   static constexpr GeneralKernel general_kernels[2] = {weighted<T, false>, weighted<T, true>};
 
   PlanArena arena_;
-  bool is_channelwise_ = false, has_packs_ = false, is_flat_ = false, is_lane_[slot_count] = {};
+  bool is_channelwise_ = false, has_packs_ = false, is_lane_[slot_count] = {};
   std::vector<ChannelWork> work_;
   ChannelwisePlan<T> channelwise_{};
   GeneralPlan<T> general_{};
