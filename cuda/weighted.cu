@@ -5,6 +5,7 @@
 // number of x, of the weights and of z is read or written once, straight from global memory. `weighted` is for all modes, with sums in shared memory.
 #include "core/unroll.hpp"
 #include "cuda/host.hpp"
+#include <type_traits>
 
 namespace equitensor::cuda {
 namespace {
@@ -218,37 +219,36 @@ enum class WeightedPass { forward, backward, directional };
 
 // n components of `packed` channels, beginning at `at`. Channels that are neighbours (ir_mul) are one access for each component, and so many are a whole
 // block's channels of mul_ir, [channel][component], accessed as they lie; of a piece of such a block numbers are accessed one by one.
+// Calls access(offset, count, first number), the numbers being [channel][component] if the last of all arguments is true, and [component][channel] otherwise.
 template <int packed, int n, class Access>
 __device__ __forceinline__ void for_each_access(const Place& place, bool is_whole, Access&& access) {
   if (packed == 1 || place.channel == 1) {
-#pragma unroll
-    for (int i = 0; i < n; ++i) access(Int<packed>{}, i * place.component, [=](int p) { return i * packed + p; });
+    each(Int<0>{}, Int<n - 1>{}, [&](auto i) { access(i * place.component, Int<packed>{}, Int<i * packed>{}, std::false_type{}); });
   } else if (is_whole) {
-#pragma unroll
-    for (int q = 0; q < n; ++q)
-      access(Int<packed>{}, q * packed, [=](int p) { return (q * packed + p) % n * packed + (q * packed + p) / n; });
+    each(Int<0>{}, Int<n - 1>{}, [&](auto q) { access(q * packed, Int<packed>{}, Int<q * packed>{}, std::true_type{}); });
   } else {
-#pragma unroll
-    for (int i = 0; i < n; ++i)
-#pragma unroll
-      for (int c = 0; c < packed; ++c) access(Int<1>{}, i * place.component + c * place.channel, [=](int) { return i * packed + c; });
+    each(Int<0>{}, Int<n * packed - 1>{}, [&](auto f) { access(f / packed * place.component + f % packed * place.channel, Int<1>{}, f, std::false_type{}); });
   }
 }
 template <class T, int packed, int n>
 __device__ __forceinline__ void load_channels(const T* at, const Place& place, bool is_whole, T (&v)[n][packed]) {
-  for_each_access<packed, n>(place, is_whole, [&](auto count, int offset, auto to) {
+  for_each_access<packed, n>(place, is_whole, [&](int offset, auto count, auto first, auto by_channel) {
     const Pack<T, count> pack = load<count>(at + offset);
-#pragma unroll
-    for (int p = 0; p < count; ++p) v[to(p) / packed][to(p) % packed] = pack.value[p];
+    each(Int<0>{}, Int<count - 1>{}, [&](auto p) {
+      constexpr int f = first + p;
+      v[by_channel ? f % n : f / packed][by_channel ? f / n : f % packed] = pack.value[p];
+    });
   });
 }
 template <class T, int packed, int n>
 __device__ __forceinline__ void store_channels(T* at, const Place& place, bool is_whole, bool adds, const T (&v)[n][packed]) {
-  for_each_access<packed, n>(place, is_whole, [&](auto count, int offset, auto from) {
+  for_each_access<packed, n>(place, is_whole, [&](int offset, auto count, auto first, auto by_channel) {
     Pack<T, count> pack{};
     if (adds) pack = load<count>(at + offset);
-#pragma unroll
-    for (int p = 0; p < count; ++p) pack.value[p] += v[from(p) / packed][from(p) % packed];
+    each(Int<0>{}, Int<count - 1>{}, [&](auto p) {
+      constexpr int f = first + p;
+      pack.value[p] += v[by_channel ? f % n : f / packed][by_channel ? f / n : f % packed];
+    });
     store<count>(at + offset, pack);
   });
 }
@@ -323,7 +323,13 @@ struct ChannelwiseThread {
       if (path.is_scalar)
         multiply<inputs, inputs, true>(piece, path, x, ax, dx);
       else if (pass != WeightedPass::forward || is_whole)
-        with_components(path.outputs, [&](auto outputs) { multiply<inputs, outputs, false>(piece, path, x, ax, dx); });
+        // No lambdas, which nvcc may leave as functions that are called, and with them the item's rows in local memory.
+        switch (path.outputs) {
+          case 1: multiply<inputs, 1, false>(piece, path, x, ax, dx); break;
+          case 3: multiply<inputs, 3, false>(piece, path, x, ax, dx); break;
+          case 5: multiply<inputs, 5, false>(piece, path, x, ax, dx); break;
+          default: multiply<inputs, 7, false>(piece, path, x, ax, dx);
+        }
     }
     if constexpr (pass != WeightedPass::forward)
       if (rows.a.out[s] && active && rows.live) store_channels(rows.out(s) + at, piece.place, is_whole, rows.adds(s), dx);
@@ -338,31 +344,38 @@ struct ChannelwiseThread {
     for (int n = piece.path_begin; n < piece.path_end; ++n) {
       const ChannelPath path = load_table(plan.paths + n).value[0];
       if (path.is_scalar) continue;
-      with_components(path.outputs, [&](auto outputs) {
-        T w[1][packed], aw[1][packed], sum[outputs][packed] = {};
-        load_weights(rows.a.weight, path, T(1), w);
-        if constexpr (directional) load_weights(rows.a.weight_direction, path, T(0), aw);
-#pragma unroll 1
-        for (int i = 0; i < piece.components; ++i) {
-          T xs[1][packed], axs[1][packed] = {}, m[outputs], md[outputs];
-          load_channels(x + i * piece.place.component, piece.place, false, xs);
-          if (ax) load_channels(ax + i * piece.place.component, piece.place, false, axs);
-          load_row(matrix + path.matrix + i * path.pitch, m);
-          if constexpr (directional) load_row(matrix_direction + path.matrix + i * path.pitch, md);
-#pragma unroll
-          for (int p = 0; p < packed; ++p) {
-            const T t = directional ? w[0][p] * axs[0][p] + aw[0][p] * xs[0][p] : w[0][p] * xs[0][p];
-#pragma unroll
-            for (int k = 0; k < outputs; ++k) {
-              sum[k][p] += m[k] * t;
-              if constexpr (directional) sum[k][p] += md[k] * (w[0][p] * xs[0][p]);
-            }
-          }
-        }
-        if (active && rows.live)
-          store_channels(rows.out(2) + path.out.offset + c * path.out.channel, path.out, path.is_whole, rows.adds(2) || path.adds, sum);
-      });
+      switch (path.outputs) {
+        case 1: sum_pieces<1>(piece, path, x, ax); break;
+        case 3: sum_pieces<3>(piece, path, x, ax); break;
+        case 5: sum_pieces<5>(piece, path, x, ax); break;
+        default: sum_pieces<7>(piece, path, x, ax);
+      }
     }
+  }
+  template <int outputs>
+  __device__ __forceinline__ void sum_pieces(const ChannelPiece& piece, const ChannelPath& path, const T* x, const T* ax) {
+    T w[1][packed], aw[1][packed], sum[outputs][packed] = {};
+    load_weights(rows.a.weight, path, T(1), w);
+    if constexpr (directional) load_weights(rows.a.weight_direction, path, T(0), aw);
+#pragma unroll 1
+    for (int i = 0; i < piece.components; ++i) {
+      T xs[1][packed], axs[1][packed] = {}, m[outputs], md[outputs];
+      load_channels(x + i * piece.place.component, piece.place, false, xs);
+      if (ax) load_channels(ax + i * piece.place.component, piece.place, false, axs);
+      load_row(matrix + path.matrix + i * path.pitch, m);
+      if constexpr (directional) load_row(matrix_direction + path.matrix + i * path.pitch, md);
+#pragma unroll
+      for (int p = 0; p < packed; ++p) {
+        const T t = directional ? w[0][p] * axs[0][p] + aw[0][p] * xs[0][p] : w[0][p] * xs[0][p];
+#pragma unroll
+        for (int k = 0; k < outputs; ++k) {
+          sum[k][p] += m[k] * t;
+          if constexpr (directional) sum[k][p] += md[k] * (w[0][p] * xs[0][p]);
+        }
+      }
+    }
+    if (active && rows.live)
+      store_channels(rows.out(2) + path.out.offset + c * path.out.channel, path.out, path.is_whole, rows.adds(2) || path.adds, sum);
   }
 
   template <int inputs, int outputs, bool is_scalar, int directions, int gradients>
@@ -488,7 +501,12 @@ __global__ __launch_bounds__(weighted_threads, 1) void channelwise(const __grid_
                                                             lane, wants_matrix, differentiates, minimum(c, piece.mul - packed), c < piece.mul, begin == 0};
             if constexpr (pass != WeightedPass::backward)
               if (piece.first == 0 && piece.count < piece.components && a.out[2]) thread.run_in_pieces(piece);
-            with_components(piece.count, [&](auto inputs) { thread.template run<inputs>(piece); });
+            switch (piece.count) {
+              case 1: thread.template run<1>(piece); break;
+              case 3: thread.template run<3>(piece); break;
+              case 5: thread.template run<5>(piece); break;
+              default: thread.template run<7>(piece);
+            }
           }
         }
         if constexpr (pass == WeightedPass::forward) continue;
