@@ -127,7 +127,7 @@ void run_all_weighted() {
     }
     run_weighted<T>(form);
   }
-  run_weighted<T>({is_double, {9, 6, 9}, 3, {{{0, 1, 4, 9, 1}}, {{0, 2, 1, 3, 1}}, {{0, 1, 4, 9, 1}}}, {{0, 0, 0, Mode::uvu, 0, 1.0}}});
+  run_weighted<T>({is_double, {9, 6, 9}, 2, {{{0, 1, 4, 9, 1}}, {{0, 2, 1, 3, 1}}, {{0, 1, 4, 9, 1}}}, {{0, 0, 0, Mode::uvu, 0, 1.0}}});
   // All other modes into the same block.
   const std::vector<IrrepsBlock> three = {{0, 3, 1, 3, 1}};
   run_weighted<T>({is_double, {9, 9, 9}, 27 + 9 + 9 + 3 + 9, {three, three, {{0, 3, 1, 3, 1}}},
