@@ -138,6 +138,12 @@ inline Call read_call(const Napi::Object& o) {
   return call;
 }
 
+inline void put_arrays(Call& call, const void* const (&in)[operand_arrays], void* const (&out)[result_arrays]) {
+  for (int i = 0; i < operand_count; ++i) call.in[i] = in[i];
+  for (int s = 0; s < slot_count; ++s) call.out[s] = out[s];
+  call.weight = in[weight_operand], call.weight_direction = in[weight_direction_operand], call.weight_out = out[weight_result];
+}
+
 // Of a convolution, call.sweeps: { senders, receivers }, each { begin, edge, other }, Int32Arrays. See Sweep of core/call.hpp.
 struct GraphSweeps {
   Sweep senders, receivers;
@@ -146,13 +152,14 @@ inline Sweep read_sweep(int slot, const Napi::Object& o) {
   const auto array = [&](const char* key) { return static_cast<const int*>(data_of(o.Get(key))); };
   return {slot, int(o.Get("begin").As<Napi::Int32Array>().ElementLength()) - 1, array("begin"), array("edge"), array("other"), 0};
 }
-inline std::optional<GraphSweeps> read_sweeps(const Napi::Object& call) {
-  const Napi::Value value = call.Get("sweeps");
-  if (!value.IsObject()) return std::nullopt;
-  const auto o = value.As<Napi::Object>();
+inline GraphSweeps sweeps_of(const Napi::Object& o) {
   GraphSweeps sweeps{read_sweep(0, o.Get("senders").As<Napi::Object>()), read_sweep(2, o.Get("receivers").As<Napi::Object>())};
   sweeps.senders.others = sweeps.receivers.nodes, sweeps.receivers.others = sweeps.senders.nodes;
   return sweeps;
+}
+inline std::optional<GraphSweeps> read_sweeps(const Napi::Object& call) {
+  const Napi::Value value = call.Get("sweeps");
+  return value.IsObject() ? std::optional(sweeps_of(value.As<Napi::Object>())) : std::nullopt;
 }
 // Calls run(call) as it is, or for each sweep with the results that it computes. by_receiver: that of the receivers computes all.
 template <class Run>

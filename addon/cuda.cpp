@@ -34,12 +34,11 @@ Napi::Value guarded(const Napi::CallbackInfo& info) {
 
 // ---- what JavaScript holds
 
-// A plan on a device, and the streams that may still be reading it.
-struct Plan {
-  std::unique_ptr<Operation> operation;
+// Streams that may still be reading something, which goes when this has gone.
+struct Readers {
   std::set<SharedStream> used;
 
-  ~Plan() {
+  ~Readers() {
     for (const SharedStream& stream : used) {
       try {
         stream->synchronize();
@@ -47,6 +46,19 @@ struct Plan {
       }
     }
   }
+};
+
+// A plan on a device. Members go from the last one on.
+struct Plan {
+  std::unique_ptr<Operation> operation;
+  Readers readers;
+};
+
+// A graph's sweeps on a device.
+struct DeviceSweeps {
+  std::vector<DeviceMemory> memory;
+  GraphSweeps sweeps;
+  Readers readers;
 };
 
 // A part of some memory. The pointer is aligned as the dtype, since slices begin at elements.
@@ -61,6 +73,8 @@ template <class T>
 constexpr napi_type_tag tag{};
 template <>
 constexpr napi_type_tag tag<Plan> = {0x65717569746e7372, 0x637564612d706c61};
+template <>
+constexpr napi_type_tag tag<DeviceSweeps> = {0x65717569746e7372, 0x637564612d737765};
 template <>
 constexpr napi_type_tag tag<Array> = {0x65717569746e7372, 0x637564612d617272};
 template <>
@@ -131,9 +145,11 @@ class Target {
     capture ? capture->writes(array.memory) : array.memory->write_on(stream);
     return array.data();
   }
-  void runs(const Box<Plan>& plan) const {
-    if (capture) capture->keep(plan);
-    else plan->used.insert(stream);
+  // A plan, or sweeps.
+  template <class T>
+  void runs(const Box<T>& object) const {
+    if (capture) capture->keep(object);
+    else object->readers.used.insert(stream);
   }
 
   SharedStream stream;
@@ -274,6 +290,9 @@ Napi::Value create_clebsch_gordan(const Napi::CallbackInfo& info) {
     return make_clebsch_gordan(device, f.is_double, f.dims, f.in1, f.in2, f.paths, f.dense, f.square);
   });
 }
+Napi::Value create_weighted(const Napi::CallbackInfo& info) {
+  return create(info, [](int device, const Napi::Object& o) { return make_weighted(device, read_weighted(o)); });
+}
 Napi::Value create_gaunt(const Napi::CallbackInfo& info) {
   return create(info, [](int device, const Napi::Object& o) {
     const ChannelForm f = read_channel_product(o);
@@ -305,58 +324,97 @@ Napi::Value create_spherical_harmonics(const Napi::CallbackInfo& info) {
   });
 }
 
+// (device, { senders, receivers } of arguments.hpp)
+Napi::Value create_sweeps(const Napi::CallbackInfo& info) {
+  refuse_capture(info.Env(), "a graph that this device has not seen yet, whose edges are uploaded");
+  const int device = device_argument(info);
+  const OnDevice on(device);
+  const auto result = std::make_shared<DeviceSweeps>();
+  result->sweeps = sweeps_of(info[1].As<Napi::Object>());
+  for (Sweep* sweep : {&result->sweeps.senders, &result->sweeps.receivers}) {
+    const auto place = [&](const int*& array, int count) {
+      result->memory.emplace_back(device, array, size_t(count) * sizeof(int));
+      array = result->memory.back().as<int>();
+    };
+    const int edges = sweep->begin[sweep->nodes];
+    place(sweep->begin, sweep->nodes + 1), place(sweep->edge, edges), place(sweep->other, edges);
+  }
+  return wrap(info.Env(), result);
+}
+
 // ---- calls
 
 void enqueue(const Operation& operation, const Call& call, const Stream& stream) {
   const OnDevice on(operation.device);
   if (call.batch > 0) return operation.contract(call, stream.get());
   // Only the gradient of a shared operand has elements then: a sum of nothing.
-  for (int s = 0; s < slot_count; ++s) {
-    const size_t bytes = (operation.is_double ? 8 : 4) * size_t(operation.dim[s]);
-    if (call.out[s] && call.shared[s] && !call.accumulate) check(cudaMemsetAsync(call.out[s], 0, bytes, stream.get()), "cudaMemsetAsync", bytes);
-  }
+  const auto clear = [&](void* out, bool shared, long long numbers) {
+    const size_t bytes = (operation.is_double ? 8 : 4) * size_t(numbers);
+    if (out && shared && bytes && !call.accumulate) check(cudaMemsetAsync(out, 0, bytes, stream.get()), "cudaMemsetAsync", bytes);
+  };
+  for (int s = 0; s < slot_count; ++s) clear(call.out[s], call.shared[s], operation.dim[s]);
+  clear(call.weight_out, call.weight_shared, operation.weights);
+  // And the nodes of a graph without edges.
+  if (call.sweep) clear(call.out[call.sweep->slot], true, (long long)call.sweep->nodes * operation.dim[call.sweep->slot]);
 }
 
-// (plan, call of arguments.hpp with device arrays)
+Box<DeviceSweeps> sweeps_in(const Napi::Object& call) {
+  const Napi::Value value = call.Get("deviceSweeps");
+  return value.IsExternal() ? live<DeviceSweeps>(value) : nullptr;
+}
+void enqueue(const Operation& operation, const Call& call, const Box<DeviceSweeps>& sweeps, const Stream& stream) {
+  for_each_sweep(call, sweeps ? std::optional(sweeps->sweeps) : std::nullopt, false, [&](const Call& part) { enqueue(operation, part, stream); });
+}
+
+// (plan, call of arguments.hpp with device arrays, and with deviceSweeps for sweeps)
 Napi::Value run(const Napi::CallbackInfo& info) {
   const Box<Plan> plan = live<Plan>(info[0]);
   const auto o = info[1].As<Napi::Object>();
   const Target target(info.Env(), plan->operation->device);
   Call call = read_call(o);
-  for (int i = 0; i < operand_count; ++i) call.in[i] = target.reads(o.Get(operand_names[i]));
-  for (int s = 0; s < slot_count; ++s) call.out[s] = target.writes(o.Get(result_names[s]));
+  const void* in[operand_arrays];
+  void* out[result_arrays];
+  for (int i = 0; i < operand_arrays; ++i) in[i] = target.reads(o.Get(operand_names[i]));
+  for (int s = 0; s < result_arrays; ++s) out[s] = target.writes(o.Get(result_names[s]));
+  put_arrays(call, in, out);
+  const Box<DeviceSweeps> sweeps = sweeps_in(o);
   target.runs(plan);
-  enqueue(*plan->operation, call, *target.stream);
+  if (sweeps) target.runs(sweeps);
+  enqueue(*plan->operation, call, sweeps, *target.stream);
   return info.Env().Undefined();
 }
 
 // A call on host arrays: to the device, there, and back.
 struct HostCall {
   Box<Plan> plan;
+  Box<DeviceSweeps> sweeps;
   Call call;
   HostSpans spans;
   SharedStream stream;
 
   void execute() const {
-    std::optional<Memory> in_memory[operand_count], out_memory[slot_count];
+    std::optional<Memory> in_memory[operand_arrays], out_memory[result_arrays];
+    const void* ins[operand_arrays] = {};
+    void* outs[result_arrays] = {};
     Call c = call;
     finish(*stream, [&] {
-      for (int i = 0; i < operand_count; ++i) {
+      for (int i = 0; i < operand_arrays; ++i) {
         const HostSpan& in = spans.in[i];
         if (!in.data) continue;
         in_memory[i].emplace(stream, in.bytes);
-        c.in[i] = in_memory[i]->data();
+        ins[i] = in_memory[i]->data();
         upload(in_memory[i]->data(), in.data, in.bytes, *stream);
       }
-      for (int s = 0; s < slot_count; ++s) {
+      for (int s = 0; s < result_arrays; ++s) {
         const HostSpan& out = spans.out[s];
         if (!out.data) continue;
         out_memory[s].emplace(stream, out.bytes);
-        c.out[s] = out_memory[s]->data();
+        outs[s] = out_memory[s]->data();
         if (call.accumulate) upload(out_memory[s]->data(), out.data, out.bytes, *stream);
       }
-      enqueue(*plan->operation, c, *stream);
-      for (int s = 0; s < slot_count; ++s)
+      put_arrays(c, ins, outs);
+      enqueue(*plan->operation, c, sweeps, *stream);
+      for (int s = 0; s < result_arrays; ++s)
         if (spans.out[s].data) download(spans.out[s].data, out_memory[s]->data(), spans.out[s].bytes, *stream);
     });
   }
@@ -366,7 +424,7 @@ HostCall read_host_call(const Napi::CallbackInfo& info) {
   refuse_capture(info.Env(), "one on host arrays");
   const auto o = info[1].As<Napi::Object>();
   const Box<Plan> plan = live<Plan>(info[0]);
-  return {plan, read_call(o), HostSpans(o), stream_of(info.Env(), plan->operation->device)};
+  return {plan, sweeps_in(o), read_call(o), HostSpans(o), stream_of(info.Env(), plan->operation->device)};
 }
 
 Napi::Value run_host(const Napi::CallbackInfo& info) {
@@ -614,12 +672,15 @@ void register_cuda(Napi::Env env, Napi::Object exports) {
   set<fill_zero>(o, "fillZero");
   set<dispose<Array>>(o, "disposeArray");
   set<create_clebsch_gordan>(o, "createClebschGordan");
+  set<create_weighted>(o, "createWeighted");
   set<create_gaunt>(o, "createGaunt");
   set<create_fourier>(o, "createFourier");
   set<create_matrix>(o, "createMatrix");
   set<create_matrix_block>(o, "createMatrixBlock");
   set<create_spherical_harmonics>(o, "createSphericalHarmonics");
   set<dispose<Plan>>(o, "disposeOperation");
+  set<create_sweeps>(o, "createSweeps");
+  set<dispose<DeviceSweeps>>(o, "disposeSweeps");
   set<run>(o, "run");
   set<run_host>(o, "runHost");
   set<run_host_async>(o, "runHostAsync");

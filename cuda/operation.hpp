@@ -18,13 +18,14 @@ class Operation {
   virtual void contract(const Call&, cudaStream_t stream) const = 0;
 
   bool is_double = false;
-  int device = 0, dim[slot_count];
+  int device = 0, dim[slot_count], weights = 0;
 };
 
 // As those of cpu/operation.hpp, on one device.
 std::unique_ptr<Operation> make_clebsch_gordan(int device, bool is_double, const int (&dims)[3], const std::vector<IrrepsBlock>& in1,
                                                const std::vector<IrrepsBlock>& in2, const std::vector<ClebschGordanPath>& paths,
                                                bool dense, bool square);
+std::unique_ptr<Operation> make_weighted(int device, const WeightedForm& form);
 std::unique_ptr<Operation> make_gaunt(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],
                                       const std::vector<PlanProduct>& products, const Grid& grid);
 std::unique_ptr<Operation> make_fourier(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],

@@ -3,6 +3,7 @@ import type { ArrayOf, DType } from './arrays'
 import { cuda } from './cuda'
 import { DeviceArray, nativeArray } from './device_array'
 import { argumentError, describe, EquitensorError } from './errors'
+import { sweepsOnDevice } from './graph'
 import { native, type NativeArray, type NativeArrays, type NativeCudaOperation, type NativeOperation } from './native'
 
 /** Of one kind: arrays of the host, or of the device. */
@@ -40,8 +41,9 @@ export function runCall<D extends DType>(runner: Runner, { arrays, zero }: Check
   if (!computes(arrays)) return
   const operation = runner.cuda
   if (operation) {
-    if (arrays.x instanceof DeviceArray) cuda((addon) => addon.run(operation, onDevice(arrays)))
-    else cuda((addon) => addon.runHost(operation, arrays as NativeArrays<ArrayOf<D>>))
+    const deviceSweeps = arrays.sweeps && sweepsOnDevice(arrays.sweeps, runner.device)
+    if (arrays.x instanceof DeviceArray) cuda((addon) => addon.run(operation, { ...onDevice(arrays), deviceSweeps }))
+    else cuda((addon) => addon.runHost(operation, { ...(arrays as NativeArrays<ArrayOf<D>>), deviceSweeps }))
     return
   }
   try {
@@ -61,12 +63,13 @@ export async function runCallAsync<D extends DType>(runner: Runner, { arrays, ze
 async function start<D extends DType>(runner: Runner, arrays: NativeArrays<OperandOf<D>>, signal: AbortSignal | undefined): Promise<void> {
   const operation = runner.cuda
   const cancel = signal && new Int32Array(new SharedArrayBuffer(4))
-  const call = { ...(arrays as NativeArrays<ArrayOf<D>>), cancel }
+  const deviceSweeps = operation && arrays.sweeps && sweepsOnDevice(arrays.sweeps, runner.device)
+  const call = { ...(arrays as NativeArrays<ArrayOf<D>>), cancel, deviceSweeps }
   const done = !operation
     ? native.contractAsync(runner.cpu!, { ...call, threads: runner.threads }).catch((cause) => Promise.reject(translated(cause)))
     : arrays.x instanceof DeviceArray
       ? cuda((addon) => {
-          addon.run(operation, onDevice(arrays))
+          addon.run(operation, { ...onDevice(arrays), deviceSweeps })
           return addon.finished(runner.device)
         })
       : cuda((addon) => addon.runHostAsync(operation, call))

@@ -256,20 +256,13 @@ function noPath(in1: Irreps, in2: Irreps, filter: IrrepsLike | undefined, argume
   )
 }
 
-/** For the CPU, whatever is the default: the CUDA kernels have no weights yet. */
-function onCpu<D extends DType>(options: CommonOptions<D>): ResolvedOptions<D> {
-  const backend = oneOf(options.backend ?? 'auto', 'options.backend', ['auto', 'cpu', 'cuda'])
-  if (backend === 'cuda') throw argumentError('not_supported', 'options.backend', "'auto' or 'cpu' for a product with instructions", "'cuda'")
-  return resolveOptions({ ...options, backend: 'cpu' })
-}
-
 /**
  * Clebsch-Gordan tensor product (CGTP): every path (l1, l2, l3) couples two irreps with the Wigner 3j symbol, times
  * sqrt(2 l3 + 1) (e3nn's irrep normalisation 'component').
  *
  * With `instructions` it is e3nn's `TensorProduct`. The weights of an item are those of one instruction after the other, row-major in e3nn's
  * shapes: (mul1, mul2, mul3) for uvw; (mul1, mul2) for uvu, uvv and uvuv; (mul1, mul3) for uuw; (mul1) for uuu; for the pairs u < v of
- * channels, (0, 1), (0, 2), ..., (1, 2), ..., one for each for uvu<v and (pairs, mul3) for u<vw. Such products run on the CPU.
+ * channels, (0, 1), (0, 2), ..., (1, 2), ..., one for each for uvu<v and (pairs, mul3) for u<vw.
  */
 export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends TensorProduct<D> {
   declare readonly algorithm: 'sparse' | 'dense'
@@ -278,12 +271,12 @@ export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends Ten
    * The product of `instructions` into `irrepsOut`; without them the full product, as {@link full}.
    * @throws EquitensorError `no_path` if the selection rules, the filter or the instructions leave none; `unreachable_output` for an irrep of `irrepsOut`
    * that no instruction writes; `unequal_multiplicities` where a mode does not allow them; `invalid_irreps`, `degree_limit`, `invalid_option`,
-   * `backend_unavailable`, and `not_supported` for instructions with backend 'cuda'.
+   * `backend_unavailable`, and `not_supported` for an item that is too large for the device.
    */
   constructor(irrepsIn1: IrrepsLike, irrepsIn2: IrrepsLike, options: ClebschGordanOptions<D> = {}, /** @internal */ planner: Planner = planFull) {
     requireKnownOptions(options, clebschGordanOptions)
     const { instructions, irrepsOut, filterIrrepsOut, algorithm = 'sparse' } = options
-    const resolved = instructions === undefined ? resolveOptions(options) : onCpu(options)
+    const resolved = resolveOptions(options)
     if (instructions !== undefined) {
       if (filterIrrepsOut !== undefined) throw argumentError('invalid_option', 'options.filterIrrepsOut', 'none with instructions', describe(filterIrrepsOut))
       oneOf(algorithm, 'options.algorithm', ['sparse'])

@@ -29,7 +29,7 @@ type Over<Call extends unknown[]> = [graph: Graph, ...call: Call]
  *
  * x is (senders, irrepsIn1.dim), y (edges, irrepsIn2.dim) or one row for all edges, `weight` (edges, weightNumel) or (weightNumel) for all edges, the result
  * (receivers, irrepsOut.dim), with edges in the order of the graph's edge index; row-major in the operation's dtype and layout. The passes and their options are
- * those of {@link ClebschGordanTensorProduct} with the graph in front. Convolutions run on the CPU.
+ * those of {@link ClebschGordanTensorProduct} with the graph in front.
  */
 export class Convolution<D extends DType = 'float32'> {
   readonly irrepsIn1: Irreps

@@ -1,6 +1,7 @@
 import { isDetached } from './arrays'
+import { cuda } from './cuda'
 import { argumentError, describe, EquitensorError } from './errors'
-import type { NativeSweep, NativeSweeps } from './native'
+import type { NativeDeviceSweeps, NativeSweep, NativeSweeps } from './native'
 import { requireKnownOptions } from './options'
 
 /** Edges by the node at one of their ends, in the order in which they came: a counting sort. */
@@ -15,6 +16,17 @@ function sweepOf(nodes: number, ends: Int32Array, others: Int32Array): NativeSwe
     other[place] = others[e]!
   }
   return { begin, edge, other }
+}
+
+const onDevices = new WeakMap<NativeSweeps, Map<number, NativeDeviceSweeps>>()
+
+/** @internal A copy in a device's memory, made once. */
+export function sweepsOnDevice(sweeps: NativeSweeps, device: number): NativeDeviceSweeps {
+  let copies = onDevices.get(sweeps)
+  if (!copies) onDevices.set(sweeps, (copies = new Map()))
+  let copy = copies.get(device)
+  if (!copy) copies.set(device, (copy = cuda((addon) => addon.createSweeps(device, sweeps))))
+  return copy
 }
 
 /** More would not fit an Int32Array. */
@@ -80,7 +92,11 @@ export class Graph {
 
   /** Frees its memory; calls with it then throw `disposed`. Calls that are pending go on. */
   dispose(): void {
+    const sweeps = this.#sweeps
     this.#sweeps = undefined
+    if (!sweeps) return
+    for (const copy of onDevices.get(sweeps)?.values() ?? []) cuda((addon) => addon.disposeSweeps(copy))
+    onDevices.delete(sweeps)
   }
   [Symbol.dispose](): void {
     this.dispose()

@@ -1,6 +1,7 @@
 import { allocate, type ArrayOf, type DType } from './arrays'
-import type { AsyncOptions } from './call'
+import type { AsyncOptions, OperandOf } from './call'
 import { ClebschGordanTensorProduct } from './clebsch_gordan'
+import { DeviceArray } from './device_array'
 import { requireReached, type NormalizationOptions } from './weighted'
 import { irrepKey, type Irreps, type IrrepsLike } from './irreps'
 import type { Pass } from './native'
@@ -20,32 +21,32 @@ export interface LinearPath {
 }
 
 /** Absent where `needs` said so. */
-export interface LinearGradients<D extends DType> {
+export interface LinearGradients<D extends DType, A = ArrayOf<D>> {
   /** Shape of x. */
-  x: ArrayOf<D>
+  x: A
   /** Shape of weight: shared weights get the sum over the items. */
-  weight: ArrayOf<D>
+  weight: A
 }
-export interface LinearSecondGradients<D extends DType> extends LinearGradients<D> {
+export interface LinearSecondGradients<D extends DType, A = ArrayOf<D>> extends LinearGradients<D, A> {
   /** Shape of the result. */
-  gradOut: ArrayOf<D>
+  gradOut: A
 }
 
 /** Cotangents of the gradients, or tangents of the operands. A missing one is zero. */
-export interface LinearDirections<D extends DType> {
-  x?: ArrayOf<D> | undefined
-  weight?: ArrayOf<D> | undefined
+export interface LinearDirections<D extends DType, A = ArrayOf<D>> {
+  x?: A | undefined
+  weight?: A | undefined
 }
-type Results<D extends DType, Name extends string> = {
+type Results<A, Name extends string> = {
   /** Which gradients to compute, by default all; the others are absent from the result. */
   needs?: { [name in Name]?: boolean }
   /** Arrays that receive the gradients. */
-  out?: { [name in Name]?: ArrayOf<D> }
+  out?: { [name in Name]?: A }
   /** Add to what the arrays of `out` hold. Default false. */
   accumulate?: boolean
 }
-export type LinearBackwardOptions<D extends DType> = Results<D, 'x' | 'weight'>
-export type LinearDoubleBackwardOptions<D extends DType> = Results<D, 'x' | 'weight' | 'gradOut'>
+export type LinearBackwardOptions<D extends DType, A = ArrayOf<D>> = Results<A, 'x' | 'weight'>
+export type LinearDoubleBackwardOptions<D extends DType, A = ArrayOf<D>> = Results<A, 'x' | 'weight' | 'gradOut'>
 
 /**
  * Linear layer on irreps: each output channel is a weighted sum of the input channels of its irrep; `e3nn.o3.Linear` without biases. The weights of an item
@@ -53,7 +54,7 @@ export type LinearDoubleBackwardOptions<D extends DType> = Results<D, 'x' | 'wei
  * are paths of their own, which 'element' does not see.
  *
  * x is (batch, irrepsIn.dim), the result (batch, irrepsOut.dim), row-major in the operation's dtype and layout; `weight` is (weightNumel), shared by all
- * items, or (batch, weightNumel). It is the fully connected product with the scalar 1, and runs on the CPU.
+ * items, or (batch, weightNumel). It is the fully connected product with the scalar 1. With backend 'cuda' arrays are on the host or on the device, as of every product.
  */
 export class Linear<D extends DType = 'float32'> {
   readonly irrepsIn: Irreps
@@ -61,6 +62,8 @@ export class Linear<D extends DType = 'float32'> {
   readonly weightNumel: number
   readonly paths: readonly LinearPath[]
   readonly backend: Backend
+  /** Index of the CUDA device, with backend 'cuda'. */
+  readonly device: number
   readonly dtype: D
   readonly layout: Layout
   readonly threads: number
@@ -69,10 +72,11 @@ export class Linear<D extends DType = 'float32'> {
 
   readonly #product: ClebschGordanTensorProduct<D>
   readonly #one: ArrayOf<D>
+  readonly #oneOnDevice: DeviceArray<D> | undefined
 
   /**
    * @throws EquitensorError `no_path`, `unreachable_output` for an irrep of the output that the input lacks; `invalid_irreps`, `degree_limit`,
-   * `invalid_option`, and `not_supported` for backend 'cuda'.
+   * `invalid_option`, `backend_unavailable`, and `not_supported` for an item that is too large for the device.
    */
   constructor(irrepsIn: IrrepsLike, irrepsOut: IrrepsLike, options: LinearOptions<D> = {}) {
     requireKnownOptions(options, ['pathNormalization', ...commonOptions.filter((name) => name !== 'irrepsOut')])
@@ -87,39 +91,53 @@ export class Linear<D extends DType = 'float32'> {
     this.paths = Object.freeze(this.#product.paths.map((path) => ({ in: path.in1, out: path.out, coefficient: path.coefficient / Math.sqrt(2 * path.l[0] + 1) })))
     this.weightNumel = this.#product.weightNumel
     this.backend = this.#product.backend
+    this.device = this.#product.device
+    if (this.backend === 'cuda') this.#oneOnDevice = DeviceArray.from(this.#one as Float32Array, { device: this.device }) as unknown as DeviceArray<D>
     this.dtype = this.#product.dtype
     this.layout = this.#product.layout
     this.threads = this.#product.threads
     this.cost = this.#product.cost
   }
 
+  /** Of the kind that x is of. */
+  #oneLike(x: OperandOf<D>): ArrayOf<D> {
+    return (x instanceof DeviceArray && this.#oneOnDevice ? this.#oneOnDevice : this.#one) as ArrayOf<D>
+  }
+
   /** @throws EquitensorError as {@link ClebschGordanTensorProduct.forward}. */
+  forward<A extends OperandOf<D>>(x: A, weight: A, options?: ForwardOptions<A>): A
   forward(x: ArrayOf<D>, weight: ArrayOf<D>, options?: ForwardOptions<ArrayOf<D>>): ArrayOf<D> {
-    return this.#product.forward(x, this.#one, weight, options)
+    return this.#product.forward(x, this.#oneLike(x), weight, options)
   }
 
   /** {@link forward} beside this thread. Inputs must not change before the promise resolves. */
+  forwardAsync<A extends OperandOf<D>>(x: A, weight: A, options?: ForwardOptions<A> & AsyncOptions): Promise<A>
   async forwardAsync(x: ArrayOf<D>, weight: ArrayOf<D>, options?: ForwardOptions<ArrayOf<D>> & AsyncOptions): Promise<ArrayOf<D>> {
-    return this.#product.forwardAsync(x, this.#one, weight, options)
+    return this.#product.forwardAsync(x, this.#oneLike(x), weight, options)
   }
 
   /**
    * Gradients of a scalar with respect to x and weight, given its gradient with respect to the result.
    * @throws EquitensorError as {@link forward}.
    */
+  backward<A extends OperandOf<D>>(x: A, weight: A, gradOut: A, options?: LinearBackwardOptions<D, A>): LinearGradients<D, A>
   backward(x: ArrayOf<D>, weight: ArrayOf<D>, gradOut: ArrayOf<D>, options: LinearBackwardOptions<D> = {}): LinearGradients<D> {
-    return this.#product.backward(x, this.#one, weight, gradOut, withoutScalar(options))
+    return this.#product.backward(x, this.#oneLike(x), weight, gradOut, withoutScalar(options))
   }
 
   /** {@link backward} beside this thread. */
+  backwardAsync<A extends OperandOf<D>>(x: A, weight: A, gradOut: A, options?: LinearBackwardOptions<D, A> & AsyncOptions): Promise<LinearGradients<D, A>>
   async backwardAsync(x: ArrayOf<D>, weight: ArrayOf<D>, gradOut: ArrayOf<D>, options: LinearBackwardOptions<D> & AsyncOptions = {}): Promise<LinearGradients<D>> {
-    return this.#product.backwardAsync(x, this.#one, weight, gradOut, withoutScalar(options))
+    return this.#product.backwardAsync(x, this.#oneLike(x), weight, gradOut, withoutScalar(options))
   }
 
   /**
    * Gradients of a scalar that depends on the results of {@link backward}, given its gradients with respect to those.
    * @throws EquitensorError as {@link forward}.
    */
+  doubleBackward<A extends OperandOf<D>>(
+    x: A, weight: A, gradOut: A, cotangents: LinearDirections<D, A>, options?: LinearDoubleBackwardOptions<D, A>,
+  ): LinearSecondGradients<D, A>
   doubleBackward(
     x: ArrayOf<D>,
     weight: ArrayOf<D>,
@@ -127,10 +145,13 @@ export class Linear<D extends DType = 'float32'> {
     cotangents: LinearDirections<D>,
     options: LinearDoubleBackwardOptions<D> = {},
   ): LinearSecondGradients<D> {
-    return this.#product.doubleBackward(x, this.#one, weight, gradOut, ofLinear(cotangents, 'cotangents'), withoutScalar(options))
+    return this.#product.doubleBackward(x, this.#oneLike(x), weight, gradOut, ofLinear(cotangents, 'cotangents'), withoutScalar(options))
   }
 
   /** {@link doubleBackward} beside this thread. */
+  doubleBackwardAsync<A extends OperandOf<D>>(
+    x: A, weight: A, gradOut: A, cotangents: LinearDirections<D, A>, options?: LinearDoubleBackwardOptions<D, A> & AsyncOptions,
+  ): Promise<LinearSecondGradients<D, A>>
   async doubleBackwardAsync(
     x: ArrayOf<D>,
     weight: ArrayOf<D>,
@@ -138,25 +159,28 @@ export class Linear<D extends DType = 'float32'> {
     cotangents: LinearDirections<D>,
     options: LinearDoubleBackwardOptions<D> & AsyncOptions = {},
   ): Promise<LinearSecondGradients<D>> {
-    return this.#product.doubleBackwardAsync(x, this.#one, weight, gradOut, ofLinear(cotangents, 'cotangents'), withoutScalar(options))
+    return this.#product.doubleBackwardAsync(x, this.#oneLike(x), weight, gradOut, ofLinear(cotangents, 'cotangents'), withoutScalar(options))
   }
 
   /**
    * Derivative of the result in the direction of tangents of x and weight.
    * @throws EquitensorError as {@link forward}.
    */
+  jvp<A extends OperandOf<D>>(x: A, weight: A, tangents: LinearDirections<D, A>, options?: ForwardOptions<A>): A
   jvp(x: ArrayOf<D>, weight: ArrayOf<D>, tangents: LinearDirections<D>, options?: ForwardOptions<ArrayOf<D>>): ArrayOf<D> {
-    return this.#product.jvp(x, this.#one, weight, ofLinear(tangents, 'tangents'), options)
+    return this.#product.jvp(x, this.#oneLike(x), weight, ofLinear(tangents, 'tangents'), options)
   }
 
   /** {@link jvp} beside this thread. */
+  jvpAsync<A extends OperandOf<D>>(x: A, weight: A, tangents: LinearDirections<D, A>, options?: ForwardOptions<A> & AsyncOptions): Promise<A>
   async jvpAsync(x: ArrayOf<D>, weight: ArrayOf<D>, tangents: LinearDirections<D>, options?: ForwardOptions<ArrayOf<D>> & AsyncOptions): Promise<ArrayOf<D>> {
-    return this.#product.jvpAsync(x, this.#one, weight, ofLinear(tangents, 'tangents'), options)
+    return this.#product.jvpAsync(x, this.#oneLike(x), weight, ofLinear(tangents, 'tangents'), options)
   }
 
   /** Frees the native memory; later calls throw `disposed`. */
   dispose(): void {
     this.#product.dispose()
+    this.#oneOnDevice?.dispose()
   }
   [Symbol.dispose](): void {
     this.dispose()

@@ -41,6 +41,7 @@ export interface NativeArrays<A> {
   accumulate?: boolean
   /** Of a convolution, whose items are the edges. */
   sweeps?: NativeSweeps | undefined
+  deviceSweeps?: NativeDeviceSweeps | undefined
 }
 
 /** Orders of a graph's edges: Sweep of core/call.hpp. The edges of node n are those from begin[n] to begin[n + 1]; `other`: the node at the other end. */
@@ -97,6 +98,9 @@ interface NativeChannelProduct extends NativeProduct {
 export interface NativeCudaOperation {
   readonly kind: unique symbol
 }
+export interface NativeDeviceSweeps {
+  readonly kind: unique symbol
+}
 export interface NativeArray {
   readonly kind: unique symbol
 }
@@ -118,7 +122,7 @@ export interface CudaDevice {
   readonly sharedMemoryPerBlock: number
 }
 
-type CudaCreate<K extends 'createClebschGordan' | 'createGaunt' | 'createFourier' | 'createMatrix' | 'createMatrixBlock' | 'createSphericalHarmonics'> = (
+type CudaCreate<K extends 'createClebschGordan' | 'createWeighted' | 'createGaunt' | 'createFourier' | 'createMatrix' | 'createMatrixBlock' | 'createSphericalHarmonics'> = (
   device: number,
   form: Parameters<NativeAddon[K]>[0],
 ) => NativeCudaOperation
@@ -143,12 +147,17 @@ export interface NativeCuda {
   disposeArray(array: NativeArray): void
 
   createClebschGordan: CudaCreate<'createClebschGordan'>
+  createWeighted: CudaCreate<'createWeighted'>
   createGaunt: CudaCreate<'createGaunt'>
   createFourier: CudaCreate<'createFourier'>
   createMatrix: CudaCreate<'createMatrix'>
   createMatrixBlock: CudaCreate<'createMatrixBlock'>
   createSphericalHarmonics: CudaCreate<'createSphericalHarmonics'>
   disposeOperation(operation: NativeCudaOperation): void
+  /** Waits. */
+  createSweeps(device: number, sweeps: NativeSweeps): NativeDeviceSweeps
+  disposeSweeps(sweeps: NativeDeviceSweeps): void
+  /** With `deviceSweeps` in the place of `sweeps`, here and in the next two. */
   run(operation: NativeCudaOperation, call: NativeArrays<NativeArray>): void
   /** Waits. */
   runHost(operation: NativeCudaOperation, call: NativeArrays<Floats>): void

@@ -85,7 +85,7 @@ export interface Plan {
 }
 
 /** Makes the plan of `form` by the function of that name, for the backend of `options`. The host's always: it knows the work of an item. */
-export function createPlan<K extends 'createClebschGordan' | 'createGaunt' | 'createFourier' | 'createMatrix' | 'createMatrixBlock'>(
+export function createPlan<K extends 'createClebschGordan' | 'createWeighted' | 'createGaunt' | 'createFourier' | 'createMatrix' | 'createMatrixBlock'>(
   create: K,
   form: Parameters<NativeAddon[K]>[0],
   options: ResolvedOptions<DType>,

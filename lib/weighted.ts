@@ -3,8 +3,7 @@ import type { DType } from './arrays'
 import { argumentError, describe } from './errors'
 import { formatIrrep, Irreps, irrepKey, multiplyIrreps, type Irrep, type IrrepsLike, type MulIr } from './irreps'
 import { allChannelsOf, packChannels, packDims } from './layout'
-import { native } from './native'
-import type { OperationForm, Path } from './operation'
+import { createPlan, type OperationForm, type Path } from './operation'
 import { inputIrreps, oneOf, outputIrreps, requireKnownOptions, type ResolvedOptions } from './options'
 
 /** How channels u of in1, v of in2 and w of out are connected: those of one letter are one channel; what out lacks is summed. */
@@ -169,10 +168,7 @@ export function weightedForm<D extends DType>(
     weightNumel,
     paths,
     algorithm: 'sparse',
-    plan: {
-      cpu: native.createWeighted({ ...form, instructions: Int32Array.from(packed), coefficients: Float64Array.from(coefficients) }),
-      cuda: undefined,
-    },
+    plan: createPlan('createWeighted', { ...form, instructions: Int32Array.from(packed), coefficients: Float64Array.from(coefficients) }, options),
     expressivity: expressivity(kept),
   }
 }

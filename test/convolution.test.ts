@@ -2,7 +2,7 @@
 import { describe, expect, test } from 'vitest'
 import { ClebschGordanTensorProduct, Convolution, Graph, sphericalHarmonics, type ArrayOf, type DType, type Layout } from '../lib/index'
 import { caught } from './caught'
-import { arrayError, blockError, constructors, dtypes, guarded, layouts, random, randomArray, sameBits, tolerance, type Numbers } from './support'
+import { arrayError, blockError, constructors, defaultBackend, dtypes, guarded, layouts, random, randomArray, sameBits, tolerance, type Numbers } from './support'
 import { problems, type Problem } from './weighted_problems'
 
 interface Edges {
@@ -263,7 +263,7 @@ test('factories and properties are those of the product', () => {
   using conv = Convolution.channelwise('4x0e+2x1o', '0e+1o', '1o', { layout: 'ir_mul', threads: 1 }), product = ClebschGordanTensorProduct.channelwise('4x0e+2x1o', '0e+1o', '1o')
   expect(`${conv.irrepsOut}`).toBe(`${product.irrepsOut}`)
   for (const name of ['paths', 'weightNumel', 'cost', 'interactability', 'expressivity', 'dtype'] as const) expect(conv[name]).toEqual(product[name])
-  expect([conv.backend, conv.layout, conv.threads]).toEqual(['cpu', 'ir_mul', 1])
+  expect([conv.backend, conv.layout, conv.threads]).toEqual([defaultBackend, 'ir_mul', 1])
 })
 
 describe('what is refused', () => {

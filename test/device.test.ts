@@ -7,7 +7,7 @@ import { describe, expect, test } from 'vitest'
 import { backends, capture, ClebschGordanTensorProduct, DeviceArray, GauntTensorProduct, MatrixTensorProduct, sphericalHarmonics, Stream } from '../lib/index'
 import { binary, native } from '../lib/native'
 import { caught } from './caught'
-import { arrayError, dtypes, guarded, random, randomArray, root, sameBits, tolerance, type Numbers } from './support'
+import { arrayError, dtypes, guarded, layouts, random, randomArray, root, sameBits, tolerance, type Numbers } from './support'
 
 const { cuda } = backends()
 const makers: [string, (options?: any) => any][] = [
@@ -174,6 +174,54 @@ describe.runIf(cuda.available).each(makers)('calls on the device: %s', (_name, m
         close(results[i]![1], op.backward(x, y, undefined, v).x)
       })
     })
+  })
+})
+
+describe.runIf(cuda.available)('weights on the device', () => {
+  const products: [string, (options?: any) => any][] = [
+    ['channelwise', (options) => ClebschGordanTensorProduct.channelwise('8x0e+8x1o+8x2e', '0e+1o+2e', undefined, options)],
+    ['channelwise, odd multiplicities', (options) => ClebschGordanTensorProduct.channelwise('5x0e+3x1o', '2x1o+1x4e', undefined, options)],
+    ['fullyConnected', (options) => ClebschGordanTensorProduct.fullyConnected('5x0e+3x1o', '0e+1o', '4x0e+2x1o', options)],
+  ]
+  const cases = products.flatMap(([name, make]) => dtypes.flatMap((dtype) => layouts.map((layout) => [name, dtype, layout, make] as const)))
+  // With shared weights 5000 items are more than there are rows of partial sums.
+  test.each(cases)('%s, %s, %s: the results of the CPU', (_name, dtype, layout, make) => {
+    using op = make({ dtype, layout, backend: 'cuda' }), cpu = make({ dtype, layout, backend: 'cpu' })
+    const next = random(3), draw = (length: number) => randomArray(dtype, length, next) as any
+    const close = (actual: Numbers, expected: Numbers) => expect(arrayError(actual, expected)).toBeLessThan(tolerance[dtype])
+    for (const [batch, xRows, yRows, sets] of [[5, 5, 5, 5], [5000, 5000, 5000, 1], [7, 1, 7, 7], [3, 3, 1, 1], [0, 0, 0, 1]] as const) {
+      const operands = () => ({ x: draw(xRows * op.irrepsIn1.dim), y: draw(yRows * op.irrepsIn2.dim), weight: draw(sets * op.weightNumel) })
+      const { x, y, weight } = operands(), a = operands(), v = draw(batch * op.irrepsOut.dim)
+      const up = (array: any) => DeviceArray.from(array) as any
+      const on = { x: up(x), y: up(y), weight: up(weight), v: up(v), a: { x: up(a.x), y: up(a.y), weight: up(a.weight) } }
+      const z = op.forward(on.x, on.y, on.weight).download()
+      close(z, cpu.forward(x, y, weight))
+      const first = op.backward(on.x, on.y, on.weight, on.v), expected = cpu.backward(x, y, weight, v)
+      const second = op.doubleBackward(on.x, on.y, on.weight, on.v, on.a), expectedSecond = cpu.doubleBackward(x, y, weight, v, a)
+      for (const name of ['x', 'y', 'weight', 'gradOut'] as const) {
+        close(second[name].download(), expectedSecond[name])
+        if (name !== 'gradOut') close(first[name].download(), expected[name])
+      }
+      // The same bits again, and from host arrays.
+      expect(sameBits(op.backward(x, y, weight, v).weight, first.weight.download())).toBe(true)
+      close(op.jvp(on.x, on.y, on.weight, on.a).download(), cpu.jvp(x, y, weight, a))
+    }
+  })
+
+  test('arrays that begin at no multiple of 16 bytes', () => {
+    using op = products[0]![1]({ backend: 'cuda' }), cpu = products[0]![1]({ backend: 'cpu' })
+    const next = random(4), draw = (length: number) => randomArray('float32', length, next) as any
+    const x = draw(5 * op.irrepsIn1.dim), y = draw(5 * op.irrepsIn2.dim), weight = draw(5 * op.weightNumel)
+    const off = (array: Float32Array) => DeviceArray.from(Float32Array.of(0, ...array)).slice(1)
+    for (const shifted of [0, 1, 2]) {
+      const [a, b, w] = [x, y, weight].map((array, n) => (n === shifted ? off(array) : DeviceArray.from(array)))
+      expect(arrayError(op.forward(a, b, w).download(), cpu.forward(x, y, weight))).toBeLessThan(tolerance.float32)
+    }
+  })
+
+  test('an item that has no room', () => {
+    const code = (make: () => unknown) => caught(make).code
+    expect(code(() => ClebschGordanTensorProduct.fullyConnected('40000x1o', '0e', '4x1o', { backend: 'cuda' }))).toBe('not_supported')
   })
 })
 

@@ -216,13 +216,12 @@ const weighted: [string, Make][] = [
   ['fullyConnected', (a, b, o) => ClebschGordanTensorProduct.fullyConnected(a, b, '0e', o)],
 ]
 describe.each(weighted)('constructors: CGTP %s', (_factory, make) => {
-  test.each(constructorProblems.filter(([name]) => name !== 'no CUDA'))('%s: %s', (_name, code, argument, in1, in2, options) => {
+  test.each(constructorProblems)('%s: %s', (_name, code, argument, in1, in2, options) => {
     expectError(caught(() => make(in1, in2, options)), code, argument)
   })
-  test('options that have no meaning here, and the backend that is not there', () => {
+  test('options that have no meaning here', () => {
     for (const key of ['irrepsOut', 'filterIrrepsOut', 'instructions']) expectError(caught(() => make('1o', '1o', { [key]: [] })), 'invalid_option', `options.${key}`)
-    expectError(caught(() => make('1o', '1o', { backend: 'cuda' })), 'not_supported', 'options.backend')
-    expect(make('1o', '1o', { dtype: undefined, layout: undefined, backend: undefined, pathNormalization: undefined })).toMatchObject({ dtype: 'float32', backend: 'cpu' })
+    expect(make('1o', '1o', { dtype: undefined, layout: undefined, backend: undefined, pathNormalization: undefined })).toMatchObject({ dtype: 'float32', backend: defaultBackend })
   })
 })
 
@@ -264,7 +263,6 @@ describe('instructions', () => {
     ['an empty list', 'no_path', 'options.irrepsOut', { instructions: [] }],
     ['null for an instruction', 'invalid_option', 'options.instructions[0]', { instructions: [null] }],
     ['2^31 weights', 'invalid_option', 'options.instructions', { in1: '70000x0e', in2: '70000x0e', irrepsOut: '1x0e', instructions: [{ ...good, mode: 'uvw' }] }],
-    ['CUDA', 'not_supported', 'options.backend', { backend: 'cuda' }],
   ] as [string, string, string, object][])('%s: %s', (_name, code, argument, change) => {
     expectError(caught(() => make({}, change)), code, argument)
   })

@@ -1,9 +1,9 @@
 // Linear against e3nn's definition: out_w = sum over paths of coefficient sum_u weight[u, w] x_u, component by component.
 import { describe, expect, test } from 'vitest'
-import { Irreps, Linear, type Instruction, type Layout } from '../lib/index'
+import { backends, DeviceArray, Irreps, Linear, type Instruction, type Layout } from '../lib/index'
 import { caught } from './caught'
 import { instructionTerms, weightedPasses } from './reference'
-import { arrayError, blockError, dtypes, layouts, random, randomArray, tolerance } from './support'
+import { arrayError, blockError, defaultBackend, dtypes, layouts, random, randomArray, tolerance } from './support'
 
 // e3nn/o3/_linear.py: instructions in the order of (in, out), path weight alpha^(-1/2). As a product with the scalar 1, wigner3j(l, 0, l) being the identity
 // over sqrt(2 l + 1).
@@ -54,7 +54,7 @@ describe.each(problems)('%s -> %s', (a, b) => {
 
 test('says what it is: paths in the order of the weights', () => {
   using op = new Linear('3x0e+7x0e+2x1o', '4x1o+5x0e', { layout: 'ir_mul' })
-  expect(op).toMatchObject({ weightNumel: 15 + 35 + 8, backend: 'cpu', dtype: 'float32', layout: 'ir_mul' })
+  expect(op).toMatchObject({ weightNumel: 15 + 35 + 8, backend: defaultBackend, dtype: 'float32', layout: 'ir_mul' })
   expect(op.paths.map((p) => [p.in, p.out])).toEqual([[0, 1], [1, 1], [2, 0]])
   op.paths.forEach(({ coefficient }, i) => expect(coefficient).toBeCloseTo([10, 10, 2][i]! ** -0.5, 14))
   expect(op.cost.forward.flops).toBeGreaterThan(0)
@@ -75,6 +75,21 @@ test('parts of the gradients, into given arrays, added; asynchronous calls', asy
   await expect(op.forwardAsync(x, w, { signal: AbortSignal.abort() })).rejects.toMatchObject({ code: 'aborted' })
 })
 
+test.runIf(backends().cuda.available)('on the device, where the scalar is as well: the numbers of the host arrays', async () => {
+  for (const dtype of dtypes) {
+    using op = new Linear('2x0e+3x1o', '4x1o+1x0e', { dtype, backend: 'cuda' })
+    const next = random(2), draw = (length: number) => randomArray(dtype, length, next) as any
+    const x = draw(5 * 11), w = draw(op.weightNumel), z = draw(5 * 13), a = { x: draw(x.length), weight: draw(w.length) }
+    const [dx, dw, dz, dax, daw] = [x, w, z, a.x, a.weight].map((array) => DeviceArray.from(array) as any), da = { x: dax, weight: daw }
+    const down = (results: object) => Object.fromEntries(Object.entries(results).map(([name, array]) => [name, array.download()]))
+    expect(op.forward(dx, dw).download()).toEqual(op.forward(x, w))
+    expect(down(op.backward(dx, dw, dz))).toEqual(op.backward(x, w, z))
+    expect(down(op.doubleBackward(dx, dw, dz, da))).toEqual(op.doubleBackward(x, w, z, a))
+    expect((await op.jvpAsync(dx, dw, da)).download()).toEqual(op.jvp(x, w, a))
+    expect(caught(() => op.forward(dx, w)).code).toBe('wrong_kind')
+  }
+})
+
 test('errors', () => {
   const code = (action: () => unknown) => {
     const { code, argument } = caught(action)
@@ -87,7 +102,6 @@ test('errors', () => {
   expect(code(() => new Linear('0e', ''))).toEqual(['invalid_irreps', 'irrepsOut'])
   expect(code(() => new Linear('12e', '12e'))).toEqual(['degree_limit', 'irrepsIn'])
   expect(code(() => new Linear('0e', '0e', { biases: true } as object))).toEqual(['invalid_option', 'options.biases'])
-  expect(code(() => new Linear('0e', '0e', { backend: 'cuda' }))).toEqual(['not_supported', 'options.backend'])
   const op = new Linear('2x0e', '3x0e'), x = new Float32Array(4), w = new Float32Array(6), z = new Float32Array(6)
   expect(code(() => op.forward(x, undefined as never))).toEqual(['weight_missing', 'weight'])
   expect(code(() => op.forward(x, w.subarray(1)))).toEqual(['wrong_length', 'weight'])

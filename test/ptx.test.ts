@@ -6,7 +6,8 @@ import path from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { ClebschGordanTensorProduct, DeviceArray, GauntTensorProduct, Irreps, MatrixTensorProduct, sphericalHarmonics, TensorSquare } from '../lib/index'
 import { binary, native } from '../lib/native'
-import { blockError, dtypes, layouts, random, randomArray, root, tolerance, type Numbers } from './support'
+import { arrayError, blockError, dtypes, layouts, random, randomArray, root, tolerance, type Numbers } from './support'
+import { problems } from './weighted_problems'
 
 const load = createRequire(__filename)
 const { ptx } = load('../cuda/ptx.js') as { ptx(): string[] }
@@ -86,6 +87,31 @@ describe.runIf(isEmulated && toolkit && !toolkit.tooOld)("nvcc's PTX of the kern
     expect(blockError(result.x, expected.x, op.irrepsIn)).toBeLessThan(tolerance[dtype])
     expect(blockError(result.gradOut, expected.gradOut, op.irrepsOut)).toBeLessThan(tolerance[dtype])
     expect(blockError(op.forward(x as never), cpu.forward(x as never), op.irrepsOut)).toBeLessThan(tolerance[dtype])
+  })
+
+  // Packs of channels and single ones, every pass, and the kernel of all modes.
+  const weighted: [string, (options: any) => any][] = [
+    ['channelwise, packs', (options) => ClebschGordanTensorProduct.channelwise('8x0e+8x1o+8x2e+4x3o', '0e+1o+2e+3o', '0e+1o+2e+3o', options)],
+    ['channelwise', (options) => ClebschGordanTensorProduct.channelwise('5x0e+3x1o+2x5o', '2x0e+1x1o', undefined, options)],
+    ['fully connected', (options) => ClebschGordanTensorProduct.fullyConnected('5x0e+3x1o', '0e+2x1o', '4x0e+9x1o+1x2e', options)],
+    ['every mode', (options) => new ClebschGordanTensorProduct(...problems.at(-2)!.irreps.slice(0, 2) as [string, string], { ...options, irrepsOut: problems.at(-2)!.irreps[2], instructions: problems.at(-2)!.instructions })],
+  ]
+  test.each(weighted.flatMap(([name, make]) => dtypes.flatMap((dtype) => layouts.map((layout) => [name, dtype, layout, make] as const))))('weights, %s, %s, %s: as on the CPU', (_name, dtype, layout, make) => {
+    using op = make({ dtype, layout, backend: 'cuda' }), cpu = make({ dtype, layout, backend: 'cpu' })
+    for (const sets of [9, 1]) {
+      const array = (length: number, seed: number) => randomArray(dtype, length, random(seed)) as any
+      const operands = (seed: number) => ({ x: array(9 * op.irrepsIn1.dim, seed), y: array(9 * op.irrepsIn2.dim, seed + 1), weight: array(sets * op.weightNumel, seed + 2) })
+      const { x, y, weight } = operands(1), a = operands(4), v = array(9 * op.irrepsOut.dim, 7)
+      const { result, counts } = counted(() => [
+        { gradOut: op.forward(x, y, weight) }, op.backward(x, y, weight, v), op.doubleBackward(x, y, weight, v, a), { gradOut: op.jvp(x, y, weight, a) },
+      ])
+      expect(counts.instructions.warp).toBeGreaterThan(0)
+      const expected = [{ gradOut: cpu.forward(x, y, weight) }, cpu.backward(x, y, weight, v), cpu.doubleBackward(x, y, weight, v, a), { gradOut: cpu.jvp(x, y, weight, a) }]
+      const error = { x: (p: Numbers, q: Numbers) => blockError(p, q, op.irrepsIn1), y: (p: Numbers, q: Numbers) => blockError(p, q, op.irrepsIn2), gradOut: (p: Numbers, q: Numbers) => blockError(p, q, op.irrepsOut), weight: arrayError }
+      expected.forEach((arrays, pass) => {
+        for (const [name, values] of Object.entries(arrays)) expect(error[name as 'x']((result[pass] as any)[name], values as Numbers), `${pass} ${name}`).toBeLessThan(tolerance[dtype])
+      })
+    }
   })
 
   test.each(dtypes)('spherical harmonics, %s: as on the CPU', (dtype) => {
@@ -192,6 +218,22 @@ describe.runIf(isEmulated)('offsets beyond 2^31', () => {
       print({ actual: [z, tail(g.x, dims[0]), tail(g.y, dims[1])], expected: [cpu.forward(x, y), expected.x, expected.y].map((a) => Array.from(a)), length: bx.length })`, way), memory)
     expect(value.length).toBeGreaterThan(2 ** 31)
     for (let i = 0; i < 3; i++) close(value.actual[i], value.expected[i])
+  })
+
+  // 32 items a block at least, and the weights are the longest rows.
+  test.each(ways.flatMap((way) => [['channelwise', '4x0e+4x1o', '0e+1o'], ['channelwise', '3x0e', '1o'], ['fullyConnected', '0e+1o', '0e+1o']].map((product) => [way, ...product] as const)))(
+    '%s, weights, %s of %s x %s', (way, product, in1, in2) => {
+    const { value } = run(program(`
+      const make = (backend) => e.ClebschGordanTensorProduct.${product}('${in1}', '${in2}', ${product === 'channelwise' ? 'undefined' : `'0e+1o'`}, { layout: 'ir_mul', backend })
+      const op = make('cuda'), cpu = make('cpu')
+      const dims = [op.irrepsIn1.dim, op.irrepsIn2.dim, op.weightNumel, op.irrepsOut.dim]
+      const batch = Math.ceil(2 ** 31 / Math.min(...dims)) + 77
+      const [x, y, w, v] = dims.map((dim, i) => numbers(items * dim, i))
+      const [bx, by, bw, bv] = [x, y, w, v].map((values, i) => huge(batch, dims[i], values))
+      const z = tail(op.forward(bx, by, bw), dims[3]), g = op.backward(bx, by, bw, bv), expected = cpu.backward(x, y, w, v)
+      print({ actual: [z, tail(g.x, dims[0]), tail(g.y, dims[1]), tail(g.weight, dims[2])], expected: [cpu.forward(x, y, w), expected.x, expected.y, expected.weight].map((a) => Array.from(a)), length: bx.length })`, way), memory)
+    expect(value.length).toBeGreaterThan(2 ** 31)
+    for (let i = 0; i < 4; i++) close(value.actual[i], value.expected[i])
   })
 
   test.each(ways)('%s, spherical harmonics', (way) => {

@@ -1,7 +1,7 @@
 // What the CUDA kernels do to global memory, counted by the emulation: one launch a pass, every operand read and every result written once.
 import { describe, expect, test } from 'vitest'
 import { cases } from '../bench/problems'
-import { DeviceArray, GauntTensorProduct, MatrixTensorProduct, sphericalHarmonics, TensorSquare, type Irreps } from '../lib/index'
+import { ClebschGordanTensorProduct, DeviceArray, GauntTensorProduct, MatrixTensorProduct, sphericalHarmonics, TensorSquare, type Irreps } from '../lib/index'
 import { native } from '../lib/native'
 import { layouts, random, randomArray } from './support'
 
@@ -86,6 +86,49 @@ describe.runIf(counting)('counted traffic', () => {
     z.download()
     const { loaded, stored } = counting!(false)
     expect([loaded.requested, loaded.unique, stored.requested, stored.unique]).toEqual([4 * (x.length + y.length), 4 * (x.length + y.length), 4 * z.length, 4 * z.length])
+  })
+
+  // Multiplicities that fit packs of channels and one that does not; blocks in pieces, which are read piece by piece once more, from a cache.
+  const channelwise: [in1: string, in2: string, keep?: string][] = [
+    ['128x0e+128x1o', '0e+1o+2e+3o', '0e+1o+2e'], ['32x0o+32x0e+32x1o+32x1e+32x2o+32x2e', '0e+1o+2e', '0o+0e+1o+1e+2o+2e'], ['89x0e', '0e+1o+2e+3o'], ['16x7o', '7o', '7e'],
+  ]
+  test.each(channelwise.flatMap((irreps) => layouts.map((layout) => [...irreps.slice(0, 2), layout, irreps[2]] as const)))('channelwise, %s x %s, %s', (in1, in2, layout, keep) => {
+    using op = ClebschGordanTensorProduct.channelwise(in1!, in2!, keep, { layout: layout as 'mul_ir', backend: 'cuda' })
+    const items = 9, array = (length: number, seed: number) => DeviceArray.from(randomArray('float32', length * items, random(seed)))
+    const operands = (seed: number) => ({ x: array(op.irrepsIn1.dim, seed), y: array(op.irrepsIn2.dim, seed + 1), weight: array(op.weightNumel, seed + 2) })
+    const { x, y, weight } = operands(1), v = array(op.irrepsOut.dim, 4), a = operands(5)
+    const bytes = (...arrays: { length: number }[]) => arrays.reduce((sum, a) => sum + 4 * a.length, 0)
+    for (const [action, reads, writes] of [
+      [() => [op.forward(x, y, weight)], [x, y, weight], [v]],
+      [() => Object.values(op.backward(x, y, weight, v)), [x, y, weight, v], [x, y, weight]],
+      [() => Object.values(op.doubleBackward(x, y, weight, v, a)), [x, y, weight, v, a.x, a.y, a.weight], [x, y, weight, v]],
+      [() => [op.jvp(x, y, weight, a)], [x, y, weight, a.x, a.y, a.weight], [v]],
+    ] as [() => DeviceArray[], DeviceArray[], DeviceArray[]][]) {
+      counting!(true)
+      for (const result of action()) result.download()
+      const { launches, loaded, stored } = counting!(false)
+      // The gradient of a weight of a block in pieces is read where the next piece adds to it.
+      const again = in1 === '16x7o' && writes.includes(weight) ? bytes(weight) : 0
+      expect([launches, loaded.unique, stored.unique]).toEqual([1, bytes(...reads) + again, bytes(...writes)])
+      if (!again) expect(stored.requested).toBe(bytes(...writes))
+      expect(loaded.unique + stored.unique).toBeLessThan(1.05 * bytes(...reads, ...writes))
+    }
+  })
+
+  test.each(layouts)('fully connected, %s', (layout) => {
+    using op = ClebschGordanTensorProduct.fullyConnected('10x1o+10x1e+48x0e', '0e+1o', '10x1o+10x1e+48x0e', { layout, backend: 'cuda' })
+    const items = 9, array = (length: number, seed: number) => DeviceArray.from(randomArray('float32', length * items, random(seed)))
+    const x = array(op.irrepsIn1.dim, 1), y = array(op.irrepsIn2.dim, 2), weight = array(op.weightNumel, 3), v = array(op.irrepsOut.dim, 4)
+    const bytes = (...arrays: { length: number }[]) => arrays.reduce((sum, a) => sum + 4 * a.length, 0)
+    for (const [action, reads, writes] of [
+      [() => [op.forward(x, y, weight)], [x, y, weight], [v]],
+      [() => Object.values(op.backward(x, y, weight, v)), [x, y, weight, v], [x, y, weight]],
+    ] as [() => DeviceArray[], DeviceArray[], DeviceArray[]][]) {
+      counting!(true)
+      for (const result of action()) result.download()
+      const { launches, loaded, stored } = counting!(false)
+      expect([launches, loaded.unique, stored.unique]).toEqual([1, bytes(...reads), bytes(...writes)])
+    }
   })
 
   test.each([0, 2, 4, 8, 11])('spherical harmonics, lmax %i', (lmax) => {

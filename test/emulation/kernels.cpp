@@ -1,6 +1,7 @@
 // The project's own kernels for the sanitizers: every operation, all passes, on arrays of exactly the right size in device
 // memory. Prints a hash of all results, which must not depend on the order of the threads. Their numbers are checked by the vitest suite.
 #include "cuda/operation.hpp"
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -83,6 +84,57 @@ void run(const cuda::Operation& operation, bool x_shared) {
   }
 }
 
+// With a set of weights for each item, or one for all, whose gradient goes through rows of partial sums.
+template <class T>
+void run_weighted(const WeightedForm& form) {
+  const auto operation = cuda::make_weighted(0, form);
+  const long batch = 37;
+  for (const bool shared : {false, true}) {
+    cuda::Stream stream(0);
+    Call call{};
+    call.batch = batch, call.weight_shared = call.shared[1] = shared;
+    const long y_rows = shared ? 1 : batch, w_rows = y_rows;
+    Array<T> x(batch * form.dims[0], 1), y(y_rows * form.dims[1], 2), z(batch * form.dims[2], 3), w(w_rows * form.weights, 4), ax(batch * form.dims[0], 5),
+        ay(y_rows * form.dims[1], 6), aw(w_rows * form.weights, 7), dx(batch * form.dims[0], 8), dy(y_rows * form.dims[1], 9), dz(batch * form.dims[2], 10), dw(w_rows * form.weights, 11);
+    const auto contract = [&](std::initializer_list<Array<T>*> results) {
+      operation->contract(call, stream.get());
+      stream.synchronize();
+      for (Array<T>* result : results) result->take_hash();
+    };
+    call.in[x_operand] = x.data(), call.in[y_operand] = y.data(), call.weight = w.data(), call.out[2] = z.data();
+    contract({&z});
+    call.in[z_operand] = z.data();
+    call.out[0] = dx.data(), call.out[1] = dy.data(), call.weight_out = dw.data(), call.out[2] = nullptr;
+    contract({&dx, &dy, &dw});
+    call.in[x_direction] = ax.data(), call.out[2] = dz.data();
+    contract({&dx, &dy, &dz, &dw});
+    call.in[y_direction] = ay.data(), call.weight_direction = aw.data(), call.accumulate = true;
+    contract({&dx, &dy, &dz, &dw});
+  }
+}
+
+template <class T>
+void run_all_weighted() {
+  const bool is_double = sizeof(T) == 8;
+  // Packs of channels, and single ones; a block whose components are in pieces.
+  for (const int mul : {4, 5}) {
+    const auto in = full_irreps(1, mul), y = full_irreps(2, 1);
+    WeightedForm form{is_double, {dim_of(in), dim_of(y), 0}, 0, {in, y, {}}, {}};
+    for (const auto& [l1, l2, l3] : {std::array{0, 0, 0}, {0, 1, 1}, {1, 0, 1}, {1, 2, 1}, {1, 2, 3}}) {
+      form.blocks[2].push_back({form.dims[2], mul, l3, 2 * l3 + 1, 1});
+      form.instructions.push_back({l1, l2, int(form.blocks[2].size()) - 1, Mode::uvu, form.weights, 1.5});
+      form.dims[2] += mul * (2 * l3 + 1), form.weights += mul;
+    }
+    run_weighted<T>(form);
+  }
+  run_weighted<T>({is_double, {9, 6, 9}, 2, {{{0, 1, 4, 9, 1}}, {{0, 2, 1, 3, 1}}, {{0, 1, 4, 9, 1}}}, {{0, 0, 0, Mode::uvu, 0, 1.0}}});
+  // All other modes into the same block.
+  const std::vector<IrrepsBlock> three = {{0, 3, 1, 3, 1}};
+  run_weighted<T>({is_double, {9, 9, 9}, 27 + 9 + 9 + 3 + 9, {three, three, {{0, 3, 1, 3, 1}}},
+                   {{0, 0, 0, Mode::uvw, 0, 1.0}, {0, 0, 0, Mode::uvv, 27, 1.0}, {0, 0, 0, Mode::uuw, 36, 1.0}, {0, 0, 0, Mode::uuu, 45, 1.0},
+                    {0, 0, 0, Mode::upper, -1, 1.0}, {0, 0, 0, Mode::upper_w, 48, 1.0}}});
+}
+
 template <class T>
 void run_all() {
   const bool is_double = sizeof(T) == 8;
@@ -120,5 +172,7 @@ void run_all() {
 int main() {
   run_all<float>();
   run_all<double>();
+  run_all_weighted<float>();
+  run_all_weighted<double>();
   std::printf("%016llx\n", (unsigned long long)hash);
 }

@@ -259,8 +259,18 @@ void vote(Warp& warp, const Instruction& i) {
   });
 }
 
+void take_halves(Warp& warp, const Instruction& i) {
+  for_each_lane(warp, [&](int lane) {
+    const uint64_t value = warp.registers[i.operand[2]][lane];
+    warp.registers[i.operand[0]][lane] = uint32_t(value);
+    warp.registers[i.operand[1]][lane] = value >> 32;
+  });
+}
+
 Forms make_forms() {
   Forms f;
+  f["mov.b64 {d,d},a"] = {take_halves, 3, 0};
+  f["mov.b64 d,{a,a}"] = form<[](uint32_t low, uint32_t high) { return uint64_t(high) << 32 | low; }, uint32_t, uint32_t>(0);
   add_integer<int16_t>(f, "s16"), add_integer<uint16_t>(f, "u16");
   add_integer<int32_t>(f, "s32"), add_integer<uint32_t>(f, "u32");
   add_integer<int64_t>(f, "s64"), add_integer<uint64_t>(f, "u64");

@@ -106,7 +106,9 @@ class Reader {
     } else if (parts[0] == "ld" || parts[0] == "st") {
       access(i, parts, operands, line);
     } else {
-      const Form* form = find_form(name);
+      // Of the two halves of a register of 64 bits, which are in braces.
+      const bool has_halves = name == "mov.b64" && operands.size() == 3;
+      const Form* form = find_form(!has_halves ? name : text.data() + text.find('{') < operands[0].data() ? "mov.b64 {d,d},a" : "mov.b64 d,{a,a}");
       if (!form || form->operands != operands.size()) unknown(line);
       i.execute = form->execute;
       i.issued = form->issued;
