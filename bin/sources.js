@@ -83,9 +83,12 @@ function cudaOptions() {
   return ['-std=c++20', '-O3', '-DNDEBUG', '--expt-relaxed-constexpr', '-Xptxas=-warn-spills', '-Xptxas=-warn-lmem-usage']
 }
 
-/** nvcc goes through the architectures one by one. Where there are more processors than kernel sources, it gets several of them. */
+/**
+ * nvcc goes through the architectures one by one, or as many at once as it is told. Two at least: cuda/weighted.cu takes longer than all other sources together, and
+ * is the first one in the list for that.
+ */
 function cudaThreads() {
-  return `--threads=${Math.max(1, Math.floor(os.availableParallelism() / list.cuda.kernels.length))}`
+  return `--threads=${Math.max(2, Math.floor(os.availableParallelism() / list.cuda.kernels.length))}`
 }
 
 function filesUnder(folder) {
