@@ -13,7 +13,7 @@ constexpr int threads = 384;  // a block, at most
 // one block, 19 % of its threads. The MTP has 512 of up to 128 registers, 25 %. What hides latency instead: the numbers of a pack, and the 4 to 12
 // sums of a map's block, are independent of one another.
 
-// A plan's arrays in one piece of device memory. The builder runs twice: once for the size, then with the final addresses.
+// The arrays of an operation's plans, of each in one piece of device memory. The builder runs twice: once for the size, then with the final addresses.
 class PlanArena {
  public:
   static constexpr int row_bytes = 16;  // coefficients are loaded 16 bytes at a time
@@ -31,6 +31,7 @@ class PlanArena {
     upload(const_cast<char*>(memory_.as<char>()), bytes_.data(), bytes_.size(), stream);
     stream.synchronize();
     bytes_ = {};
+    built_.push_back(std::move(memory_));
     return plan;
   }
 
@@ -50,7 +51,8 @@ class PlanArena {
  private:
   int device_;
   std::vector<char> bytes_;
-  DeviceMemory memory_;
+  DeviceMemory memory_;  // of the plan that is being built
+  std::vector<DeviceMemory> built_;
 };
 
 // Items and threads of a block, and its shared memory.

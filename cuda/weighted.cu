@@ -1178,7 +1178,7 @@ template <class T>
 class Weighted final : public Operation {
  public:
   Weighted(int device, const WeightedForm& form)
-      : Operation(device, sizeof(T) == 8, form.dims[0], form.dims[1], form.dims[2]), arena_(device), general_arena_(device) {
+      : Operation(device, sizeof(T) == 8, form.dims[0], form.dims[1], form.dims[2]), arena_(device) {
     weights = form.weights;
     is_channelwise_ = is_channelwise(form);
     if (is_channelwise_) {
@@ -1192,7 +1192,7 @@ class Weighted final : public Operation {
           if (kernel) allow_all_shared_memory(device, kernel);
       if (has_directional) return;
     }
-    general_ = general_arena_.build([&](auto& store) { return general_plan<T>(store, form); });
+    general_ = arena_.build([&](auto& store) { return general_plan<T>(store, form); });
     tiling_of(general_.lanes, general_bytes(WeightedLayout(general_, true, true)));
     for (const auto kernel : general_kernels) allow_all_shared_memory(device, kernel);
   }
@@ -1326,7 +1326,7 @@ class Weighted final : public Operation {
   using GeneralKernel = void (*)(GeneralPlan<T>, WeightedCall<T>, WeightedLayout);
   static constexpr GeneralKernel general_kernels[2] = {weighted<T, false>, weighted<T, true>};
 
-  PlanArena arena_, general_arena_;
+  PlanArena arena_;
   bool is_channelwise_ = false, has_packs_ = false, is_lane_[slot_count] = {};
   std::vector<ChannelWork> work_;
   ChannelwisePlan<T> channelwise_{};
