@@ -6,6 +6,7 @@
 #pragma once
 #include "channels.hpp"
 #include "clebsch_gordan.hpp"
+#include "complex_products.hpp"
 #include "fourier.hpp"
 #include "gaunt.hpp"
 #include "matrix.hpp"
@@ -77,33 +78,59 @@ PlanMap<T> build_map(Store& store, const BlockMap& map) {
   return result;
 }
 
-// products: components of x and y, sorted. flops: of one pair of channels.
+// The components of opposite orders, of one more irrep.
+inline void append_opposite(std::vector<int>& opposite, int components) {
+  const int first = int(opposite.size());
+  for (int c = components; c-- > 0;) opposite.push_back(first + c);
+}
+
+// Operations on the products of one pair of channels: to form them, to add more, and for the gradients of both operands or of one.
+struct ProductFlops {
+  long form = 0, add = 0, gradients = 0, gradient = 0;
+  explicit ProductFlops(const FoldedProducts& folded) {
+    const long complex = long(folded.complex.size()), others = long(folded.products.size());
+    form = 10 * complex + others, add = 16 * complex + 2 * others;
+    gradients = 20 * complex + 4 * others, gradient = 12 * complex + 2 * others;
+  }
+};
+
+// flops: of one pair of channels.
 template <class T, class Store>
-PlanProducts<T> build_products(Store& store, const std::vector<std::pair<int, int>>& products, const BlockMap& forward, const BlockMap& backward,
-                               PassFlops& flops) {
+PlanProducts<T> build_products(Store& store, const FoldedProducts& folded, const BlockMap& forward, const BlockMap& backward, PassFlops& flops) {
   PlanProducts<T> plan{};
-  std::vector<int> x, y, rows, columns, column_products;
-  std::map<int, std::vector<int>> by_column;
-  for (const auto& [i, j] : products) {
-    if (x.empty() || x.back() != i) rows.push_back(int(x.size()));
-    by_column[j].push_back(int(x.size()));
-    x.push_back(i);
-    y.push_back(j);
-  }
-  plan.rows = int(rows.size()), plan.products = int(x.size()), plan.columns = int(by_column.size());
-  rows.push_back(plan.products);
-  for (const auto& [j, column] : by_column) {
-    columns.push_back(int(column_products.size()));
-    column_products.insert(column_products.end(), column.begin(), column.end());
-  }
-  columns.push_back(plan.products);
-  flops.forward += plan.products + 2 * forward.multiply_adds;
-  flops.backward += 4 * plan.products + 2 * backward.multiply_adds;
-  flops.double_backward += 7 * plan.products + 2 * (forward.multiply_adds + backward.multiply_adds);
-  flops.result += plan.products + 2 * forward.multiply_adds;
+  // Numbers of products, sorted by row, as rows and as columns.
+  const auto index = [&](size_t count, auto&& row_of, auto&& column_of, const int*& row_begin, int& row_count, const int*& column_begin, const int*& column_product,
+                         int& column_count) {
+    std::vector<int> rows, columns, products;
+    std::map<int, std::vector<int>> by_column;
+    for (size_t p = 0; p < count; ++p) {
+      if (p == 0 || row_of(p) != row_of(p - 1)) rows.push_back(int(p));
+      by_column[column_of(p)].push_back(int(p));
+    }
+    for (const auto& [j, column] : by_column) {
+      columns.push_back(int(products.size()));
+      products.insert(products.end(), column.begin(), column.end());
+    }
+    row_count = int(rows.size()), column_count = int(columns.size());
+    rows.push_back(int(count)), columns.push_back(int(count));
+    row_begin = store.ints(rows), column_begin = store.ints(columns), column_product = store.ints(products);
+  };
+  const auto& complex = folded.complex;
+  const auto& others = folded.products;
+  index(complex.size(), [&](size_t p) { return complex[p].x[0]; }, [&](size_t p) { return complex[p].y[0]; }, plan.complex_row_begin, plan.complex_rows,
+        plan.complex_column_begin, plan.complex_column_product, plan.complex_columns);
+  index(others.size(), [&](size_t p) { return others[p].first; }, [&](size_t p) { return others[p].second; }, plan.row_begin, plan.rows, plan.column_begin,
+        plan.column_product, plan.columns);
+  std::vector<int> x, y;
+  for (const auto& [i, j] : others) x.push_back(i), y.push_back(j);
+  plan.complex_count = int(complex.size()), plan.count = int(others.size()), plan.products = 4 * plan.complex_count + plan.count;
+  plan.complex = store.items(complex), plan.x_component = store.ints(x), plan.y_component = store.ints(y);
+  const ProductFlops each(folded);
+  flops.forward += each.form + 2 * forward.multiply_adds;
+  flops.backward += each.gradients + 2 * backward.multiply_adds;
+  flops.double_backward += each.form + each.add + each.gradients + 2 * (forward.multiply_adds + backward.multiply_adds);
+  flops.result += each.form + 2 * forward.multiply_adds;
   plan.forward = build_map<T>(store, forward), plan.backward = build_map<T>(store, backward);
-  plan.x_component = store.ints(x), plan.y_component = store.ints(y), plan.row_begin = store.ints(rows);
-  plan.column_begin = store.ints(columns), plan.column_product = store.ints(column_products);
   return plan;
 }
 
@@ -120,8 +147,13 @@ ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], con
     pair.mul1 = b1.mul, pair.mul2 = b2.mul, pair.connection = form.connection, pair.triangular = form.triangular;
     pair.x_offset = b1.offset, pair.x_channel = b1.channel;
     pair.y_offset = b2.offset, pair.y_channel = b2.channel;
-    std::vector<std::pair<int, int>> products;
-    for (const auto& [i, j] : form.products) products.push_back({i * b1.component, j * b2.component});
+    const auto opposite_x = [&](int i) { return 2 * b1.l - i; };
+    const auto opposite_y = [&](int j) { return 2 * b2.l - j; };
+    // The baseline multiplies as an einsum does.
+    FoldedProducts folded = dense ? FoldedProducts{{}, form.products, form.entries}
+                                  : fold_orders(form.products, form.entries, form.symmetric, opposite_x, opposite_y);
+    for (ComplexProduct& p : folded.complex) p.x[0] *= b1.component, p.x[1] *= b1.component, p.y[0] *= b2.component, p.y[1] *= b2.component;
+    for (auto& [i, j] : folded.products) i *= b1.component, j *= b2.component;
     const long channels = form.connection == Connection::all    ? long(b1.mul) * b2.mul
                           : form.connection == Connection::same ? b1.mul
                                                                 : long(b1.mul) * (b1.mul - 1) / 2;
@@ -137,8 +169,8 @@ ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], con
         places.push_back({row_component.back(), path.u_step, path.v_step});
       }
     }
-    BlockMap forward = make_block_map(pair.compact_outputs, form.entries);
-    BlockMap backward = make_block_map(int(products.size()), transposed(form.entries));
+    BlockMap forward = make_block_map(pair.compact_outputs, folded.entries);
+    BlockMap backward = make_block_map(int(form.products.size()), transposed(folded.entries));
     if (pair.direct) {
       for (MapBlock& b : forward.blocks)
         for (int& o : b.outputs) o = row_component[o];
@@ -146,7 +178,7 @@ ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], con
         for (int& s : b.sources) s = row_component[s];
     }
     PassFlops each;
-    static_cast<PlanProducts<T>&>(pair) = build_products<T>(store, products, forward, backward, each);
+    static_cast<PlanProducts<T>&>(pair) = build_products<T>(store, folded, forward, backward, each);
     flops.add(channels, each);
     pair.places = store.items(std::move(places));
     pair.by_outputs = divisor(pair.compact_outputs);
@@ -701,11 +733,16 @@ MatrixBlockPlan<T> matrix_block_plan(Store& store, int mul, const ChannelSlot (&
   plan.mul = mul;
   for (int s = 0; s < 3; ++s) slot_components<MatrixComponent>(plan.slots[s], slots[s], store);
   PassFlops each;
+  std::vector<int> opposite[2];
+  for (int s = 0; s < 2; ++s)
+    for (const IrrepsBlock& b : slots[s].blocks) append_opposite(opposite[s], 2 * b.l + 1);
   std::vector<PlanProducts<T>> chunks;
   for (const MatrixBlockChunk& chunk : matrix_block_chunks(slots, paths)) {
-    const BlockMap forward = make_block_map(plan.slots[2].components, chunk.entries, Missing::untouched);
-    const BlockMap backward = make_block_map(int(chunk.products.size()), transposed(chunk.entries));
-    chunks.push_back(build_products<T>(store, chunk.products, forward, backward, each));
+    const FoldedProducts folded = fold_orders(chunk.products, chunk.entries, false, [&](int i) { return opposite[0][size_t(i)]; },
+                                              [&](int j) { return opposite[1][size_t(j)]; });
+    const BlockMap forward = make_block_map(plan.slots[2].components, folded.entries, Missing::untouched);
+    const BlockMap backward = make_block_map(int(chunk.products.size()), transposed(folded.entries));
+    chunks.push_back(build_products<T>(store, folded, forward, backward, each));
     plan.max_products = std::max(plan.max_products, chunks.back().products);
   }
   flops.add(mul, each);
@@ -724,8 +761,12 @@ struct ProductEntries {
       of[{i, j}][out + c.k] += c.value;
     }
   }
+  struct Flops {
+    ProductFlops products;
+    long forward, backward;  // of the maps
+  };
   template <class T, class Store>
-  PlanProducts<T> build(Store& store, int outputs, long& products, long& forward, long& backward) const {
+  Flops build(Store& store, int outputs, bool square, const std::vector<int>& opposite_x, const std::vector<int>& opposite_y, PlanProducts<T>& plan) const {
     std::vector<std::pair<int, int>> pairs;
     std::vector<MapEntry> entries;
     for (const auto& [pair, values] : of) {
@@ -733,10 +774,12 @@ struct ProductEntries {
         if (absolute(value) > 1e-13) entries.push_back({int(pairs.size()), out, value});
       if (!entries.empty() && entries.back().input == int(pairs.size())) pairs.push_back(pair);
     }
-    const BlockMap map = make_block_map(outputs, entries), transposed_map = make_block_map(int(pairs.size()), transposed(entries));
+    const FoldedProducts folded = fold_orders(pairs, entries, square, [&](int i) { return opposite_x[size_t(i)]; },
+                                              [&](int j) { return opposite_y[size_t(j)]; });
+    const BlockMap map = make_block_map(outputs, folded.entries), transposed_map = make_block_map(int(pairs.size()), transposed(folded.entries));
     PassFlops unused;
-    products = long(pairs.size()), forward = 2 * map.multiply_adds, backward = 2 * transposed_map.multiply_adds;
-    return build_products<T>(store, pairs, map, transposed_map, unused);
+    plan = build_products<T>(store, folded, map, transposed_map, unused);
+    return {ProductFlops(folded), 2 * map.multiply_adds, 2 * transposed_map.multiply_adds};
   }
 };
 
@@ -746,6 +789,7 @@ SymmetricPlan<T> symmetric_plan(Store& store, const SymmetricForm& form, Symmetr
   SymmetricPlan<T> plan{};
   plan.mul = form.mul;
   std::vector<int> first[2];  // components of a channel before the block's
+  std::vector<int> opposite_inputs, opposite_sums;
   for (int s = 0; s < 2; ++s) {
     int& components = s == 0 ? plan.inputs : plan.outputs;
     std::vector<PlanBlock> blocks;
@@ -753,6 +797,7 @@ SymmetricPlan<T> symmetric_plan(Store& store, const SymmetricForm& form, Symmetr
       blocks.push_back({b.offset, b.mul, 2 * b.l + 1, b.component == b.mul || b.mul == 1 || b.l == 0, false});
       first[s].push_back(components);
       components += 2 * b.l + 1;
+      if (s == 0) append_opposite(opposite_inputs, 2 * b.l + 1);
     }
     plan.dim[s] = form.dims[s];
     plan.block_count[s] = int(blocks.size());
@@ -782,23 +827,23 @@ SymmetricPlan<T> symmetric_plan(Store& store, const SymmetricForm& form, Symmetr
     if (added) {
       products.add(basis.couplings.of(l, l_of(right), form.out[size_t(row.out)].l), plan.sums, first[0][size_t(right)], out, false);
       plan.sums += 2 * l + 1;
+      append_opposite(opposite_sums, 2 * l + 1);
     }
     terms.push_back({source, sum->second, 2 * l + 1, added});
   }
-  long q, q_map, q_back, r, r_map, r_back;
-  plan.squares = squares.build<T>(store, plan.pairs, q, q_map, q_back);
-  plan.products = products.build<T>(store, plan.outputs, r, r_map, r_back);
+  const auto [q, q_map, q_back] = squares.build<T>(store, plan.pairs, true, opposite_inputs, opposite_inputs, plan.squares);
+  const auto [r, r_map, r_back] = products.build<T>(store, plan.outputs, false, opposite_sums, opposite_inputs, plan.products);
   long into_sums = 0, first_into_sums = 0, of_pairs = 0, into_outputs = 0;
   for (const PlanSymmetricTerm& t : terms) {
     into_sums += t.count, first_into_sums += t.first ? t.count : 0, of_pairs += t.source >= plan.inputs ? t.count : 0;
   }
   for (const PlanSymmetricTerm& t : linear) into_outputs += t.count;
-  const long sums_made = q + q_map + 2 * into_sums - first_into_sums;
-  flops.forward = form.mul * (sums_made + r + r_map + 2 * into_outputs);
-  flops.backward = form.mul * (sums_made + r_back + 4 * r + 4 * (into_sums + into_outputs) + q_back + 4 * q);
+  const long sums_made = q.form + q_map + 2 * into_sums - first_into_sums;
+  flops.forward = form.mul * (sums_made + r.form + r_map + 2 * into_outputs);
+  flops.backward = form.mul * (sums_made + r_back + r.gradients + 4 * (into_sums + into_outputs) + q_back + q.gradients);
   // On dual numbers, whose products are three multiply-adds.
-  flops.double_backward = form.mul * (sums_made + 3 * q + q_map + 4 * into_sums - first_into_sums + 3 * r + r_map + 4 * into_outputs +
-                                      r_back + 6 * r + 8 * into_sums + 2 * of_pairs + 4 * into_outputs + 2 * q_back + 8 * q);
+  flops.double_backward = form.mul * (sums_made + q.form + q.add + q_map + 4 * into_sums - first_into_sums + r.form + r.add + r_map + 4 * into_outputs +
+                                      r_back + r.gradient + r.gradients + 8 * into_sums + 2 * of_pairs + 4 * into_outputs + 2 * q_back + 2 * q.gradients);
   plan.term_count = int(terms.size()), plan.linear_count = int(linear.size());
   plan.terms = store.items(std::move(terms)), plan.linear = store.items(std::move(linear));
   return plan;

@@ -21,6 +21,7 @@ struct ClebschGordanPair {
   int in1, in2;
   Connection connection;
   bool triangular;
+  bool symmetric;                             // of a channel with itself: x_i x_j is x_j x_i
   std::vector<std::pair<int, int>> products;  // (i, j), sorted
   std::vector<ClebschGordanPath> paths;
   std::vector<MapEntry> entries;              // product -> component, the paths' components one behind the other
@@ -36,15 +37,15 @@ inline std::vector<ClebschGordanPair> clebsch_gordan_pairs(const std::vector<Irr
     size_t p = 0;
     while (p < pairs.size() && !(pairs[p].in1 == path.in1 && pairs[p].in2 == path.in2 && pairs[p].connection == path.connection)) ++p;
     if (p == pairs.size()) {
-      pairs.push_back({path.in1, path.in2, path.connection, path.triangular, {}, {}, {}});
+      const bool symmetric = square && path.connection == Connection::same && path.in1 == path.in2;
+      pairs.push_back({path.in1, path.in2, path.connection, path.triangular, symmetric, {}, {}, {}});
     }
     pairs[p].paths.push_back(path);
   }
   for (ClebschGordanPair& pair : pairs) {
     const int l1 = in1[pair.in1].l, l2 = in2[pair.in2].l;
-    const bool symmetric = square && pair.connection == Connection::same && pair.in1 == pair.in2;
     for (int i = -l1; i <= l1; ++i)
-      for (int j = symmetric ? i : -l2; j <= l2; ++j) {
+      for (int j = pair.symmetric ? i : -l2; j <= l2; ++j) {
         const int product = int(pair.products.size());
         bool used = false;
         int first = 0;
@@ -53,7 +54,7 @@ inline std::vector<ClebschGordanPair> clebsch_gordan_pairs(const std::vector<Irr
           for (int k = -l3; k <= l3; ++k) {
             const bool couples = orders_couple(l1, i, l2, j, l3, k);
             double value = couples ? path.coefficient * wigner3j(l1, i, l2, j, l3, k) : 0;
-            if (couples && symmetric && i != j) value += path.coefficient * wigner3j(l1, j, l2, i, l3, k);
+            if (couples && pair.symmetric && i != j) value += path.coefficient * wigner3j(l1, j, l2, i, l3, k);
             // Zeros that the selection rule does not show come out of Racah's sum as a few ulp.
             if (!dense && absolute(value) <= 1e-13 * absolute(path.coefficient)) continue;
             pair.entries.push_back({product, first + k + l3, value});

@@ -38,18 +38,24 @@ struct Strided {
   int first, step;
 };
 
-// Products of components of a channel of x and one of y, and their map to outputs.
+// Of a complex product (core/complex_products.hpp): components of orders m and -m.
+struct alignas(16) ComplexProduct {
+  int x[2], y[2];
+};
+// Products of components of a channel of x and one of y, and their map to outputs. Complex products, of four numbers each, come before the others.
+// Rows are the products of one component of x, or of one pair of them, columns those of y. Row r is [row_begin[r], row_begin[r + 1]), column c the
+// products column_product[column_begin[c]], ...; components are offsets from the channel's first one.
 template <class T>
 struct PlanProducts {
-  const int* x_component;      // of product p: offset of x's and y's component from the channel's first
-  const int* y_component;
-  const int* row_begin;        // products are sorted by x's component: row r is [row_begin[r], row_begin[r + 1])
-  int rows, products;
-  const int* column_begin;     // products of y's component c: column_product[column_begin[c] ...]
-  const int* column_product;
-  int columns;
-  PlanMap<T> forward;          // products -> outputs
-  PlanMap<T> backward;         // outputs -> products
+  const ComplexProduct* complex;
+  const int *complex_row_begin, *complex_column_begin, *complex_column_product;
+  int complex_count, complex_rows, complex_columns;
+  const int *x_component, *y_component;
+  const int *row_begin, *column_begin, *column_product;
+  int count, rows, columns;
+  int products;       // all numbers: 4 complex_count + count
+  PlanMap<T> forward;   // products -> outputs
+  PlanMap<T> backward;  // outputs -> products
 };
 
 // ---- Clebsch-Gordan: all paths of one pair of irreps (blocks of the inputs).

@@ -7,9 +7,30 @@ namespace equitensor {
 inline namespace EQUITENSOR_VARIANT {
 
 // V: a vector, or some of them.
-// products = x_i y_j, or products += x_i y_j.
+// products = x_i y_j, or products += x_i y_j; complex products first.
 template <bool add, class T, class V>
 EQUITENSOR_INLINE void multiply_components(const PlanProducts<T>& plan, const V* x, const V* y, V* products) {
+  for (int r = 0; r < plan.complex_rows; ++r) {
+    const ComplexProduct& row = plan.complex[plan.complex_row_begin[r]];
+    const V x0 = x[row.x[0]], x1 = x[row.x[1]];
+    for (int p = plan.complex_row_begin[r]; p < plan.complex_row_begin[r + 1]; ++p) {
+      const V y0 = y[plan.complex[p].y[0]], y1 = y[plan.complex[p].y[1]];
+      V* const to = products + 4 * p;
+      if constexpr (add) {
+        to[0] = to[0] + x0 * y0 - x1 * y1;
+        to[1] = to[1] + x0 * y1 + x1 * y0;
+        to[2] = to[2] + x0 * y0 + x1 * y1;
+        to[3] = to[3] + x1 * y0 - x0 * y1;
+      } else {
+        const V same = x0 * y0, crossed = x1 * y0;
+        to[0] = same - x1 * y1;
+        to[1] = crossed + x0 * y1;
+        to[2] = same + x1 * y1;
+        to[3] = crossed - x0 * y1;
+      }
+    }
+  }
+  products += 4 * plan.complex_count;
   for (int r = 0; r < plan.rows; ++r) {
     const V xr = x[plan.x_component[plan.row_begin[r]]];
     for (int p = plan.row_begin[r]; p < plan.row_begin[r + 1]; ++p) {
@@ -22,6 +43,28 @@ EQUITENSOR_INLINE void multiply_components(const PlanProducts<T>& plan, const V*
 // dx_i += sum over j of g_ij y_j, dy_j += sum over i of g_ij x_i. Both at once share the g_ij; dx and dy may then be the same.
 template <bool to_x, bool to_y, class T, class V>
 EQUITENSOR_INLINE void add_gradients(const PlanProducts<T>& plan, const V* products, const V* x, const V* y, V* dx, V* dy) {
+  for (int r = 0; r < plan.complex_rows; ++r) {
+    const int c0 = plan.complex[plan.complex_row_begin[r]].x[0], c1 = plan.complex[plan.complex_row_begin[r]].x[1];
+    const V x0 = to_y ? x[c0] : V{}, x1 = to_y ? x[c1] : V{};
+    V sum0{}, sum1{};
+    for (int p = plan.complex_row_begin[r]; p < plan.complex_row_begin[r + 1]; ++p) {
+      const V* const g = products + 4 * p;
+      const V plus = g[2] + g[0], minus = g[2] - g[0], crossed = g[1] + g[3], turned = g[1] - g[3];
+      const int d0 = plan.complex[p].y[0], d1 = plan.complex[p].y[1];
+      if (to_x) {
+        const V y0 = y[d0], y1 = y[d1];
+        const bool first = p == plan.complex_row_begin[r];
+        sum0 = (first ? plus * y0 : sum0 + plus * y0) + turned * y1;
+        sum1 = (first ? crossed * y0 : sum1 + crossed * y0) + minus * y1;
+      }
+      if (to_y) {
+        dy[d0] += plus * x0 + crossed * x1;
+        dy[d1] += turned * x0 + minus * x1;
+      }
+    }
+    if (to_x) dx[c0] += sum0, dx[c1] += sum1;
+  }
+  products += 4 * plan.complex_count;
   for (int r = 0; r < plan.rows; ++r) {
     int p = plan.row_begin[r];
     const int c = plan.x_component[p];

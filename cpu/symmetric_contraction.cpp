@@ -18,6 +18,7 @@ struct VectorPair {
   Vector<T> half[2];
   EQUITENSOR_INLINE VectorPair& operator+=(const VectorPair& b) { return *this = *this + b; }
   EQUITENSOR_INLINE friend VectorPair operator+(const VectorPair& a, const VectorPair& b) { return {a.half[0] + b.half[0], a.half[1] + b.half[1]}; }
+  EQUITENSOR_INLINE friend VectorPair operator-(const VectorPair& a, const VectorPair& b) { return {a.half[0] - b.half[0], a.half[1] - b.half[1]}; }
   EQUITENSOR_INLINE friend VectorPair operator*(const VectorPair& a, const VectorPair& b) { return {a.half[0] * b.half[0], a.half[1] * b.half[1]}; }
   EQUITENSOR_INLINE friend VectorPair operator*(T a, const VectorPair& b) { return {a * b.half[0], a * b.half[1]}; }
 };

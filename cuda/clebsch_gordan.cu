@@ -2,6 +2,7 @@
 // its l3; backwards the transposed map once, then a matrix-vector product with either operand. A block owns the whole of its items, so that
 // each operand is read once and a gradient is summed without atomics.
 #include "cuda/host.hpp"
+#include "cuda/products.cuh"
 
 namespace equitensor::cuda {
 namespace {
@@ -82,20 +83,13 @@ __global__ __launch_bounds__(threads, 1) void clebsch_gordan(const __grid_consta
       // The inputs' components of product p, from these on.
       const int x_first = pair.x_offset + u * pair.x_channel, y_first = pair.y_offset + v * pair.y_channel;
       if (pair.triangular) v -= u * (u - 1) / 2;  // in the output's rows
-      const auto x_component = [&](int p) { return load_table(pair.x_component + p).value[0]; };
-      const auto y_component = [&](int p) { return load_table(pair.y_component + p).value[0]; };
       if (a.terms.writes[2]) {
         if (x >= 0 || y >= 0) __syncthreads();  // the previous pair's products have been read
 #pragma unroll 1
         for (int t = 0; t < a.terms.count; ++t) {
           const Term term = a.terms.term[t];
           if (term.out != 2) continue;
-          const Strip<V> xs = tile.from(layout.in[term.a] + x_first), ys = tile.from(layout.in[term.b] + y_first);
-          for (int p = team.index; p < pair.products; p += team.count) {
-            V& product = products[p];
-            const V value = xs[x_component(p)] * ys[y_component(p)];
-            product = term.first ? value : product + value;
-          }
+          multiply_components(pair, tile.from(layout.in[term.a] + x_first), tile.from(layout.in[term.b] + y_first), products, !term.first, team);
         }
         __syncthreads();
         apply(pair.forward, products, compact, team);
@@ -114,21 +108,8 @@ __global__ __launch_bounds__(threads, 1) void clebsch_gordan(const __grid_consta
       __syncthreads();
       apply(pair.backward, compact, products, team);
       __syncthreads();
-      // Rows of the products first, then columns: each is one component of dx or dy, summed by one thread.
-      for (int r = team.index; r < pair.rows + pair.columns; r += team.count) {
-        const bool is_row = r < pair.rows;
-        if (is_row ? y < 0 : x < 0) continue;
-        const Strip<V> other = tile.from(is_row ? layout.in[y] + y_first : layout.in[x] + x_first);
-        const int* begin = is_row ? pair.row_begin + r : pair.column_begin + (r - pair.rows);
-        const int from = load_table(begin).value[0], to = load_table(begin + 1).value[0];
-        V sum{};
-        int p = 0;
-        for (int n = from; n < to; ++n) {
-          p = is_row ? n : load_table(pair.column_product + n).value[0];
-          sum += products[p] * other[is_row ? y_component(p) : x_component(p)];
-        }
-        tile[is_row ? layout.out[0] + x_first + x_component(p) : layout.out[1] + y_first + y_component(p)] += sum;
-      }
+      add_gradients(pair, y >= 0, x >= 0, products, tile.from(layout.in[maximum(0, x)] + x_first), tile.from(layout.in[maximum(0, y)] + y_first),
+                    tile.from(layout.out[0] + x_first), tile.from(layout.out[1] + y_first), team);
     });
   }
   __syncthreads();

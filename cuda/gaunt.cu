@@ -73,7 +73,8 @@ template <class V>
 __device__ __forceinline__ void multiply_ring(const Strip<V>& f, int df, const Strip<V>& g, int dg, const Strip<V>& h, int dh, bool first) {
 #define EQUITENSOR_CASE(d)                                                                                  \
   if (df == d && dg == d && dh == 2 * d) return multiply_unrolled<d, d, 2 * d>(f, g, h, first);             \
-  if (df == d && dg == 2 * d && dh == d) return multiply_unrolled<d, 2 * d, d>(f, g, h, first);
+  if (df == d && dg == 2 * d && dh == d) return multiply_unrolled<d, 2 * d, d>(f, g, h, first);             \
+  if (df == d && dg == d && dh == d) return multiply_unrolled<d, d, d>(f, g, h, first);
   EQUITENSOR_CASE(1) EQUITENSOR_CASE(2) EQUITENSOR_CASE(3)
 #undef EQUITENSOR_CASE
   multiply_series<V>(f, f, df, g, g, dg, h, dh, first);

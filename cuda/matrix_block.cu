@@ -1,6 +1,7 @@
 // Matrix tensor product over a direct sum of irreps, by its paths, as on the CPU: products of components, a chunk at a time, and a map that adds them
 // up in the outputs; backwards the transposed map, then the gradients through the products. All of it in shared memory.
 #include "cuda/host.hpp"
+#include "cuda/products.cuh"
 
 namespace equitensor::cuda {
 namespace {
@@ -45,18 +46,12 @@ __global__ __launch_bounds__(threads, 1) void matrix_block(const __grid_constant
   __syncthreads();
   for (int i = 0; i < plan.chunk_count; ++i) {
     const PlanProducts<T> chunk = plan.chunks[i];
-    const auto x_component = [&](int p) { return load_table(chunk.x_component + p).value[0]; };
-    const auto y_component = [&](int p) { return load_table(chunk.y_component + p).value[0]; };
     if (a.terms.writes[2]) {
 #pragma unroll 1
       for (int t = 0; t < a.terms.count; ++t) {
         const Term term = a.terms.term[t];
         if (term.out != 2) continue;
-        const Strip<V> xs = tile.from(layout.in[term.a]), ys = tile.from(layout.in[term.b]);
-        for (int p = team.index; p < chunk.products; p += team.count) {
-          const V value = xs[x_component(p)] * ys[y_component(p)];
-          products[p] = term.first ? value : products[p] + value;
-        }
+        multiply_components(chunk, tile.from(layout.in[term.a]), tile.from(layout.in[term.b]), products, !term.first, team);
       }
       __syncthreads();
       apply<true>(chunk.forward, products, tile.from(layout.out[2]), team);
@@ -65,21 +60,8 @@ __global__ __launch_bounds__(threads, 1) void matrix_block(const __grid_constant
     if (x < 0 && y < 0) continue;
     apply(chunk.backward, tile.from(layout.in[z_operand]), products, team);
     __syncthreads();
-    // Rows of the products first, then columns: each is one component of dx or dy, summed by one thread.
-    for (int r = team.index; r < chunk.rows + chunk.columns; r += team.count) {
-      const bool is_row = r < chunk.rows;
-      if (is_row ? y < 0 : x < 0) continue;
-      const Strip<V> other = tile.from(layout.in[is_row ? y : x]);
-      const int* begin = is_row ? chunk.row_begin + r : chunk.column_begin + (r - chunk.rows);
-      const int from = load_table(begin).value[0], to = load_table(begin + 1).value[0];
-      V sum{};
-      int p = 0;
-      for (int n = from; n < to; ++n) {
-        p = is_row ? n : load_table(chunk.column_product + n).value[0];
-        sum += products[p] * other[is_row ? y_component(p) : x_component(p)];
-      }
-      tile[is_row ? layout.out[0] + x_component(p) : layout.out[1] + y_component(p)] += sum;
-    }
+    add_gradients(chunk, y >= 0, x >= 0, products, tile.from(layout.in[maximum(0, x)]), tile.from(layout.in[maximum(0, y)]), tile.from(layout.out[0]),
+                  tile.from(layout.out[1]), team);
     __syncthreads();
   }
 #pragma unroll 1
