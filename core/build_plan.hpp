@@ -84,13 +84,17 @@ inline void append_opposite(std::vector<int>& opposite, int components) {
   for (int c = components; c-- > 0;) opposite.push_back(first + c);
 }
 
-// Operations on the products of one pair of channels: to form them, to add more, and for the gradients of both operands or of one.
+// On a device a complex product always pays, since it loads half of what four products do.
+template <class Store>
+inline constexpr int least_saved = Store::on_device ? 0 : entries_worth_folding;
+
+// Operations on the products of one pair of channels: to form them, to add more, and for the gradients of both operands.
 struct ProductFlops {
-  long form = 0, add = 0, gradients = 0, gradient = 0;
+  long form = 0, add = 0, gradients = 0;
   explicit ProductFlops(const FoldedProducts& folded) {
     const long complex = long(folded.complex.size()), others = long(folded.products.size());
     form = 10 * complex + others, add = 16 * complex + 2 * others;
-    gradients = 20 * complex + 4 * others, gradient = 12 * complex + 2 * others;
+    gradients = 20 * complex + 4 * others;
   }
 };
 
@@ -151,7 +155,7 @@ ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], con
     const auto opposite_y = [&](int j) { return 2 * b2.l - j; };
     // The baseline multiplies as an einsum does.
     FoldedProducts folded = dense ? FoldedProducts{{}, form.products, form.entries}
-                                  : fold_orders(form.products, form.entries, form.symmetric, opposite_x, opposite_y);
+                                  : fold_orders(form.products, form.entries, form.symmetric, least_saved<Store>, opposite_x, opposite_y);
     for (ComplexProduct& p : folded.complex) p.x[0] *= b1.component, p.x[1] *= b1.component, p.y[0] *= b2.component, p.y[1] *= b2.component;
     for (auto& [i, j] : folded.products) i *= b1.component, j *= b2.component;
     const long channels = form.connection == Connection::all    ? long(b1.mul) * b2.mul
@@ -738,7 +742,7 @@ MatrixBlockPlan<T> matrix_block_plan(Store& store, int mul, const ChannelSlot (&
     for (const IrrepsBlock& b : slots[s].blocks) append_opposite(opposite[s], 2 * b.l + 1);
   std::vector<PlanProducts<T>> chunks;
   for (const MatrixBlockChunk& chunk : matrix_block_chunks(slots, paths)) {
-    const FoldedProducts folded = fold_orders(chunk.products, chunk.entries, false, [&](int i) { return opposite[0][size_t(i)]; },
+    const FoldedProducts folded = fold_orders(chunk.products, chunk.entries, false, least_saved<Store>, [&](int i) { return opposite[0][size_t(i)]; },
                                               [&](int j) { return opposite[1][size_t(j)]; });
     const BlockMap forward = make_block_map(plan.slots[2].components, folded.entries, Missing::untouched);
     const BlockMap backward = make_block_map(int(chunk.products.size()), transposed(folded.entries));
@@ -761,12 +765,8 @@ struct ProductEntries {
       of[{i, j}][out + c.k] += c.value;
     }
   }
-  struct Flops {
-    ProductFlops products;
-    long forward, backward;  // of the maps
-  };
   template <class T, class Store>
-  Flops build(Store& store, int outputs, bool square, const std::vector<int>& opposite_x, const std::vector<int>& opposite_y, PlanProducts<T>& plan) const {
+  PlanProducts<T> build(Store& store, int outputs, long& products, long& forward, long& backward) const {
     std::vector<std::pair<int, int>> pairs;
     std::vector<MapEntry> entries;
     for (const auto& [pair, values] : of) {
@@ -774,12 +774,10 @@ struct ProductEntries {
         if (absolute(value) > 1e-13) entries.push_back({int(pairs.size()), out, value});
       if (!entries.empty() && entries.back().input == int(pairs.size())) pairs.push_back(pair);
     }
-    const FoldedProducts folded = fold_orders(pairs, entries, square, [&](int i) { return opposite_x[size_t(i)]; },
-                                              [&](int j) { return opposite_y[size_t(j)]; });
-    const BlockMap map = make_block_map(outputs, folded.entries), transposed_map = make_block_map(int(pairs.size()), transposed(folded.entries));
+    const BlockMap map = make_block_map(outputs, entries), transposed_map = make_block_map(int(pairs.size()), transposed(entries));
     PassFlops unused;
-    plan = build_products<T>(store, folded, map, transposed_map, unused);
-    return {ProductFlops(folded), 2 * map.multiply_adds, 2 * transposed_map.multiply_adds};
+    products = long(pairs.size()), forward = 2 * map.multiply_adds, backward = 2 * transposed_map.multiply_adds;
+    return build_products<T>(store, FoldedProducts{{}, pairs, entries}, map, transposed_map, unused);
   }
 };
 
@@ -789,7 +787,6 @@ SymmetricPlan<T> symmetric_plan(Store& store, const SymmetricForm& form, Symmetr
   SymmetricPlan<T> plan{};
   plan.mul = form.mul;
   std::vector<int> first[2];  // components of a channel before the block's
-  std::vector<int> opposite_inputs, opposite_sums;
   for (int s = 0; s < 2; ++s) {
     int& components = s == 0 ? plan.inputs : plan.outputs;
     std::vector<PlanBlock> blocks;
@@ -797,7 +794,6 @@ SymmetricPlan<T> symmetric_plan(Store& store, const SymmetricForm& form, Symmetr
       blocks.push_back({b.offset, b.mul, 2 * b.l + 1, b.component == b.mul || b.mul == 1 || b.l == 0, false});
       first[s].push_back(components);
       components += 2 * b.l + 1;
-      if (s == 0) append_opposite(opposite_inputs, 2 * b.l + 1);
     }
     plan.dim[s] = form.dims[s];
     plan.block_count[s] = int(blocks.size());
@@ -827,23 +823,23 @@ SymmetricPlan<T> symmetric_plan(Store& store, const SymmetricForm& form, Symmetr
     if (added) {
       products.add(basis.couplings.of(l, l_of(right), form.out[size_t(row.out)].l), plan.sums, first[0][size_t(right)], out, false);
       plan.sums += 2 * l + 1;
-      append_opposite(opposite_sums, 2 * l + 1);
     }
     terms.push_back({source, sum->second, 2 * l + 1, added});
   }
-  const auto [q, q_map, q_back] = squares.build<T>(store, plan.pairs, true, opposite_inputs, opposite_inputs, plan.squares);
-  const auto [r, r_map, r_back] = products.build<T>(store, plan.outputs, false, opposite_sums, opposite_inputs, plan.products);
+  long q, q_map, q_back, r, r_map, r_back;
+  plan.squares = squares.build<T>(store, plan.pairs, q, q_map, q_back);
+  plan.products = products.build<T>(store, plan.outputs, r, r_map, r_back);
   long into_sums = 0, first_into_sums = 0, of_pairs = 0, into_outputs = 0;
   for (const PlanSymmetricTerm& t : terms) {
     into_sums += t.count, first_into_sums += t.first ? t.count : 0, of_pairs += t.source >= plan.inputs ? t.count : 0;
   }
   for (const PlanSymmetricTerm& t : linear) into_outputs += t.count;
-  const long sums_made = q.form + q_map + 2 * into_sums - first_into_sums;
-  flops.forward = form.mul * (sums_made + r.form + r_map + 2 * into_outputs);
-  flops.backward = form.mul * (sums_made + r_back + r.gradients + 4 * (into_sums + into_outputs) + q_back + q.gradients);
+  const long sums_made = q + q_map + 2 * into_sums - first_into_sums;
+  flops.forward = form.mul * (sums_made + r + r_map + 2 * into_outputs);
+  flops.backward = form.mul * (sums_made + r_back + 4 * r + 4 * (into_sums + into_outputs) + q_back + 4 * q);
   // On dual numbers, whose products are three multiply-adds.
-  flops.double_backward = form.mul * (sums_made + q.form + q.add + q_map + 4 * into_sums - first_into_sums + r.form + r.add + r_map + 4 * into_outputs +
-                                      r_back + r.gradient + r.gradients + 8 * into_sums + 2 * of_pairs + 4 * into_outputs + 2 * q_back + 2 * q.gradients);
+  flops.double_backward = form.mul * (sums_made + 3 * q + q_map + 4 * into_sums - first_into_sums + 3 * r + r_map + 4 * into_outputs +
+                                      r_back + 6 * r + 8 * into_sums + 2 * of_pairs + 4 * into_outputs + 2 * q_back + 8 * q);
   plan.term_count = int(terms.size()), plan.linear_count = int(linear.size());
   plan.terms = store.items(std::move(terms)), plan.linear = store.items(std::move(linear));
   return plan;

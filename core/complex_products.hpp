@@ -18,10 +18,13 @@ struct FoldedProducts {
   std::vector<MapEntry> entries;
 };
 
-// products: components of x and y, of a square's x_i x_j in either order. opposite_x(c): the component of the opposite order, which is c itself at order 0.
+// What a complex product has to save to be formed: it takes 10 operations where four products take 4, and an entry of the map 2.
+inline constexpr int entries_worth_folding = 4;
+
+// Only where it saves that many entries. products: components of x and y, of a square's x_i x_j in either order. opposite_x(c): the component of the opposite order, which is c itself at order 0.
 template <class OppositeX, class OppositeY>
-FoldedProducts fold_orders(const std::vector<std::pair<int, int>>& products, const std::vector<MapEntry>& entries, bool square, OppositeX&& opposite_x,
-                           OppositeY&& opposite_y) {
+FoldedProducts fold_orders(const std::vector<std::pair<int, int>>& products, const std::vector<MapEntry>& entries, bool square, int least_saved,
+                           OppositeX&& opposite_x, OppositeY&& opposite_y) {
   std::map<std::pair<int, int>, std::map<int, double>> left;  // the products not yet taken, with their entries
   for (const auto& product : products) left[product];
   for (const MapEntry& e : entries) left[products[size_t(e.input)]][e.output] += e.value;
@@ -39,9 +42,12 @@ FoldedProducts fold_orders(const std::vector<std::pair<int, int>>& products, con
     if (std::find(four, four + 4, left.end()) != four + 4) continue;
     std::set<int> outputs;
     double scale = 0;
+    int saved = 0;
+    for (const auto& product : four) saved += int(product->second.size());
     for (const auto& product : four)
       for (const auto& [output, value] : product->second) outputs.insert(output), scale = std::max(scale, value < 0 ? -value : value);
     const int first = int(4 * folded.complex.size());
+    std::vector<MapEntry> entries_of_four;
     for (int output : outputs) {
       double c[4];
       for (int i = 0; i < 4; ++i) {
@@ -51,8 +57,10 @@ FoldedProducts fold_orders(const std::vector<std::pair<int, int>>& products, con
       const double parts[] = {(c[0] - c[1]) / 2, (c[2] + c[3]) / 2, (c[0] + c[1]) / 2, (c[3] - c[2]) / 2};
       // What cancels leaves a few ulp.
       for (int i = 0; i < 4; ++i)
-        if (parts[i] > 1e-13 * scale || -parts[i] > 1e-13 * scale) folded.entries.push_back({first + i, output, parts[i]});
+        if (parts[i] > 1e-13 * scale || -parts[i] > 1e-13 * scale) entries_of_four.push_back({first + i, output, parts[i]});
     }
+    if (saved - int(entries_of_four.size()) < least_saved) continue;
+    folded.entries.insert(folded.entries.end(), entries_of_four.begin(), entries_of_four.end());
     folded.complex.push_back({{x, x1}, {y, y1}});
     for (const auto& product : four) left.erase(product);
   }

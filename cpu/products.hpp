@@ -40,29 +40,32 @@ EQUITENSOR_INLINE void multiply_components(const PlanProducts<T>& plan, const V*
   }
 }
 
-// dx_i += sum over j of g_ij y_j, dy_j += sum over i of g_ij x_i. Both at once share the g_ij; dx and dy may then be the same.
+// dx_i += sum over j of g_ij y_j, dy_j += sum over i of g_ij x_i. Both at once share the g_ij; dx and dy may then be the same,
+// since in a square no pair of orders is multiplied by itself.
 template <bool to_x, bool to_y, class T, class V>
 EQUITENSOR_INLINE void add_gradients(const PlanProducts<T>& plan, const V* products, const V* x, const V* y, V* dx, V* dy) {
   for (int r = 0; r < plan.complex_rows; ++r) {
     const int c0 = plan.complex[plan.complex_row_begin[r]].x[0], c1 = plan.complex[plan.complex_row_begin[r]].x[1];
     const V x0 = to_y ? x[c0] : V{}, x1 = to_y ? x[c1] : V{};
-    V sum0{}, sum1{};
+    V sum0 = to_x ? dx[c0] : V{}, sum1 = to_x ? dx[c1] : V{};
     for (int p = plan.complex_row_begin[r]; p < plan.complex_row_begin[r + 1]; ++p) {
       const V* const g = products + 4 * p;
       const V plus = g[2] + g[0], minus = g[2] - g[0], crossed = g[1] + g[3], turned = g[1] - g[3];
       const int d0 = plan.complex[p].y[0], d1 = plan.complex[p].y[1];
+      // One product a statement, so that the order of a sum is the same whichever gradients are wanted.
       if (to_x) {
         const V y0 = y[d0], y1 = y[d1];
-        const bool first = p == plan.complex_row_begin[r];
-        sum0 = (first ? plus * y0 : sum0 + plus * y0) + turned * y1;
-        sum1 = (first ? crossed * y0 : sum1 + crossed * y0) + minus * y1;
+        sum0 += plus * y0, sum1 += crossed * y0;
+        sum0 += turned * y1, sum1 += minus * y1;
       }
       if (to_y) {
-        dy[d0] += plus * x0 + crossed * x1;
-        dy[d1] += turned * x0 + minus * x1;
+        V dy0 = dy[d0], dy1 = dy[d1];
+        dy0 += plus * x0, dy1 += turned * x0;
+        dy0 += crossed * x1, dy1 += minus * x1;
+        dy[d0] = dy0, dy[d1] = dy1;
       }
     }
-    if (to_x) dx[c0] += sum0, dx[c1] += sum1;
+    if (to_x) dx[c0] = sum0, dx[c1] = sum1;
   }
   products += 4 * plan.complex_count;
   for (int r = 0; r < plan.rows; ++r) {
