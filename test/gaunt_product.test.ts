@@ -91,7 +91,7 @@ describe.each(problems)('$name: $factors -> $out', (problem) => {
       const { op, x } = setUp(problem, 'float64', inversion ? 'ir_mul' : 'mul_ir')
       const rotation = randomRotation(random(4), inversion)
       const turned = x.map((array, i) => rotated(array, op.irrepsIn[i]!, op.layout, rotation))
-      expect(blockError(op.forward(turned as any), rotated(op.forward(x) as any, op.irrepsOut, op.layout, rotation), op.irrepsOut)).toBeLessThan(tolerance.float64)
+      expect(blockError(op.forward(turned as any) as Numbers, rotated(op.forward(x) as any, op.irrepsOut, op.layout, rotation), op.irrepsOut)).toBeLessThan(tolerance.float64)
       op.dispose()
     }
   })
