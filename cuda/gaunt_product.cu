@@ -1,6 +1,6 @@
 // Gaunt product of up to four signals, or a power of one, as on the CPU: by values on a grid, with everything between operands and results in shared memory. A team
 // has a northern ring and its mirror image to itself, and goes along the angles: two at a time, with those that mirror them, are eight points. There it sums
-// the rings' coefficients to values, multiplies, and adds the results' values to their coefficients.
+// the rings' coefficients to values, multiplies, and adds the results' values to their coefficients. The values of a power are in registers.
 //
 // Coefficients of a ring are [part][even, odd][order]; those of the orders m and -m multiply cos(m alpha) and sin(m alpha).
 #include "cuda/host.hpp"
@@ -25,6 +25,7 @@ struct GauntProductTable {
   int mul, rings, factors, power, parts;  // rings: northern ones and the equator
   int angles, orders;                     // pairs of angles, and from one to the next in the tables
   GauntProductSlot<T> slots[max_factors + 1];
+  __host__ __device__ bool in_registers() const { return power && parts == 1; }
   const GauntAngles<T>*to_angles, *from_angles;  // [pair][order], from order 0; back with the quadrature's weights
 };
 
@@ -59,7 +60,7 @@ struct GauntProductLayout {
     for (int r = 0; r <= table.factors; ++r) channel_out[r] = outputs.take(a.to[r] ? table.slots[r].components : 0);
     Components tile{std::max(later.count, outputs.count)};
     teams = std::min(table.rings, threads / 32);
-    values = tile.take(long(teams) * a.quantities * table.parts * points);
+    values = tile.take(table.in_registers() ? 0 : long(teams) * a.quantities * table.parts * points);
     components = tile.count;
   }
 };
@@ -81,6 +82,8 @@ __device__ __forceinline__ PointValue<V, parts> operator+(PointValue<V, parts> a
   for (int p = 0; p < parts; ++p) a.part[p] += b.part[p];
   return a;
 }
+template <class T>
+__device__ __forceinline__ Items<T> scaled(T factor, const Items<T>& a) { return factor * a; }
 template <class T, class V, int parts>
 __device__ __forceinline__ PointValue<V, parts> scaled(T factor, PointValue<V, parts> a) {
 #pragma unroll
@@ -99,8 +102,8 @@ class GauntPoints {
   const Strip<V> values;
 
   // Values at the points of two angles from a ring's coefficients, for [north, south][plus, minus].
-  __device__ __forceinline__ void evaluate(int quantity, int part, const Strip<V>& even, int orders, int degree, int pair) const {
-    const Strip<V> odd = even.from(orders);
+  __device__ __forceinline__ void evaluate(const Strip<V>& even, int degree, int pair, V (&to)[points]) const {
+    const Strip<V> odd = even.from(2 * degree + 1);
     V ec[angles_at_once], es[angles_at_once] = {}, oc[angles_at_once], os[angles_at_once] = {};
 #pragma unroll
     for (int j = 0; j < angles_at_once; ++j) ec[j] = even[0], oc[j] = odd[0];
@@ -111,7 +114,6 @@ class GauntPoints {
 #pragma unroll
       for (int j = 0; j < angles_at_once; ++j) ec[j] += c.cosine[j] * e, es[j] += c.sine[j] * f, oc[j] += c.cosine[j] * o, os[j] += c.sine[j] * p;
     }
-    const Strip<V> to = place(quantity, part);
 #pragma unroll
     for (int j = 0; j < angles_at_once; ++j) {
       const V nc = ec[j] + oc[j], ns = es[j] + os[j], sc = ec[j] - oc[j], ss = es[j] - os[j];
@@ -119,8 +121,8 @@ class GauntPoints {
     }
   }
   // And back, added to the coefficients but for the first angles.
-  __device__ __forceinline__ void project(int quantity, int part, const Strip<V>& even, int orders, int degree, int pair) const {
-    const Strip<V> odd = even.from(orders), from = place(quantity, part);
+  __device__ __forceinline__ void project(const V (&from)[points], const Strip<V>& even, int degree, int pair) const {
+    const Strip<V> odd = even.from(2 * degree + 1);
     V ec[angles_at_once], es[angles_at_once], oc[angles_at_once], os[angles_at_once];
 #pragma unroll
     for (int j = 0; j < angles_at_once; ++j) {
@@ -128,17 +130,30 @@ class GauntPoints {
       const V nc = np + nm, ns = np - nm, sc = sp + sm, ss = sp - sm;
       ec[j] = nc + sc, es[j] = ns + ss, oc[j] = nc - sc, os[j] = ns - ss;
     }
+    const GauntAngles<T>* angles = table.from_angles + pair * table.orders;
+    const GauntAngles<T> mean = load_table(angles).value[0];
+    V e{}, o{};
+    if (pair > 0) e = even[0], o = odd[0];
+#pragma unroll
+    for (int j = 0; j < angles_at_once; ++j) e += mean.cosine[j] * ec[j], o += mean.cosine[j] * oc[j];
+    even[0] = e, odd[0] = o;
 #pragma unroll 1
-    for (int m = 0; m <= degree; ++m) {
-      const GauntAngles<T> c = load_table(table.from_angles + pair * table.orders + m).value[0];
+    for (int m = 1; m <= degree; ++m) {
+      const GauntAngles<T> c = load_table(angles + m).value[0];
       V e{}, f{}, o{}, p{};
       if (pair > 0) e = even[m], o = odd[m], f = even[-m], p = odd[-m];
-      if (m == 0) f = V{}, p = V{};
 #pragma unroll
       for (int j = 0; j < angles_at_once; ++j) e += c.cosine[j] * ec[j], f += c.sine[j] * es[j], o += c.cosine[j] * oc[j], p += c.sine[j] * os[j];
-      if (m > 0) even[-m] = f, odd[-m] = p;
-      even[m] = e, odd[m] = o;
+      even[-m] = f, odd[-m] = p, even[m] = e, odd[m] = o;
     }
+  }
+  __device__ __forceinline__ void put(int quantity, int part, const V (&from)[points]) const {
+#pragma unroll
+    for (int point = 0; point < points; ++point) values[(quantity * parts + part) * points + point] = from[point];
+  }
+  __device__ __forceinline__ void get(int quantity, int part, V (&to)[points]) const {
+#pragma unroll
+    for (int point = 0; point < points; ++point) to[point] = values[(quantity * parts + part) * points + point];
   }
   __device__ __forceinline__ void clear(int quantity) const {
     for (int c = 0; c < parts * points; ++c) values[quantity * parts * points + c] = V{};
@@ -146,11 +161,42 @@ class GauntPoints {
 
   __device__ __forceinline__ void multiply() const {
 #pragma unroll 1
-    for (int point = 0; point < points; ++point) table.power ? raise(point) : multiply(point);
+    for (int point = 0; point < points; ++point) {
+      if (!table.power) {
+        multiply(point);
+      } else {
+        const int z = a.quantities - 1;
+        Value v = take(0, point), w{}, g{};
+        if (a.doubles) w = take(1, point);
+        if (a.differentiates) g = take(z, point);
+        const Value product = raise(v, w, g);
+        if (a.differentiates) give(0, point, g);
+        if (a.to[1]) give(z, point, product);
+      }
+    }
+  }
+  // v^n, and of g n v^(n-1) g; with a direction n v^(n-1) w and n (n - 1) v^(n-2) w g.
+  template <class Number>
+  __device__ __forceinline__ Number raise(const Number& v, const Number& w, Number& g) const {
+    const int n = table.power;
+    Number power = v;  // v^(n-2), from n = 3 on
+    for (int f = 3; f < n; ++f) power = power * v;
+    Number next = v;
+    if (n > 2) next = power * v;
+    if (!a.doubles) {
+      if (a.differentiates) g = next * g, g = scaled(T(n), g);
+      return next * v;
+    }
+    if (a.differentiates) {
+      g = w * g;
+      if (n > 2) g = power * g;
+      g = scaled(T(n * (n - 1)), g);
+    }
+    next = next * w;
+    return scaled(T(n), next);
   }
 
  private:
-  __device__ __forceinline__ Strip<V> place(int quantity, int part) const { return values.from((quantity * parts + part) * points); }
   __device__ __forceinline__ Value take(int quantity, int point) const {
     Value value;
 #pragma unroll
@@ -194,25 +240,6 @@ class GauntPoints {
     }
     if (a.to[table.factors]) give(z, point, product);
   }
-  // v^n and n v^(n-1) g; with a direction n v^(n-1) w and n (n - 1) v^(n-2) w g.
-  __device__ __forceinline__ void raise(int point) const {
-    const int n = table.power, z = a.quantities - 1;
-    const Value v = take(0, point);
-    Value power = v;  // v^(n-2), from n = 3 on
-    for (int f = 3; f < n; ++f) power = power * v;
-    const Value next = n > 2 ? power * v : v;
-    Value g{}, product{};
-    if (a.differentiates) g = take(z, point);
-    if (!a.doubles) {
-      if (a.to[1]) product = next * v;
-      if (a.differentiates) give(0, point, scaled(T(n), next * g));
-    } else {
-      const Value w = take(1, point);
-      if (a.to[1]) product = scaled(T(n), next * w);
-      if (a.differentiates) g = w * g, give(0, point, scaled(T(n * (n - 1)), n > 2 ? power * g : g));
-    }
-    if (a.to[1]) give(z, point, product);
-  }
 };
 
 template <class T, int parts>
@@ -237,7 +264,7 @@ __global__ __launch_bounds__(threads, 1) void gaunt_product(const __grid_constan
     const GauntPoints<T, parts> at{table, a, tile.from(layout.values + team.index * a.quantities * parts * points)};
     // A part that a signal lacks, and a direction that is not given, are zero.
 #pragma unroll 1
-    for (int q = 0; q < a.quantities; ++q)
+    for (int q = 0; q < a.quantities && !table.in_registers(); ++q)
       if (parts == 2 || !a.from[q]) at.clear(q);
 #pragma unroll 1
     for (int ring = team.index; ring < table.rings; ring += minimum(team.count, layout.teams)) {
@@ -247,28 +274,41 @@ __global__ __launch_bounds__(threads, 1) void gaunt_product(const __grid_constan
       };
 #pragma unroll 1
       for (int pair = 0; pair < table.angles; ++pair) {
+        if (parts == 1 && table.power) {
+          const int degree = table.slots[0].degree, degree_out = table.slots[1].degree;
+          V v[points], w[points] = {}, g[points] = {};
+          at.evaluate(coefficients(layout.rings_in[0], 0, 0), degree, pair, v);
+          if (a.doubles) at.evaluate(coefficients(layout.rings_in[1], 0, 0), degree, pair, w);
+          if (a.differentiates) at.evaluate(coefficients(layout.rings_in[a.quantities - 1], 1, 0), degree_out, pair, g);
+#pragma unroll
+          for (int point = 0; point < points; ++point) v[point] = at.raise(v[point], w[point], g[point]);
+          if (a.to[1]) at.project(v, coefficients(layout.rings_out[1], 1, 0), degree_out, pair);
+          if (a.differentiates) at.project(g, coefficients(layout.rings_out[0], 0, 0), degree, pair);
+          continue;
+        }
+        V held[points];
 #pragma unroll 1
         for (int q = 0; q < a.quantities; ++q) {
           if (!a.from[q]) continue;
           const int s = a.slot_of(table, q), degree = table.slots[s].degree;
 #pragma unroll 1
-          for (int part = 0; part < table.slots[s].parts; ++part) at.evaluate(q, part, coefficients(layout.rings_in[q], s, part), 2 * degree + 1, degree, pair);
-          // Of both parts one has been a result.
+          for (int part = 0; part < table.slots[s].parts; ++part) {
+            at.evaluate(coefficients(layout.rings_in[q], s, part), degree, pair, held);
+            at.put(q, part, held);
+          }
         }
         at.multiply();
 #pragma unroll 1
         for (int r = 0; r <= table.factors; ++r) {
           if (!a.to[r]) continue;
-          const int degree = table.slots[r].degree;
+          const int degree = table.slots[r].degree, q = r == table.factors ? a.quantities - 1 : r;
 #pragma unroll 1
-          for (int part = 0; part < table.slots[r].parts; ++part)
-            at.project(r == table.factors ? a.quantities - 1 : r, part, coefficients(layout.rings_out[r], r, part), 2 * degree + 1, degree, pair);
-        }
-        // The results of a part that its operand lacks are in its place.
-        if (parts == 2) {
-#pragma unroll 1
-          for (int r = 0; r <= table.factors; ++r)
-            if (a.to[r] && table.slots[r].parts == 1) at.clear(r == table.factors ? a.quantities - 1 : r);
+          for (int part = 0; part < table.slots[r].parts; ++part) {
+            at.get(q, part, held);
+            at.project(held, coefficients(layout.rings_out[r], r, part), degree, pair);
+          }
+          // What a part that its operand lacks had as a result is in the operand's place.
+          if (parts == 2 && table.slots[r].parts == 1) at.clear(q);
         }
       }
     }
