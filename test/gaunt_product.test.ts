@@ -1,6 +1,6 @@
 // GauntProduct and GauntPower against nested products of two, with every irrep in between; differences; rotations; grids; what a call accepts.
 import { describe, expect, test } from 'vitest'
-import { GauntPower, GauntProduct, GauntTensorProduct, Irreps, type DType } from '../lib/index'
+import { backends, DeviceArray, GauntPower, GauntProduct, GauntTensorProduct, Irreps, type DType } from '../lib/index'
 import { caught } from './caught'
 import { arrayError, blockError, dtypes, guarded, layouts, random, randomArray, randomRotation, rotated, sameBits, tolerance, type Numbers } from './support'
 
@@ -179,6 +179,46 @@ describe('calls', () => {
     expect(op.jvp(x, {})).toEqual(new Float64Array(gradOut.length))
     expect(op.doubleBackward(x, gradOut, { x: [undefined, undefined, undefined] }).x[0]).toEqual(new Float64Array(x[0].length))
     await expect(op.forwardAsync(x, { signal: AbortSignal.abort() })).rejects.toMatchObject({ code: 'aborted' })
+  })
+})
+
+describe.runIf(backends().cuda.available)('on a device', () => {
+  type Arrays = { x: any[]; g: any; a: any[] }
+  const product = (op: GauntProduct<any>, { x, g, a }: Arrays): any[] => {
+    const second = op.doubleBackward(x, g, { x: a }), some = op.doubleBackward(x, g, { x: a.map((array, i) => (i === 1 ? array : undefined)) }, { needs: { x: x.map((_, i) => i === 0), gradOut: false } })
+    return [op.forward(x), ...op.backward(x, g).x, ...second.x, second.gradOut, some.x[0], op.jvp(x, { x: a })]
+  }
+  const power = (op: GauntPower<any>, { x: [x], g, a: [a] }: Arrays): any[] => [op.forward(x), op.backward(x, g).x, ...Object.values(op.doubleBackward(x, g, { x: a }))]
+
+  test.each(dtypes.flatMap((dtype) => layouts.map((layout) => [dtype, layout] as const)))("results are the CPU's, and of the kind that came in, %s, %s", async (dtype, layout) => {
+    const makers: [(options: object) => GauntProduct<any> | GauntPower<any>, (op: any, arrays: Arrays) => any[]][] = [
+      [(options) => new GauntProduct<any>(['5x0e+5x1o', '5x1o+5x2e', '5x2e'], options), product],
+      [(options) => new GauntProduct<any>(['2x1e+2x1o', '2x1o+2x2e', '2x1o+2x0e', '2x1e'], options), product],
+      [(options) => new GauntPower<any>('8x0e+8x1o+8x3o', 3, { ...options, irrepsOut: '8x0e+8x1o' }), power],
+      [(options) => new GauntPower<any>('1x0o+1x1o+1x1e', 4, options), power],
+    ]
+    for (const [make, run] of makers) {
+      const op = make({ dtype, layout, backend: 'cuda' }), cpu = make({ dtype, layout, backend: 'cpu' }), next = random(9)
+      const irreps = [op.irrepsIn].flat() as Irreps[], draw = (of: Irreps) => randomArray(dtype, of.dim * 41, next) as any
+      const host: Arrays = { x: irreps.map(draw), g: draw(op.irrepsOut), a: irreps.map(draw) }, up = (array: any) => DeviceArray.from(array)
+      const device: Arrays = { x: host.x.map(up), g: up(host.g), a: host.a.map(up) }
+      const expected = run(cpu, host), onHost = run(op, host), onDevice = run(op, device)
+      expect(onDevice.every((array) => array instanceof DeviceArray)).toBe(true)
+      onHost.forEach((array, i) => expect(arrayError(array, expected[i])).toBeLessThan(tolerance[dtype]))
+      onDevice.forEach((array, i) => expect(sameBits(array.download(), onHost[i])).toBe(true))
+      const later: any = await (op instanceof GauntProduct ? op.forwardAsync(device.x) : op.forwardAsync(device.x[0]))
+      expect(sameBits(later.download(), onHost[0])).toBe(true)
+      op.dispose()
+      cpu.dispose()
+    }
+  })
+
+  test('arrays of both kinds are refused', () => {
+    using op = new GauntProduct(['1o', '1o'], { backend: 'cuda' })
+    const host = new Float32Array(3), device = DeviceArray.from(host)
+    expect(caught(() => op.forward([device, host] as never)).code).toBe('wrong_kind')
+    expect(caught(() => op.forward([host, device] as never)).code).toBe('wrong_kind')
+    expect(op.jvp([device, device], {}).download().every((v) => v === 0)).toBe(true)
   })
 })
 
