@@ -91,6 +91,17 @@ __device__ __forceinline__ PointValue<V, parts> scaled(T factor, PointValue<V, p
   return a;
 }
 
+// Number by number: a choice between two structs would be one between two places in memory.
+template <class V, int parts>
+__device__ __forceinline__ PointValue<V, parts> either(bool first, const PointValue<V, parts>& a, const PointValue<V, parts>& b) {
+  PointValue<V, parts> r;
+#pragma unroll
+  for (int p = 0; p < parts; ++p)
+#pragma unroll
+    for (int i = 0; i < V::count; ++i) r.part[p].item[i] = first ? a.part[p].item[i] : b.part[p].item[i];
+  return r;
+}
+
 // The values of a team's quantities at some points.
 template <class T, int parts>
 class GauntPoints {
@@ -163,7 +174,15 @@ class GauntPoints {
 #pragma unroll 1
     for (int point = 0; point < points; ++point) {
       if (!table.power) {
-        multiply(point);
+        // With both parts four factors and their directions are too many for registers.
+        if constexpr (parts == 2)
+          multiply(point);
+        else
+          switch (table.factors) {
+            case 2: multiply<2>(point); break;
+            case 3: multiply<3>(point); break;
+            case 4: multiply<4>(point); break;
+          }
       } else {
         const int z = a.quantities - 1;
         Value v = take(0, point), w{}, g{};
@@ -208,6 +227,40 @@ class GauntPoints {
     for (int p = 0; p < parts; ++p) values[(quantity * parts + p) * points + point] = value.part[p];
   }
 
+  // As on the CPU, from the products of the factors before one and behind it.
+  template <int n>
+  __device__ __forceinline__ void multiply(int point) const {
+    const int z = a.quantities - 1;
+    Value v[n], w[n] = {}, before[n], moved[n] = {};
+#pragma unroll
+    for (int f = 0; f < n; ++f) {
+      v[f] = take(f, point);
+      if (a.doubles) w[f] = take(n + f, point);
+    }
+    before[0] = v[0], moved[0] = w[0];
+#pragma unroll
+    for (int f = 1; f < n; ++f) {
+      before[f] = before[f - 1] * v[f];
+      if (a.doubles) moved[f] = moved[f - 1] * v[f] + before[f - 1] * w[f];
+    }
+    if (a.differentiates) {
+      const Value g = take(z, point);
+      Value after = v[n - 1], after_moved = w[n - 1];
+      if (a.to[n - 1]) give(n - 1, point, either(a.doubles, moved[n - 2], before[n - 2]) * g);
+#pragma unroll
+      for (int f = n - 2; f > 0; --f) {
+        if (a.to[f]) {
+          Value others = before[f - 1] * either(a.doubles, after_moved, after);
+          if (a.doubles) others = others + moved[f - 1] * after;
+          give(f, point, others * g);
+        }
+        if (a.doubles) after_moved = w[f] * after + v[f] * after_moved;
+        after = v[f] * after;
+      }
+      if (a.to[0]) give(0, point, either(a.doubles, after_moved, after) * g);
+    }
+    if (a.to[n]) give(z, point, either(a.doubles, moved[n - 1], before[n - 1]));
+  }
   // Product of the factors but for one, or along the directions its derivative.
   __device__ __forceinline__ Value others(int without, int point) const {
     Value value{}, tangent{};

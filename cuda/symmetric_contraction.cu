@@ -2,7 +2,7 @@
 // shared memory. A block of threads goes through a task, nodes of one species, so that the weights of the basis are made once, and their gradient is
 // summed there. Its tile is up to 128 channels of a node, or all channels of several; a lane has four neighbouring ones, of which nobody else needs to know.
 //
-// A sum of products a_i b_j is formed without storing the products: of MACE's, nine in ten go into one sum only.
+// A sum of products a_i b_j is formed without storing the products: most of MACE's go into one sum only.
 //
 // A double backward, or a jvp, is the same on dual numbers, as in cpu/symmetric_contraction.cpp.
 #include "cuda/host.hpp"
