@@ -17,7 +17,7 @@ struct GauntProductSlot : PlanSlot {
 };
 // Of two angles; further ones are zero.
 template <class T>
-struct alignas(4 * sizeof(T)) GauntAngles {
+struct alignas(16) GauntAngles {
   T cosine[angles_at_once], sine[angles_at_once];
 };
 template <class T>
