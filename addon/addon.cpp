@@ -133,14 +133,11 @@ const Kernels& kernels_named(const Napi::Value& variant) {
 Call call_on(const HostSpans& spans, const Napi::Object& o) {
   Call call = read_call(o);
   call.threads = integer(o, "threads");
-  for (int i = 0; i < operand_count; ++i) call.in[i] = spans.in[i].data;
-  for (int s = 0; s < slot_count; ++s) call.out[s] = spans.out[s].data;
-  call.weight = spans.in[weight_operand].data, call.weight_direction = spans.in[weight_direction_operand].data;
-  call.weight_out = spans.out[weight_result].data;
-  for (int f = 0; f < max_factors; ++f) {
-    call.factor[f] = spans.in[factor_operand + f].data, call.factor_direction[f] = spans.in[factor_direction_operand + f].data;
-    call.factor_out[f] = spans.out[factor_result + f].data;
-  }
+  const void* in[operand_arrays];
+  void* out[result_arrays];
+  for (int i = 0; i < operand_arrays; ++i) in[i] = spans.in[i].data;
+  for (int s = 0; s < result_arrays; ++s) out[s] = spans.out[s].data;
+  put_arrays(call, in, out);
   call.species = static_cast<const int*>(spans.in[species_operand].data);
   return call;
 }

@@ -6,6 +6,7 @@
 #include "core/matrix_block.hpp"
 #include "core/symmetric_contraction.hpp"
 #include "core/weighted.hpp"
+#include <algorithm>
 #include <napi.h>
 #include <optional>
 #include <vector>
@@ -142,6 +143,34 @@ inline void put_arrays(Call& call, const void* const (&in)[operand_arrays], void
   for (int i = 0; i < operand_count; ++i) call.in[i] = in[i];
   for (int s = 0; s < slot_count; ++s) call.out[s] = out[s];
   call.weight = in[weight_operand], call.weight_direction = in[weight_direction_operand], call.weight_out = out[weight_result];
+  for (int f = 0; f < max_factors; ++f) {
+    call.factor[f] = in[factor_operand + f], call.factor_direction[f] = in[factor_direction_operand + f];
+    call.factor_out[f] = out[factor_result + f];
+  }
+}
+
+// Of a symmetric contraction: nodes by species, in tasks of up to so many that there are a thousand, but whole `units`, the nodes that a block of threads
+// takes at once, and four of them: with each task the weights of the basis are made again.
+struct SpeciesTasks {
+  std::vector<int> order, of_species;
+  std::vector<NodeTask> tasks;
+};
+inline SpeciesTasks tasks_of(const int* species, int nodes, int sets, int unit) {
+  SpeciesTasks result{std::vector<int>(size_t(nodes)), std::vector<int>(size_t(sets) + 1), {}};
+  std::vector<int> begin(size_t(sets) + 1);
+  for (int n = 0; n < nodes; ++n) ++begin[size_t(species[n]) + 1];
+  for (int s = 0; s < sets; ++s) begin[size_t(s) + 1] += begin[size_t(s)];
+  std::vector<int> next(begin.begin(), begin.end() - 1);
+  for (int n = 0; n < nodes; ++n) result.order[size_t(next[size_t(species[n])]++)] = n;
+  constexpr int most_tasks = 1024, least_units = 4;
+  const int most = std::max(least_units, (nodes / unit + most_tasks - 1) / most_tasks) * unit;
+  for (int s = 0; s < sets; ++s) {
+    const int end = begin[size_t(s) + 1];
+    result.of_species[size_t(s)] = int(result.tasks.size());
+    for (int at = begin[size_t(s)]; at < end; at += std::min(most, end - at)) result.tasks.push_back({s, at, at + std::min(most, end - at)});
+  }
+  result.of_species[size_t(sets)] = int(result.tasks.size());
+  return result;
 }
 
 // Of a convolution, call.sweeps: { senders, receivers }, each { begin, edge, other }, Int32Arrays. See Sweep of core/call.hpp.

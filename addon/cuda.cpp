@@ -61,6 +61,13 @@ struct DeviceSweeps {
   Readers readers;
 };
 
+// Nodes by species on a device.
+struct DeviceSpecies {
+  std::vector<DeviceMemory> memory;
+  NodeTasks tasks;
+  Readers readers;
+};
+
 // A part of some memory. The pointer is aligned as the dtype, since slices begin at elements.
 struct Array {
   SharedMemory memory;
@@ -75,6 +82,8 @@ template <>
 constexpr napi_type_tag tag<Plan> = {0x65717569746e7372, 0x637564612d706c61};
 template <>
 constexpr napi_type_tag tag<DeviceSweeps> = {0x65717569746e7372, 0x637564612d737765};
+template <>
+constexpr napi_type_tag tag<DeviceSpecies> = {0x65717569746e7372, 0x637564612d737065};
 template <>
 constexpr napi_type_tag tag<Array> = {0x65717569746e7372, 0x637564612d617272};
 template <>
@@ -145,7 +154,7 @@ class Target {
     capture ? capture->writes(array.memory) : array.memory->write_on(stream);
     return array.data();
   }
-  // A plan, or sweeps.
+  // A plan, sweeps, or species.
   template <class T>
   void runs(const Box<T>& object) const {
     if (capture) capture->keep(object);
@@ -299,6 +308,12 @@ Napi::Value create_gaunt(const Napi::CallbackInfo& info) {
     return make_gaunt(device, f.is_double, f.mul, f.slots, f.products, read_grid(o));
   });
 }
+Napi::Value create_gaunt_product(const Napi::CallbackInfo& info) {
+  return create(info, [](int device, const Napi::Object& o) {
+    const FactorsForm f = read_factors(o);
+    return make_gaunt_product(device, f.is_double, f.mul, f.slots, integer(o, "power"), read_grid(o));
+  });
+}
 Napi::Value create_fourier(const Napi::CallbackInfo& info) {
   return create(info, [](int device, const Napi::Object& o) {
     const ChannelForm f = read_channel_product(o);
@@ -316,6 +331,9 @@ Napi::Value create_matrix_block(const Napi::CallbackInfo& info) {
     const ChannelForm f = read_channel_product(o);
     return make_matrix_block(device, f.is_double, f.mul, f.slots, read_block_paths(o));
   });
+}
+Napi::Value create_symmetric_contraction(const Napi::CallbackInfo& info) {
+  return create(info, [](int device, const Napi::Object& o) { return make_symmetric_contraction(device, read_symmetric_contraction(o)); });
 }
 Napi::Value create_spherical_harmonics(const Napi::CallbackInfo& info) {
   return create(info, [](int device, const Napi::Object& o) {
@@ -339,6 +357,22 @@ Napi::Value create_sweeps(const Napi::CallbackInfo& info) {
     const int edges = sweep->begin[sweep->nodes];
     place(sweep->begin, sweep->nodes + 1), place(sweep->edge, edges), place(sweep->other, edges);
   }
+  return wrap(info.Env(), result);
+}
+
+// (device, species, number of sets, nodes that a block of threads takes at once)
+Napi::Value create_species(const Napi::CallbackInfo& info) {
+  refuse_capture(info.Env(), "species that this device has not seen yet, which are uploaded");
+  const int device = device_argument(info);
+  const OnDevice on(device);
+  const std::vector<int> species = ints(info[1]);
+  const SpeciesTasks host = tasks_of(species.data(), int(species.size()), info[2].As<Napi::Number>().Int32Value(), info[3].As<Napi::Number>().Int32Value());
+  const auto result = std::make_shared<DeviceSpecies>();
+  const auto place = [&]<class Item>(const std::vector<Item>& items) {
+    result->memory.emplace_back(device, items.data(), items.size() * sizeof(Item));
+    return result->memory.back().template as<Item>();
+  };
+  result->tasks = {place(host.order), place(host.tasks), place(host.of_species), int(host.tasks.size())};
   return wrap(info.Env(), result);
 }
 
@@ -366,7 +400,12 @@ void enqueue(const Operation& operation, const Call& call, const Box<DeviceSweep
   for_each_sweep(call, sweeps ? std::optional(sweeps->sweeps) : std::nullopt, false, [&](const Call& part) { enqueue(operation, part, stream); });
 }
 
-// (plan, call of arguments.hpp with device arrays, and with deviceSweeps for sweeps)
+Box<DeviceSpecies> species_in(const Napi::Object& call) {
+  const Napi::Value value = call.Get("deviceSpecies");
+  return value.IsExternal() ? live<DeviceSpecies>(value) : nullptr;
+}
+
+// (plan, call of arguments.hpp with device arrays, and with deviceSweeps for sweeps, deviceSpecies for species)
 Napi::Value run(const Napi::CallbackInfo& info) {
   const Box<Plan> plan = live<Plan>(info[0]);
   const auto o = info[1].As<Napi::Object>();
@@ -378,8 +417,10 @@ Napi::Value run(const Napi::CallbackInfo& info) {
   for (int s = 0; s < result_arrays; ++s) out[s] = target.writes(o.Get(result_names[s]));
   put_arrays(call, in, out);
   const Box<DeviceSweeps> sweeps = sweeps_in(o);
+  const Box<DeviceSpecies> species = species_in(o);
   target.runs(plan);
   if (sweeps) target.runs(sweeps);
+  if (species) target.runs(species), call.tasks = &species->tasks;
   enqueue(*plan->operation, call, sweeps, *target.stream);
   return info.Env().Undefined();
 }
@@ -388,6 +429,7 @@ Napi::Value run(const Napi::CallbackInfo& info) {
 struct HostCall {
   Box<Plan> plan;
   Box<DeviceSweeps> sweeps;
+  Box<DeviceSpecies> species;
   Call call;
   HostSpans spans;
   SharedStream stream;
@@ -400,7 +442,7 @@ struct HostCall {
     finish(*stream, [&] {
       for (int i = 0; i < operand_arrays; ++i) {
         const HostSpan& in = spans.in[i];
-        if (!in.data) continue;
+        if (!in.data || i == species_operand) continue;
         in_memory[i].emplace(stream, in.bytes);
         ins[i] = in_memory[i]->data();
         upload(in_memory[i]->data(), in.data, in.bytes, *stream);
@@ -413,6 +455,7 @@ struct HostCall {
         if (call.accumulate) upload(out_memory[s]->data(), out.data, out.bytes, *stream);
       }
       put_arrays(c, ins, outs);
+      if (species) c.tasks = &species->tasks;
       enqueue(*plan->operation, c, sweeps, *stream);
       for (int s = 0; s < result_arrays; ++s)
         if (spans.out[s].data) download(spans.out[s].data, out_memory[s]->data(), spans.out[s].bytes, *stream);
@@ -424,7 +467,7 @@ HostCall read_host_call(const Napi::CallbackInfo& info) {
   refuse_capture(info.Env(), "one on host arrays");
   const auto o = info[1].As<Napi::Object>();
   const Box<Plan> plan = live<Plan>(info[0]);
-  return {plan, sweeps_in(o), read_call(o), HostSpans(o), stream_of(info.Env(), plan->operation->device)};
+  return {plan, sweeps_in(o), species_in(o), read_call(o), HostSpans(o), stream_of(info.Env(), plan->operation->device)};
 }
 
 Napi::Value run_host(const Napi::CallbackInfo& info) {
@@ -674,13 +717,17 @@ void register_cuda(Napi::Env env, Napi::Object exports) {
   set<create_clebsch_gordan>(o, "createClebschGordan");
   set<create_weighted>(o, "createWeighted");
   set<create_gaunt>(o, "createGaunt");
+  set<create_gaunt_product>(o, "createGauntProduct");
   set<create_fourier>(o, "createFourier");
   set<create_matrix>(o, "createMatrix");
   set<create_matrix_block>(o, "createMatrixBlock");
+  set<create_symmetric_contraction>(o, "createSymmetricContraction");
   set<create_spherical_harmonics>(o, "createSphericalHarmonics");
   set<dispose<Plan>>(o, "disposeOperation");
   set<create_sweeps>(o, "createSweeps");
   set<dispose<DeviceSweeps>>(o, "disposeSweeps");
+  set<create_species>(o, "createSpecies");
+  set<dispose<DeviceSpecies>>(o, "disposeSpecies");
   set<run>(o, "run");
   set<run_host>(o, "runHost");
   set<run_host_async>(o, "runHostAsync");

@@ -12,7 +12,7 @@ export const help = `Compares tensor product operations head to head on this mac
 
   npm run compare -- [flags]
 
-  --suite NAME        instead of the head-to-head: ${namesOf(suites).join(', ')}, on the CPU
+  --suite NAME        instead of the head-to-head: ${namesOf(suites).join(', ')}, on the CPU; many-body also counted on the emulation of CUDA
 ${suites.map(({ name, meaning }) => `                      ${name}: ${meaning}`).join('\n')}
   --problem NAMES     ${namesOf(problems).join(', ')}, or those of the suite; default all
   --operation NAMES   ${namesOf(operations).join(', ')}; default all
@@ -60,7 +60,8 @@ export function parseFlags(args: string[]): Flags {
     const suite = suites.find(({ name }) => name === values.suite)
     if (!suite) throw new BadFlag(`--suite ${values.suite}: there is ${namesOf(suites).join(', ')}`)
     for (const flag of ['operation', 'L', 'parity', 'order', 'device'] as const) if (values[flag] !== undefined) throw new BadFlag(`--${flag}: not with --suite`)
-    if (backend !== 'cpu') throw new BadFlag(`--backend ${backend}: suites run on the cpu`)
+    if (backend !== 'cpu' && !suite.isCounted) throw new BadFlag(`--backend ${backend}: suites run on the cpu, but for ${namesOf(suites.filter(({ isCounted }) => isCounted)).join(', ')}`)
+    if (backend !== 'cpu' && values.threads !== undefined) throw new BadFlag(`--threads ${values.threads}: the backend ${backend} takes none`)
     if (values.molecules !== undefined && suite.name !== 'convolution') throw new BadFlag('--molecules: only with --suite convolution')
     const settings: SuiteSettings = {
       problems: chooseSome('problem', values.problem, namesOf(suite.problems)),
@@ -69,9 +70,10 @@ export function parseFlags(args: string[]): Flags {
       batch: integer('batch', values.batch ?? '50000', 1),
       dtype: chooseOne('dtype', values.dtype, ['float32', 'float64']),
       threads: integer('threads', values.threads ?? '1', 1),
+      ...(backend === 'cuda' && { backend }),
       ...(values.molecules !== undefined && { molecules: values.molecules }),
     }
-    return { ...parseFlags([]), help: values.help ?? false, json: values.json, suite: { suite, settings } }
+    return { ...parseFlags(backend === 'cuda' ? ['--backend', 'cuda'] : []), help: values.help ?? false, json: values.json, suite: { suite, settings } }
   }
   if (values.molecules !== undefined) throw new BadFlag('--molecules: only with --suite convolution')
   const foreign = backend === 'cpu' ? 'device' : 'threads'

@@ -1,18 +1,23 @@
 // npm run compare -- --suite many-body
+import { binary } from '../lib/native'
 import { timeCalls } from './cpu'
+import { BadFlag } from './flags'
 import { median } from './machine'
-import { manyBodyProblems, type ManyBodyProblem } from './many_body_problems'
+import { interpret } from './emulated'
+import { countPass } from './many_body_counted'
+import { modelledBatch } from './h100'
+import { manyBodyProblems, species, type ManyBodyProblem } from './many_body_problems'
 import { number, percent } from './report'
 import { arrayError, random, randomArray } from '../test/support'
 import { heading, speedOf, table, tolerance } from './weighted'
 import type { PassName } from './passes'
 import type { MakeOptions, Numbers } from './problems'
-import type { Suite, SuiteSettings } from './suites'
+import type { Suite, SuiteRun, SuiteSettings } from './suites'
 
-/** float32 against float64, of the same numbers: all arrays of a pass on three items. What float64 is, tests say. */
+/** Against float64 on the CPU, of the same numbers: all arrays of a pass on three items. What float64 is, tests say. */
 function errorOf(problem: ManyBodyProblem, pass: PassName, options: MakeOptions): number {
-  const results = ([options.dtype, 'float64'] as const).map((dtype) => {
-    const next = random(1), drawn: Numbers[] = [], op = problem.make({ ...options, dtype })
+  const results = ([options, { ...options, dtype: 'float64', backend: 'cpu' }] as const).map((options) => {
+    const { dtype } = options, next = random(1), drawn: Numbers[] = [], op = problem.make(options)
     op.bind(3, (length) => drawn[drawn.push(randomArray(dtype, length, next)) - 1]!)[pass]()
     op.dispose()
     return drawn
@@ -25,14 +30,16 @@ export const manyBody: Suite = {
   name: 'many-body',
   meaning: "MACE's symmetric contraction, and powers and products of signals on the sphere, with 128 channels",
   problems: manyBodyProblems,
+  isCounted: true,
   run(settings: SuiteSettings, progress) {
+    if (settings.backend === 'cuda') return runCounted(settings, progress)
     const { dtype, threads, layouts } = settings
     const chosen = manyBodyProblems.filter(({ name }) => settings.problems.includes(name))
     const tasks = chosen.flatMap((problem) => settings.passes.flatMap((pass) => layouts.map((layout) => ({ problem, pass, layout }))))
     const speeds = [speedOf(settings, mostBytes)]
     const results = tasks.map(({ problem, pass, layout }, n) => {
       progress(n, tasks.length, `${problem.name} ${pass}`)
-      const options = { dtype, layout, threads }, op = problem.make(options), cost = op.cost[pass]
+      const options = { dtype, layout, threads, backend: 'cpu' } as const, op = problem.make(options), cost = op.cost[pass]
       // All arrays of a case are made, of which there are three for each operand.
       const batch = Math.max(1, Math.min(settings.batch, Math.floor(mostBytes / op.cost.doubleBackward.bytes)))
       const next = random(2), timing = timeCalls([op.bind(batch, (length) => randomArray(dtype, length, next))[pass] as () => void], batch)
@@ -60,4 +67,39 @@ export const manyBody: Suite = {
       wrong: results.filter((r) => !isCorrect(r)).map((r) => `${r.problem} ${r.pass} ${r.layout}: error ${r.error}`),
     }
   },
+}
+
+/** On the emulation: counts, and a model of an H100. */
+function runCounted(settings: SuiteSettings, progress: Parameters<Suite['run']>[1]): SuiteRun {
+  if (binary.flavour !== 'emulated') throw new BadFlag('--suite many-body --backend cuda: on the emulation only, EQUITENSOR_BINARY=emulated')
+  const { dtype, layouts } = settings, uncounted = interpret()
+  const chosen = manyBodyProblems.filter(({ name }) => settings.problems.includes(name))
+  const tasks = chosen.flatMap((problem) => settings.passes.flatMap((pass) => layouts.map((layout) => ({ problem, pass, layout }))))
+  const results = tasks.map(({ problem, pass, layout }, n) => {
+    progress(n, tasks.length, `${problem.name} ${pass}`)
+    const options = { dtype, layout, backend: 'cuda' } as const
+    return { problem: problem.name, pass, layout, ...countPass(problem, pass, options), error: errorOf(problem, pass, options) }
+  })
+  progress(tasks.length, tasks.length, 'done')
+  const isCorrect = ({ error }: (typeof results)[number]) => error <= tolerance[dtype]
+  const unlessUncounted = (text: string) => (uncounted ? '-' : text)
+  const lines = results.map((r) => [
+    r.problem, r.pass, r.layout, String(r.launches), r.traffic.toFixed(3), unlessUncounted(r.instructions.toFixed(0)), unlessUncounted(r.modelled.toPrecision(3)), r.floor.toPrecision(3), r.boundBy,
+    unlessUncounted((r.modelled / r.floor).toFixed(2)), `${isCorrect(r) ? 'ok' : 'WRONG'} ${r.error.toExponential(0)}`,
+  ])
+  return {
+    text: [
+      'COUNTED AND MODELLED, NOT MEASURED: no GPU was used, and nothing here is a time that anybody has seen.',
+      `an item of a call of ${modelledBatch} with ${species} species, from counts of smaller calls: modelled H100 time = max(unique bytes / 3.35 TB/s, issued instructions / 29.6 T thread-instructions a second)`,
+      ...(uncounted ? [`instructions are not counted (${uncounted}), and so no time is modelled`] : []),
+      ...chosen.map(({ name, meaning, source }) => `  ${name}: ${meaning}; ${source}`),
+      '',
+      ...table(['problem', 'pass', 'layout', 'launches', 'x bytes', 'instr', 'modelled ns', 'floor ns', 'by', 'x floor', 'correct'], lines, 3),
+      '',
+      'launches: counted, a call; x bytes: of global memory, operands, tables and the partial sums of the weights, over inputs and results once; instr: thread-instructions, issued;',
+      'floor: of those bytes, or of the multiply-adds of the CPU kernels, an instruction each; correct: against float64 on the CPU',
+    ],
+    json: { results },
+    wrong: results.filter((r) => !isCorrect(r)).map((r) => `${r.problem} ${r.pass} ${r.layout}: error ${r.error}`),
+  }
 }

@@ -1,5 +1,5 @@
 // Many-body products: MACE's symmetric contraction, and its counterpart on the sphere, the power of a signal.
-import { GauntPower, GauntProduct, Irreps, SymmetricContraction } from '../lib/index'
+import { GauntPower, GauntProduct, Irreps, SymmetricContraction, type DeviceArray } from '../lib/index'
 import type { PassName } from './passes'
 import type { MakeOptions, Numbers } from './problems'
 
@@ -8,31 +8,33 @@ export interface ManyBodyCase {
   readonly cost: Record<PassName, { flops: number; bytes: number }>
   /** Bytes of weights, which all items share. */
   readonly weightBytes: number
-  /** Calls of every pass on `batch` items, into arrays that are there; `draw` makes the operands. */
-  bind(batch: number, draw: (length: number) => Numbers): Record<PassName, () => unknown>
+  /** Calls of every pass on `batch` items, of so many species, into arrays that are there; `draw` makes the operands. */
+  bind(batch: number, draw: (length: number) => Numbers | DeviceArray, species?: number): Record<PassName, () => unknown>
   dispose(): void
 }
 export interface ManyBodyProblem {
   name: string
   meaning: string
   source: string
-  make(options: MakeOptions): ManyBodyCase
+  /** `sets`: of weights, one a species. */
+  make(options: MakeOptions, sets?: number): ManyBodyCase
 }
 
-const channels = 128, species = 89
+export const species = 89
+const channels = 128
 const withChannels = (irreps: string) => new Irreps(irreps).blocks.map(({ ir }) => [channels, ir] as const)
 const mace = 'Batatia et al., MACE, NeurIPS 2022; models of Batatia et al. 2023 (arXiv 2401.00096): 128 channels, lmax 3, correlation 3, 89 species'
 
 function contraction(irrepsOut: string, correlation: number): ManyBodyProblem['make'] {
-  return (options) => {
-    const op: SymmetricContraction<any> = new SymmetricContraction<any>(withChannels('0e+1o+2e+3o'), withChannels(irrepsOut), { ...options, correlation, numSpecies: species })
+  return (options, sets = species) => {
+    const op: SymmetricContraction<any> = new SymmetricContraction<any>(withChannels('0e+1o+2e+3o'), withChannels(irrepsOut), { ...options, correlation, numSpecies: sets })
     return {
       cost: op.cost,
-      weightBytes: species * op.weightNumel * (options.dtype === 'float32' ? 4 : 8),
-      bind(batch, draw) {
+      weightBytes: sets * op.weightNumel * (options.dtype === 'float32' ? 4 : 8),
+      bind(batch, draw, present = sets) {
         const [x, ax, dx] = [0, 1, 2].map(() => draw(batch * op.irrepsIn.dim)) as any[], [z, gradOut, dg] = [0, 1, 2].map(() => draw(batch * op.irrepsOut.dim)) as any[]
-        const [w, aw, dw] = [0, 1, 2].map(() => draw(species * op.weightNumel)) as any[]
-        const of = Int32Array.from({ length: batch }, (_, n) => (n * 7) % species)
+        const [w, aw, dw] = [0, 1, 2].map(() => draw(sets * op.weightNumel)) as any[]
+        const of = Int32Array.from({ length: batch }, (_, n) => (n * 7) % present)
         return {
           forward: () => op.forward(x, of, w, { out: z }),
           backward: () => op.backward(x, of, w, gradOut, { out: { x: dx, weight: dw } }),

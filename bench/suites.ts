@@ -13,6 +13,8 @@ export interface SuiteSettings {
   batch: number
   dtype: Dtype
   threads: number
+  /** Where a suite is counted on the emulation of CUDA; otherwise it is timed on the CPU. */
+  backend?: 'cuda'
   /** A file in extended XYZ. */
   molecules?: string
 }
@@ -29,6 +31,8 @@ export interface Suite {
   name: string
   meaning: string
   problems: readonly { name: string }[]
+  /** Whether it can be counted on the emulation. */
+  isCounted?: boolean
   run(settings: SuiteSettings, progress: (done: number, all: number, text: string) => void): SuiteRun
 }
 

@@ -16,6 +16,7 @@
 #include "weighted.hpp"
 #include <algorithm>
 #include <set>
+#include <utility>
 
 namespace equitensor {
 
@@ -422,21 +423,19 @@ GauntProductPlan<T> gaunt_product_plan(Store& store, int mul, const std::vector<
   GauntProductPlan<T> plan{};
   plan.mul = mul, plan.rings = grid.rings, plan.angles = grid.angles, plan.power = power;
   plan.factors = int(slots.size()) - 1, plan.parts = 1;
-  std::vector<GauntSlot<T>> built;
+  GauntSlot<T>* next = plan.slots;
   const int n = power ? power : plan.factors;
   const long mirrored = grid.rings / 2, angle_fold = 2 * ((grid.angles - 1) / 2), points = long(grid.rings) * grid.angles;
   long inputs = 0, outputs = 0, result_in = 0, result_out = 0;  // to the grid and back, of all factors and of the result
   for (const ChannelSlot& channels : slots) {
-    GauntSlot<T> slot{};
+    GauntSlot<T>& slot = *next++;
     const GauntSlotFlops each = build_gaunt_slot(store, slot, channels, grid);
     plan.parts = std::max(plan.parts, slot.parts);
     const long folds = mirrored * 2 * slot.parts * (2 * slot.degree + 1), rings = long(grid.rings) * slot.parts;
     const bool is_result = &channels == &slots.back();
     (is_result ? result_in : inputs) += each.synthesis + folds + rings * (each.to_angles + angle_fold);
     (is_result ? result_out : outputs) += each.analysis + folds + rings * (each.from_angles + angle_fold);
-    built.push_back(slot);
   }
-  plan.slots = store.items(std::move(built));
   // Operations of a product at a point, of the part of e of one of dual numbers, and of all of that.
   const long multiply = plan.parts == 2 ? 6 : 1, tangent = 2 * multiply + plan.parts, both = multiply + tangent, scale = plan.parts;
   flops.forward = mul * (inputs + result_out + points * (n - 1) * multiply);
@@ -781,67 +780,77 @@ struct ProductEntries {
   }
 };
 
+// What a symmetric contraction computes: pairs = squares(x, x), y = weighted terms of x and the pairs, z = products(y, x) + weighted linear terms of x.
+struct SymmetricTables {
+  int inputs = 0, pairs = 0, sums = 0, outputs = 0;  // components of a channel: of x, of the pairs, of y, of z
+  ProductEntries squares, products;
+  std::vector<PlanSymmetricTerm> terms, linear;
+
+  SymmetricTables(const SymmetricForm& form, SymmetricBasis& basis) {
+    std::vector<int> first[2];  // components of a channel before the block's
+    for (int s = 0; s < 2; ++s) {
+      int& components = s == 0 ? inputs : outputs;
+      for (const IrrepsBlock& b : s == 0 ? form.in : form.out) first[s].push_back(std::exchange(components, components + 2 * b.l + 1));
+    }
+    std::map<std::array<int, 3>, int> known_pairs, known_sums;
+    const auto l_of = [&](int block) { return form.in[size_t(block)].l; };
+    for (const SymmetricPath& row : basis.rows) {
+      const int out = first[1][size_t(row.out)];
+      int source = first[0][size_t(row.in[0])], l = l_of(row.in[0]);
+      if (row.order == 1) {
+        linear.push_back({source, out, 2 * l + 1, false});
+        continue;
+      }
+      if (row.order == 3) {
+        const auto [pair, added] = known_pairs.insert({{row.in[0], row.in[1], row.l12}, pairs});
+        if (added) {
+          squares.add(basis.couplings.of(l, l_of(row.in[1]), row.l12), source, first[0][size_t(row.in[1])], pairs, true);
+          pairs += 2 * row.l12 + 1;
+        }
+        source = inputs + pair->second, l = row.l12;
+      }
+      const int right = row.in[row.order - 1];
+      const auto [sum, added] = known_sums.insert({{row.out, right, l}, sums});
+      if (added) {
+        products.add(basis.couplings.of(l, l_of(right), form.out[size_t(row.out)].l), sums, first[0][size_t(right)], out, false);
+        sums += 2 * l + 1;
+      }
+      terms.push_back({source, sum->second, 2 * l + 1, added});
+    }
+  }
+};
+
 // Operations are those of a node; the weights of the basis are made once a call.
 template <class T, class Store>
 SymmetricPlan<T> symmetric_plan(Store& store, const SymmetricForm& form, SymmetricBasis& basis, PassFlops& flops) {
+  SymmetricTables tables(form, basis);
   SymmetricPlan<T> plan{};
   plan.mul = form.mul;
-  std::vector<int> first[2];  // components of a channel before the block's
+  plan.inputs = tables.inputs, plan.pairs = tables.pairs, plan.sums = tables.sums, plan.outputs = tables.outputs;
   for (int s = 0; s < 2; ++s) {
-    int& components = s == 0 ? plan.inputs : plan.outputs;
     std::vector<PlanBlock> blocks;
-    for (const IrrepsBlock& b : s == 0 ? form.in : form.out) {
+    for (const IrrepsBlock& b : s == 0 ? form.in : form.out)
       blocks.push_back({b.offset, b.mul, 2 * b.l + 1, b.component == b.mul || b.mul == 1 || b.l == 0, false});
-      first[s].push_back(components);
-      components += 2 * b.l + 1;
-    }
     plan.dim[s] = form.dims[s];
     plan.block_count[s] = int(blocks.size());
     plan.blocks[s] = store.items(std::move(blocks));
   }
-  ProductEntries squares, products;
-  std::map<std::array<int, 3>, int> pairs, sums;
-  std::vector<PlanSymmetricTerm> terms, linear;
-  const auto l_of = [&](int block) { return form.in[size_t(block)].l; };
-  for (const SymmetricPath& row : basis.rows) {
-    const int out = first[1][size_t(row.out)];
-    int source = first[0][size_t(row.in[0])], l = l_of(row.in[0]);
-    if (row.order == 1) {
-      linear.push_back({source, out, 2 * l + 1, false});
-      continue;
-    }
-    if (row.order == 3) {
-      const auto [pair, added] = pairs.insert({{row.in[0], row.in[1], row.l12}, plan.pairs});
-      if (added) {
-        squares.add(basis.couplings.of(l, l_of(row.in[1]), row.l12), source, first[0][size_t(row.in[1])], plan.pairs, true);
-        plan.pairs += 2 * row.l12 + 1;
-      }
-      source = plan.inputs + pair->second, l = row.l12;
-    }
-    const int right = row.in[row.order - 1];
-    const auto [sum, added] = sums.insert({{row.out, right, l}, plan.sums});
-    if (added) {
-      products.add(basis.couplings.of(l, l_of(right), form.out[size_t(row.out)].l), plan.sums, first[0][size_t(right)], out, false);
-      plan.sums += 2 * l + 1;
-    }
-    terms.push_back({source, sum->second, 2 * l + 1, added});
-  }
   long q, q_map, q_back, r, r_map, r_back;
-  plan.squares = squares.build<T>(store, plan.pairs, q, q_map, q_back);
-  plan.products = products.build<T>(store, plan.outputs, r, r_map, r_back);
+  plan.squares = tables.squares.template build<T>(store, plan.pairs, q, q_map, q_back);
+  plan.products = tables.products.template build<T>(store, plan.outputs, r, r_map, r_back);
   long into_sums = 0, first_into_sums = 0, of_pairs = 0, into_outputs = 0;
-  for (const PlanSymmetricTerm& t : terms) {
+  for (const PlanSymmetricTerm& t : tables.terms) {
     into_sums += t.count, first_into_sums += t.first ? t.count : 0, of_pairs += t.source >= plan.inputs ? t.count : 0;
   }
-  for (const PlanSymmetricTerm& t : linear) into_outputs += t.count;
+  for (const PlanSymmetricTerm& t : tables.linear) into_outputs += t.count;
   const long sums_made = q + q_map + 2 * into_sums - first_into_sums;
   flops.forward = form.mul * (sums_made + r + r_map + 2 * into_outputs);
   flops.backward = form.mul * (sums_made + r_back + 4 * r + 4 * (into_sums + into_outputs) + q_back + 4 * q);
   // On dual numbers, whose products are three multiply-adds.
   flops.double_backward = form.mul * (sums_made + 3 * q + q_map + 4 * into_sums - first_into_sums + 3 * r + r_map + 4 * into_outputs +
                                       r_back + 6 * r + 8 * into_sums + 2 * of_pairs + 4 * into_outputs + 2 * q_back + 8 * q);
-  plan.term_count = int(terms.size()), plan.linear_count = int(linear.size());
-  plan.terms = store.items(std::move(terms)), plan.linear = store.items(std::move(linear));
+  plan.term_count = int(tables.terms.size()), plan.linear_count = int(tables.linear.size());
+  plan.terms = store.items(std::move(tables.terms)), plan.linear = store.items(std::move(tables.linear));
   return plan;
 }
 

@@ -43,6 +43,17 @@ struct Sweep {
   int others;         // how many of those there are
 };
 
+// Nodes of a symmetric contraction by species, in tasks of nodes of one species, on a device: one of them is a block of threads' work.
+struct NodeTask {
+  int species, begin, end;  // nodes order[begin], ..., order[end - 1]
+};
+struct NodeTasks {
+  const int* order;
+  const NodeTask* tasks;   // by species
+  const int* of_species;   // species + 1; the tasks of species s are those from of_species[s] to of_species[s + 1]
+  int count;
+};
+
 // Arrays of the operation's dtype, null where there is none. A shared slot is one row for all items: its operands are, and its
 // result is the sum over the items.
 struct Call {
@@ -54,6 +65,7 @@ struct Call {
   void* weight_out;
   bool weight_shared;
   const int* species;  // of a symmetric contraction: of every item, whose set of weights it takes; null: 0
+  const NodeTasks* tasks;  // and on a device, in the place of that
   // Of a product of many factors, which take the place of x and y.
   const void *factor[max_factors], *factor_direction[max_factors];
   void* factor_out[max_factors];

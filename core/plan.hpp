@@ -1,6 +1,7 @@
 // What a kernel is given, on either backend: plain data, built once by build_plan.hpp. No functions here: anything inline would be
 // compiled for AVX-512 under a name that the baseline shares.
 #pragma once
+#include "call.hpp"
 #include "irreps.hpp"
 
 namespace equitensor {
@@ -170,7 +171,7 @@ struct GauntProductPlan {
   int mul, rings, angles;
   int factors, power;         // power: of the one factor; otherwise 0
   int parts;                  // 2: values even and odd under inversion, multiplied as such
-  const GauntSlot<T>* slots;  // of the factors, and the result
+  GauntSlot<T> slots[max_factors + 1];  // of the factors, and the result
 };
 
 // Sums of terms plus or minus a b, of complex coefficients (core/fourier_terms.hpp): those of one kind and sign in a run.

@@ -95,11 +95,8 @@ inline Rows channel_rows(const PlanSlot& slot, int mul, bool shared, bool channe
 }
 
 // Whether neighbouring channels are neighbours in memory (ir_mul).
-inline bool are_innermost(const ChannelSlot (&slots)[3]) {
-  for (const ChannelSlot& slot : slots)
-    for (const IrrepsBlock& block : slot.blocks)
-      if (block.mul == 1 || block.channel != 1) return false;
-  return true;
+inline bool are_innermost(const ChannelSlot& slot) {
+  return std::all_of(slot.blocks.begin(), slot.blocks.end(), [](const IrrepsBlock& block) { return block.mul > 1 && block.channel == 1; });
 }
 
 // Sum of the rows, in an order that depends on their number only: out = sum over i of rows[i], or out += it.
@@ -189,7 +186,7 @@ class ChannelProduct : public Operation {
   // build(store) makes the plan.
   template <class Build>
   ChannelProduct(int device, const ChannelSlot (&slots)[3], Kernel kernel, Build&& build)
-      : Operation(device, sizeof(T) == 8, slots[0].dim, slots[1].dim, slots[2].dim), arena_(device), innermost_(are_innermost(slots)),
+      : Operation(device, sizeof(T) == 8, slots[0].dim, slots[1].dim, slots[2].dim), arena_(device), innermost_(are_innermost(slots[0]) && are_innermost(slots[1]) && are_innermost(slots[2])),
         plan_(arena_.build(build)), kernel_(kernel) {
     for (const Terms& terms : {forward_terms(), backward_terms()}) tiling_for<Items<C>>(device, Layout(plan_, terms).components, 1, 1);
     allow_all_shared_memory(device, kernel);

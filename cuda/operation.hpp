@@ -34,6 +34,10 @@ std::unique_ptr<Operation> make_matrix(int device, bool is_double, int mul, cons
                                        const std::vector<PlanProduct>& products, int k);
 std::unique_ptr<Operation> make_matrix_block(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],
                                              const std::vector<MatrixBlockPath>& paths);
+// slots: of the factors, and the result. power: of the one factor; otherwise 0. Calls have factors in place of x and y.
+std::unique_ptr<Operation> make_gaunt_product(int device, bool is_double, int mul, const std::vector<ChannelSlot>& slots, int power, const Grid& grid);
+// Calls have `tasks`, and no y; all sets of weights, one a species, are one row.
+std::unique_ptr<Operation> make_symmetric_contraction(int device, const SymmetricForm& form);
 // The vectors are x; y is not read.
 std::unique_ptr<Operation> make_spherical_harmonics(int device, bool is_double, const std::vector<int>& degrees,
                                                     const std::vector<double>& scale, bool normalize);

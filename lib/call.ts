@@ -4,7 +4,8 @@ import { cuda } from './cuda'
 import { DeviceArray, nativeArray } from './device_array'
 import { argumentError, describe, EquitensorError } from './errors'
 import { sweepsOnDevice } from './graph'
-import { native, type NativeArray, type NativeArrays, type NativeCudaOperation, type NativeOperation } from './native'
+import { native, type NativeArray, type NativeArrays, type NativeCudaOperation, type NativeFactors, type NativeOperation } from './native'
+import { speciesOnDevice } from './species'
 
 /** Of one kind: arrays of the host, or of the device. */
 export type OperandOf<D extends DType> = ArrayOf<D> | DeviceArray<D>
@@ -14,9 +15,11 @@ export interface AsyncOptions {
   signal?: AbortSignal
 }
 
+type Arrays<A> = NativeArrays<A> | NativeFactors<A>
+
 /** Arrays of a call, checked. Results that nothing contributes to are in `zero`, and not in the call. */
-export interface CheckedCall<D extends DType> {
-  arrays: NativeArrays<OperandOf<D>>
+export interface CheckedCall<D extends DType, Given extends Arrays<OperandOf<D>> = NativeArrays<OperandOf<D>>> {
+  arrays: Given
   zero: OperandOf<D>[]
 }
 
@@ -34,42 +37,42 @@ export type Slot = (typeof slots)[number]
 export const slotOf = { x: 'x', y: 'y', w: 'w', z: 'z', ax: 'x', ay: 'y', aw: 'w', xOut: 'x', yOut: 'y', wOut: 'w', zOut: 'z' } as const
 export const names = Object.keys(slotOf) as (keyof typeof slotOf)[]
 
-const computes = <D extends DType>(arrays: NativeArrays<OperandOf<D>>) => slots.some((slot) => arrays[`${slot}Out`])
+const computes = (arrays: Arrays<unknown>) => Object.entries(arrays).some(([name, array]) => name.endsWith('Out') && array !== undefined)
+const isOnDevice = (arrays: Arrays<unknown>) => ('factors' in arrays ? arrays.f1 : arrays.x) instanceof DeviceArray
 
-export function runCall<D extends DType>(runner: Runner, { arrays, zero }: CheckedCall<D>): void {
+export function runCall<D extends DType>(runner: Runner, { arrays, zero }: CheckedCall<D, Arrays<OperandOf<D>>>): void {
   for (const array of zero) fillZero(array)
   if (!computes(arrays)) return
   const operation = runner.cuda
   if (operation) {
-    const deviceSweeps = arrays.sweeps && sweepsOnDevice(arrays.sweeps, runner.device)
-    if (arrays.x instanceof DeviceArray) cuda((addon) => addon.run(operation, { ...onDevice(arrays), deviceSweeps }))
-    else cuda((addon) => addon.runHost(operation, { ...(arrays as NativeArrays<ArrayOf<D>>), deviceSweeps }))
+    const call = forDevice(arrays, runner.device)
+    if (isOnDevice(arrays)) cuda((addon) => addon.run(operation, onDevice(call)))
+    else cuda((addon) => addon.runHost(operation, call as Arrays<ArrayOf<D>>))
     return
   }
   try {
-    native.contract(runner.cpu!, { ...(arrays as NativeArrays<ArrayOf<D>>), threads: runner.threads })
+    native.contract(runner.cpu!, { ...(arrays as Arrays<ArrayOf<D>>), threads: runner.threads })
   } catch (cause) {
     throw translated(cause)
   }
 }
 
 /** @throws EquitensorError `invalid_option` for a signal that is none, `aborted`. */
-export async function runCallAsync<D extends DType>(runner: Runner, { arrays, zero }: CheckedCall<D>, signal: AbortSignal | undefined): Promise<void> {
+export async function runCallAsync<D extends DType>(runner: Runner, { arrays, zero }: CheckedCall<D, Arrays<OperandOf<D>>>, signal: AbortSignal | undefined): Promise<void> {
   requireSignal(signal)
   if (computes(arrays)) await start(runner, arrays, signal)
   for (const array of zero) fillZero(array)
 }
 
-async function start<D extends DType>(runner: Runner, arrays: NativeArrays<OperandOf<D>>, signal: AbortSignal | undefined): Promise<void> {
+async function start<D extends DType>(runner: Runner, arrays: Arrays<OperandOf<D>>, signal: AbortSignal | undefined): Promise<void> {
   const operation = runner.cuda
   const cancel = signal && new Int32Array(new SharedArrayBuffer(4))
-  const deviceSweeps = operation && arrays.sweeps && sweepsOnDevice(arrays.sweeps, runner.device)
-  const call = { ...(arrays as NativeArrays<ArrayOf<D>>), cancel, deviceSweeps }
+  const call = { ...((operation ? forDevice(arrays, runner.device) : arrays) as Arrays<ArrayOf<D>>), cancel }
   const done = !operation
     ? native.contractAsync(runner.cpu!, { ...call, threads: runner.threads }).catch((cause) => Promise.reject(translated(cause)))
-    : arrays.x instanceof DeviceArray
+    : isOnDevice(arrays)
       ? cuda((addon) => {
-          addon.run(operation, { ...onDevice(arrays), deviceSweeps })
+          addon.run(operation, onDevice(call))
           return addon.finished(runner.device)
         })
       : cuda((addon) => addon.runHostAsync(operation, call))
@@ -100,9 +103,15 @@ export async function cancellable(done: Promise<void>, signal: AbortSignal, canc
   }
 }
 
-function onDevice<D extends DType>(arrays: NativeArrays<OperandOf<D>>): NativeArrays<NativeArray> {
-  const natives = names.map((name) => [name, arrays[name] && nativeArray(arrays[name] as DeviceArray<D>)] as const)
-  return { ...arrays, ...Object.fromEntries(natives) } as unknown as NativeArrays<NativeArray>
+/** With what of the call has a copy on the device. */
+function forDevice<D extends DType>(arrays: Arrays<OperandOf<D>>, device: number): Arrays<OperandOf<D>> {
+  if ('factors' in arrays) return arrays
+  const { sweeps, bySpecies } = arrays
+  return { ...arrays, deviceSweeps: sweeps && sweepsOnDevice(sweeps, device), deviceSpecies: bySpecies && speciesOnDevice(bySpecies, device) }
+}
+
+function onDevice<Given extends object>(arrays: Given): Arrays<NativeArray> {
+  return Object.fromEntries(Object.entries(arrays).map(([name, array]) => [name, array instanceof DeviceArray ? nativeArray(array) : array])) as never
 }
 
 function fillZero(array: ArrayLike<number> | DeviceArray): void {

@@ -1,13 +1,16 @@
 import { allocate, requireArray, requireLength, requireSeparate, rowCount, type ArrayOf, type DType } from './arrays'
-import { cancellable, requireSignal, translated, type AsyncOptions } from './call'
+import { runCall, runCallAsync, type AsyncOptions, type CheckedCall, type OperandOf, type Runner } from './call'
 import { requireSignals } from './channel_product'
+import { itemsForCpu } from './cost_model'
+import { cuda } from './cuda'
+import { DeviceArray, requireDeviceArray } from './device_array'
 import { argumentError, describe, EquitensorError } from './errors'
 import type { SphereGrid } from './gaunt'
 import { compareIrreps, formatIrrep, Irreps, irrepKey, maxOutputDegree, type Irrep, type IrrepsLike } from './irreps'
 import { channelsOf, packChannels } from './layout'
-import { native, type NativeFactorsCall, type NativeOperation, type Pass } from './native'
-import type { ForwardOptions, PassCost } from './operation'
-import { commonOptions, inputIrreps, outputIrreps, requireKnownOptions, resolveCpuOptions, type Backend, type CommonOptions, type Layout } from './options'
+import { native, type NativeFactors, type NativeFactorsCall, type Pass } from './native'
+import { createPlan, type ForwardOptions, type PassCost, type Plan } from './operation'
+import { commonOptions, inputIrreps, outputIrreps, requireKnownOptions, resolveOptions, type Backend, type CommonOptions, type Layout } from './options'
 
 export interface GauntProductOptions<D extends DType> extends CommonOptions<D> {
   /** Irreps of the output, each once, with the inputs' multiplicity; by default every irrep that can be reached, sorted. */
@@ -34,6 +37,12 @@ interface Request {
   names: { x(i: number): string; direction(i: number): string; xOut(i: number): string; zOut: string }
 }
 
+type FactorsCall<D extends DType> = CheckedCall<D, NativeFactors<OperandOf<D>>>
+interface FactorsResults<D extends DType> {
+  x: (ArrayOf<D> | undefined)[]
+  z: ArrayOf<D> | undefined
+}
+
 /** Factors in, product out: checks, and calls of native code. */
 class FactorsOperation<D extends DType> {
   readonly irrepsOut: Irreps
@@ -42,8 +51,11 @@ class FactorsOperation<D extends DType> {
   readonly dtype: D
   readonly layout: Layout
   readonly threads: number
+  readonly device: number
   readonly cost: Readonly<Record<Pass, PassCost>>
-  #native: NativeOperation | undefined
+  #plan: Plan | undefined
+  /** As of {@link TensorProduct}. */
+  readonly #itemsForCpu: number
 
   /** power: of the one factor; otherwise 0. */
   constructor(
@@ -55,7 +67,7 @@ class FactorsOperation<D extends DType> {
     internals: GauntProductInternals,
   ) {
     requireKnownOptions(options, commonOptions)
-    const resolved = resolveCpuOptions(options, 'a product of many signals')
+    const resolved = resolveOptions(options)
     const mul = requireSignals(irrepsIn[0]!, names[0]!)
     irrepsIn.forEach((irreps, i) => {
       if (requireSignals(irreps, names[i]!) !== mul) throw argumentError('unequal_multiplicities', names[i]!, `multiplicity ${mul} as ${names[0]!} has`, `'${irreps}'`)
@@ -79,7 +91,7 @@ class FactorsOperation<D extends DType> {
     this.grid = Object.freeze(internals.grid ?? { beta: Math.floor(degrees / 2) + 1, alpha: degrees + 1 })
     // Where a product would reach an output with the other parity, even and odd irreps are multiplied apart.
     const mixes = blocksOut.some(({ ir: { l, p } }) => reached.has(irrepKey({ l, p: -p as 1 | -1 })))
-    this.#native = native.createGauntProduct({
+    const form = {
       isDouble: resolved.dtype === 'float64',
       mul,
       slots: [...irrepsIn, this.irrepsOut].map((irreps) => {
@@ -90,40 +102,32 @@ class FactorsOperation<D extends DType> {
       power,
       rings: this.grid.beta,
       angles: this.grid.alpha,
-    })
+    }
+    const plan = (this.#plan = createPlan('createGauntProduct', form, resolved))
     this.backend = resolved.backend
     this.dtype = resolved.dtype
     this.layout = resolved.layout
     this.threads = resolved.threads
-    const flops = native.flops(this.#native), size = resolved.dtype === 'float32' ? 4 : 8
+    this.device = resolved.device
+    const flops = native.flops(plan.cpu), size = resolved.dtype === 'float32' ? 4 : 8
     const inputs = irrepsIn.reduce((sum, { dim }) => sum + dim, 0)
     this.cost = {
       forward: { flops: flops.forward, bytes: size * (inputs + this.irrepsOut.dim) },
       backward: { flops: flops.backward, bytes: size * (2 * inputs + this.irrepsOut.dim) },
       doubleBackward: { flops: flops.doubleBackward, bytes: size * (3 * inputs + 2 * this.irrepsOut.dim) },
     }
+    this.#itemsForCpu = plan.cuda && resolved.choice.isAutomatic ? itemsForCpu(this.cost.forward, this.threads) : 0
   }
 
-  run(request: Request): { x: (ArrayOf<D> | undefined)[]; z: ArrayOf<D> | undefined } {
-    const { call, zero, results } = this.#prepare(request)
-    for (const array of zero) array.fill(0)
-    try {
-      if (call) native.contract(this.#live(), call)
-    } catch (cause) {
-      throw translated(cause)
-    }
+  run(request: Request): FactorsResults<D> {
+    const { call, results } = this.#prepare(request)
+    runCall(this.#runner(call), call)
     return results
   }
 
-  async runAsync(request: Request, signal: AbortSignal | undefined): Promise<{ x: (ArrayOf<D> | undefined)[]; z: ArrayOf<D> | undefined }> {
-    const { call, zero, results } = this.#prepare(request)
-    requireSignal(signal)
-    if (call) {
-      const cancel = signal && new Int32Array(new SharedArrayBuffer(4))
-      const done = native.contractAsync(this.#live(), { ...call, cancel }).catch((cause) => Promise.reject(translated(cause)))
-      await (signal ? cancellable(done, signal, cancel!) : done)
-    }
-    for (const array of zero) array.fill(0)
+  async runAsync(request: Request, signal: AbortSignal | undefined): Promise<FactorsResults<D>> {
+    const { call, results } = this.#prepare(request)
+    await runCallAsync(this.#runner(call), call, signal)
     return results
   }
 
@@ -138,56 +142,67 @@ class FactorsOperation<D extends DType> {
     })
     if (gradients) call.z = allocate(this.dtype, this.irrepsOut.dim)
     if (!gradients || second) call.zOut = allocate(this.dtype, this.irrepsOut.dim)
-    const operation = this.#live()
+    const { cpu } = this.#live()
     native.takeCount()
-    native.contract(operation, call)
+    native.contract(cpu, call)
     return native.takeCount()
   }
 
   dispose(): void {
-    if (this.#native) native.dispose(this.#native)
-    this.#native = undefined
+    const plan = this.#plan
+    this.#plan = undefined
+    if (!plan) return
+    native.dispose(plan.cpu)
+    if (plan.cuda) cuda((addon) => addon.disposeOperation(plan.cuda!))
   }
 
-  #live(): NativeOperation {
-    if (!this.#native) throw new EquitensorError('disposed', `${this.name}: expected a live operation, got one after dispose()`)
-    return this.#native
+  #live(): Plan {
+    if (!this.#plan) throw new EquitensorError('disposed', `${this.name}: expected a live operation, got one after dispose()`)
+    return this.#plan
   }
 
-  #prepare({ x, gradOut, directions, wanted, out, accumulate = false, names }: Request) {
+  #runner({ arrays: { f1, batch } }: FactorsCall<D>): Runner {
+    const { cpu, cuda } = this.#live()
+    return { cpu, cuda: f1 instanceof DeviceArray || batch > this.#itemsForCpu ? cuda : undefined, device: this.device, threads: this.threads }
+  }
+
+  #prepare({ x, gradOut, directions, wanted, out, accumulate = false, names }: Request): { call: FactorsCall<D>; results: FactorsResults<D> } {
     this.#live()
     const { dtype, irrepsOut } = this
-    const inputs: Record<string, ArrayOf<D>> = {}, outputs: Record<string, ArrayOf<D>> = {}
+    const isOnDevice = this.backend === 'cuda' && x[0] instanceof DeviceArray
+    const requireOperand = (value: unknown, argument: string): OperandOf<D> =>
+      isOnDevice ? requireDeviceArray(value, argument, dtype, this.device) : requireArray(value, argument, dtype)
+    const inputs: Record<string, OperandOf<D>> = {}, outputs: Record<string, OperandOf<D>> = {}
     let batch = -1
     const arrays = this.irrepsIn.map(({ dim }, i) => {
-      const array = (inputs[names.x(i)] = requireArray(x[i], names.x(i), dtype))
+      const array = (inputs[names.x(i)] = requireOperand(x[i], names.x(i)))
       const rows = rowCount(array, names.x(i), dim, `(batch, irrepsIn.dim ${dim})`)
       if (batch >= 0 && rows !== batch) throw argumentError('batch_mismatch', names.x(i), `a batch of ${batch} as ${names.x(0)} has`, `a batch of ${rows}`)
       batch = rows
       return array
     })
     const lengthOut = batch * irrepsOut.dim, shapeOut = `(batch ${batch}, irrepsOut.dim ${irrepsOut.dim})`
-    const call: NativeFactorsCall = { factors: true, batch, threads: this.threads }
+    const call: NativeFactors<OperandOf<D>> = { factors: true, batch }
     if (gradOut !== undefined || wanted.x.includes(true)) {
-      call.z = inputs.gradOut = requireArray(gradOut, 'gradOut', dtype)
+      call.z = inputs.gradOut = requireOperand(gradOut, 'gradOut')
       requireLength(inputs.gradOut, 'gradOut', lengthOut, shapeOut)
     }
     arrays.forEach((array, i) => {
       call[factorKeys[i]!] = array
       const direction = directions?.[i]
       if (direction === undefined) return
-      inputs[names.direction(i)] = call[`a${factorKeys[i]!}`] = requireArray(direction, names.direction(i), dtype)
+      inputs[names.direction(i)] = call[`a${factorKeys[i]!}`] = requireOperand(direction, names.direction(i))
       requireLength(inputs[names.direction(i)]!, names.direction(i), array.length, `as many as ${names.x(i)}`)
     })
 
     if (typeof accumulate !== 'boolean') throw argumentError('invalid_option', 'options.accumulate', 'a boolean', describe(accumulate))
-    const take = (given: unknown, name: string, isWanted: boolean, length: number, shape: string): ArrayOf<D> | undefined => {
+    const take = (given: unknown, name: string, isWanted: boolean, length: number, shape: string): OperandOf<D> | undefined => {
       if (given === undefined) {
         if (isWanted && accumulate) throw argumentError('invalid_option', name, 'an array to accumulate in', 'none')
         return undefined
       }
       if (!isWanted) throw argumentError('invalid_option', name, 'no array, since it is not needed', 'an array')
-      const array = (outputs[name] = requireArray(given, name, dtype))
+      const array = (outputs[name] = requireOperand(given, name))
       requireLength(array, name, length, shape)
       return array
     }
@@ -195,7 +210,8 @@ class FactorsOperation<D extends DType> {
     const givenZ = take(out.z, names.zOut, wanted.z, lengthOut, shapeOut)
     requireSeparate(outputs, inputs)
 
-    const make = (length: number): ArrayOf<D> => {
+    const make = (length: number): OperandOf<D> => {
+      if (isOnDevice) return DeviceArray.alloc(dtype, length, { device: this.device })
       try {
         return allocate(dtype, length)
       } catch (cause) {
@@ -209,9 +225,11 @@ class FactorsOperation<D extends DType> {
     const all = [...results.x, results.z].filter((array) => array !== undefined)
     // Without any direction a derivative along them is zero.
     const isZero = directions !== undefined && directions.every((direction) => direction === undefined)
-    if (isZero || all.length === 0) return { call: undefined, zero: accumulate ? [] : all, results }
+    // What the caller sees is of the kind that it gave.
+    const typed = results as FactorsResults<D>
+    if (isZero) return { call: { arrays: call, zero: accumulate ? [] : all }, results: typed }
     results.x.forEach((array, i) => (call[`${factorKeys[i]!}Out`] = array))
-    return { call: { ...call, zOut: results.z, accumulate }, zero: [], results }
+    return { call: { arrays: { ...call, zOut: results.z, accumulate }, zero: [] }, results: typed }
   }
 }
 const factorKeys = ['f1', 'f2', 'f3', 'f4'] as const
@@ -241,6 +259,8 @@ abstract class ManyBodyProduct<D extends DType> {
   /** The smallest grid that is exact for the whole product: floor(S / 2) + 1 rings (`beta`) and S + 1 angles, S the degrees of all factors and the output. */
   readonly grid: Readonly<SphereGrid>
   readonly backend: Backend
+  /** Index of the CUDA device, with backend 'cuda'. */
+  readonly device: number
   readonly dtype: D
   readonly layout: Layout
   readonly threads: number
@@ -255,6 +275,7 @@ abstract class ManyBodyProduct<D extends DType> {
     this.irrepsOut = operation.irrepsOut
     this.grid = operation.grid
     this.backend = operation.backend
+    this.device = operation.device
     this.dtype = operation.dtype
     this.layout = operation.layout
     this.threads = operation.threads
@@ -299,7 +320,8 @@ interface ProductDirections<A> {
  * factor, one for the result, and one for each gradient, which is the product of the other factors with gradOut.
  *
  * Factors are (batch, irreps.dim), the result is (batch, irrepsOut.dim), row-major in the operation's dtype and layout; all have one batch and one multiplicity.
- * The parity of an output is the product of those of the factors, and it receives only products of its own parity. It runs on the CPU.
+ * The parity of an output is the product of those of the factors, and it receives only products of its own parity. With backend 'cuda' arrays are on the host
+ * or on the device, as of every product.
  *
  * It saves most where the output has few irreps, or gradients are computed; nested products can take fewer operations into every irrep (`cost` tells; docs/decisions.md).
  */
@@ -310,7 +332,7 @@ export class GauntProduct<D extends DType = 'float32'> extends ManyBodyProduct<D
   /**
    * @param irrepsIn two to four.
    * @throws EquitensorError `unequal_multiplicities`, `repeated_irrep`, `no_path`, `unreachable_output`, `invalid_argument`, `invalid_irreps`, `degree_limit`,
-   * `invalid_option`, and `not_supported` for backend 'cuda'.
+   * `invalid_option`, `backend_unavailable`, and `not_supported` for a signal that is too large for the device.
    */
   constructor(irrepsIn: readonly IrrepsLike[], options: GauntProductOptions<D> = {}, /** @internal */ internals: GauntProductInternals = {}) {
     if (!Array.isArray(irrepsIn) || irrepsIn.length < 2 || irrepsIn.length > mostFactors) {
@@ -326,10 +348,12 @@ export class GauntProduct<D extends DType = 'float32'> extends ManyBodyProduct<D
    * @throws EquitensorError `invalid_argument`, `wrong_kind`, `wrong_dtype`, `wrong_length`, `batch_mismatch`, `detached`, `overlap`, `disposed`; nothing has
    * been written then.
    */
+  forward<A extends OperandOf<D>>(x: readonly A[], options?: ForwardOptions<A>): A
   forward(x: readonly ArrayOf<D>[], options: ForwardOptions<ArrayOf<D>> = {}): ArrayOf<D> {
     return this.operation.run(this.#forward(x, undefined, options, ['out'])).z!
   }
   /** {@link forward} beside this thread. Inputs must not change before the promise resolves. */
+  forwardAsync<A extends OperandOf<D>>(x: readonly A[], options?: ForwardOptions<A> & AsyncOptions): Promise<A>
   async forwardAsync(x: readonly ArrayOf<D>[], options: ForwardOptions<ArrayOf<D>> & AsyncOptions = {}): Promise<ArrayOf<D>> {
     return (await this.operation.runAsync(this.#forward(x, undefined, options, ['out', 'signal']), options.signal)).z!
   }
@@ -339,11 +363,13 @@ export class GauntProduct<D extends DType = 'float32'> extends ManyBodyProduct<D
    * @returns `x`: of each factor; undefined where `needs.x` is false.
    * @throws EquitensorError as {@link forward}.
    */
+  backward<A extends OperandOf<D>>(x: readonly A[], gradOut: A, options?: ProductBackwardOptions<A>): { x: A[] }
   backward(x: readonly ArrayOf<D>[], gradOut: ArrayOf<D>, options: ProductBackwardOptions<ArrayOf<D>> = {}): { x: ArrayOf<D>[] } {
     const { x: gradients } = this.operation.run(this.#backward(x, gradOut, options, []))
     return { x: gradients as ArrayOf<D>[] }
   }
   /** {@link backward} beside this thread. */
+  backwardAsync<A extends OperandOf<D>>(x: readonly A[], gradOut: A, options?: ProductBackwardOptions<A> & AsyncOptions): Promise<{ x: A[] }>
   async backwardAsync(x: readonly ArrayOf<D>[], gradOut: ArrayOf<D>, options: ProductBackwardOptions<ArrayOf<D>> & AsyncOptions = {}): Promise<{ x: ArrayOf<D>[] }> {
     const { x: gradients } = await this.operation.runAsync(this.#backward(x, gradOut, options, ['signal']), options.signal)
     return { x: gradients as ArrayOf<D>[] }
@@ -354,6 +380,9 @@ export class GauntProduct<D extends DType = 'float32'> extends ManyBodyProduct<D
    * @param cotangents `x`: of each factor; a missing one is zero.
    * @throws EquitensorError as {@link forward}.
    */
+  doubleBackward<A extends OperandOf<D>>(
+    x: readonly A[], gradOut: A, cotangents: ProductDirections<A>, options?: ProductDoubleBackwardOptions<A>,
+  ): { x: A[]; gradOut: A }
   doubleBackward(
     x: readonly ArrayOf<D>[],
     gradOut: ArrayOf<D>,
@@ -363,6 +392,9 @@ export class GauntProduct<D extends DType = 'float32'> extends ManyBodyProduct<D
     return second(this.operation.run(this.#doubleBackward(x, gradOut, cotangents, options, []))) as { x: ArrayOf<D>[]; gradOut: ArrayOf<D> }
   }
   /** {@link doubleBackward} beside this thread. */
+  doubleBackwardAsync<A extends OperandOf<D>>(
+    x: readonly A[], gradOut: A, cotangents: ProductDirections<A>, options?: ProductDoubleBackwardOptions<A> & AsyncOptions,
+  ): Promise<{ x: A[]; gradOut: A }>
   async doubleBackwardAsync(
     x: readonly ArrayOf<D>[],
     gradOut: ArrayOf<D>,
@@ -378,10 +410,12 @@ export class GauntProduct<D extends DType = 'float32'> extends ManyBodyProduct<D
    * @param tangents `x`: of each factor; a missing one is zero.
    * @throws EquitensorError as {@link forward}.
    */
+  jvp<A extends OperandOf<D>>(x: readonly A[], tangents: ProductDirections<A>, options?: ForwardOptions<A>): A
   jvp(x: readonly ArrayOf<D>[], tangents: ProductDirections<ArrayOf<D>>, options: ForwardOptions<ArrayOf<D>> = {}): ArrayOf<D> {
     return this.operation.run(this.#forward(x, this.#directions(tangents, 'tangents'), options, ['out'], 'tangents')).z!
   }
   /** {@link jvp} beside this thread. */
+  jvpAsync<A extends OperandOf<D>>(x: readonly A[], tangents: ProductDirections<A>, options?: ForwardOptions<A> & AsyncOptions): Promise<A>
   async jvpAsync(x: readonly ArrayOf<D>[], tangents: ProductDirections<ArrayOf<D>>, options: ForwardOptions<ArrayOf<D>> & AsyncOptions = {}): Promise<ArrayOf<D>> {
     const request = this.#forward(x, this.#directions(tangents, 'tangents'), options, ['out', 'signal'], 'tangents')
     return (await this.operation.runAsync(request, options.signal)).z!
@@ -459,10 +493,12 @@ export class GauntPower<D extends DType = 'float32'> extends ManyBodyProduct<D> 
   }
 
   /** @throws EquitensorError as {@link GauntProduct.forward}. */
+  forward<A extends OperandOf<D>>(x: A, options?: ForwardOptions<A>): A
   forward(x: ArrayOf<D>, options: ForwardOptions<ArrayOf<D>> = {}): ArrayOf<D> {
     return this.operation.run(this.#forward(x, undefined, options, ['out'])).z!
   }
   /** {@link forward} beside this thread. Inputs must not change before the promise resolves. */
+  forwardAsync<A extends OperandOf<D>>(x: A, options?: ForwardOptions<A> & AsyncOptions): Promise<A>
   async forwardAsync(x: ArrayOf<D>, options: ForwardOptions<ArrayOf<D>> & AsyncOptions = {}): Promise<ArrayOf<D>> {
     return (await this.operation.runAsync(this.#forward(x, undefined, options, ['out', 'signal']), options.signal)).z!
   }
@@ -471,10 +507,12 @@ export class GauntPower<D extends DType = 'float32'> extends ManyBodyProduct<D> 
    * Gradient of a scalar with respect to x, given its gradient with respect to the result.
    * @throws EquitensorError as {@link forward}.
    */
+  backward<A extends OperandOf<D>>(x: A, gradOut: A, options?: PowerBackwardOptions<A>): { x: A }
   backward(x: ArrayOf<D>, gradOut: ArrayOf<D>, options: PowerBackwardOptions<ArrayOf<D>> = {}): { x: ArrayOf<D> } {
     return { x: this.operation.run(this.#backward(x, gradOut, options, [])).x[0]! }
   }
   /** {@link backward} beside this thread. */
+  backwardAsync<A extends OperandOf<D>>(x: A, gradOut: A, options?: PowerBackwardOptions<A> & AsyncOptions): Promise<{ x: A }>
   async backwardAsync(x: ArrayOf<D>, gradOut: ArrayOf<D>, options: PowerBackwardOptions<ArrayOf<D>> & AsyncOptions = {}): Promise<{ x: ArrayOf<D> }> {
     return { x: (await this.operation.runAsync(this.#backward(x, gradOut, options, ['signal']), options.signal)).x[0]! }
   }
@@ -484,6 +522,7 @@ export class GauntPower<D extends DType = 'float32'> extends ManyBodyProduct<D> 
    * @param cotangents `x`: shape of x; missing, it is zero.
    * @throws EquitensorError as {@link forward}.
    */
+  doubleBackward<A extends OperandOf<D>>(x: A, gradOut: A, cotangents: { x?: A }, options?: PowerDoubleBackwardOptions<A>): { x: A; gradOut: A }
   doubleBackward(
     x: ArrayOf<D>,
     gradOut: ArrayOf<D>,
@@ -493,6 +532,9 @@ export class GauntPower<D extends DType = 'float32'> extends ManyBodyProduct<D> 
     return ofPower(this.operation.run(this.#doubleBackward(x, gradOut, cotangents, options, []))) as { x: ArrayOf<D>; gradOut: ArrayOf<D> }
   }
   /** {@link doubleBackward} beside this thread. */
+  doubleBackwardAsync<A extends OperandOf<D>>(
+    x: A, gradOut: A, cotangents: { x?: A }, options?: PowerDoubleBackwardOptions<A> & AsyncOptions,
+  ): Promise<{ x: A; gradOut: A }>
   async doubleBackwardAsync(
     x: ArrayOf<D>,
     gradOut: ArrayOf<D>,
@@ -508,11 +550,13 @@ export class GauntPower<D extends DType = 'float32'> extends ManyBodyProduct<D> 
    * @param tangents `x`: shape of x; missing, it is zero.
    * @throws EquitensorError as {@link forward}.
    */
+  jvp<A extends OperandOf<D>>(x: A, tangents: { x?: A }, options?: ForwardOptions<A>): A
   jvp(x: ArrayOf<D>, tangents: { x?: ArrayOf<D> }, options: ForwardOptions<ArrayOf<D>> = {}): ArrayOf<D> {
     requireKnownOptions(tangents, ['x'], 'tangents')
     return this.operation.run(this.#forward(x, [tangents.x], options, ['out'])).z!
   }
   /** {@link jvp} beside this thread. */
+  jvpAsync<A extends OperandOf<D>>(x: A, tangents: { x?: A }, options?: ForwardOptions<A> & AsyncOptions): Promise<A>
   async jvpAsync(x: ArrayOf<D>, tangents: { x?: ArrayOf<D> }, options: ForwardOptions<ArrayOf<D>> & AsyncOptions = {}): Promise<ArrayOf<D>> {
     requireKnownOptions(tangents, ['x'], 'tangents')
     return (await this.operation.runAsync(this.#forward(x, [tangents.x], options, ['out', 'signal']), options.signal)).z!

@@ -28,6 +28,9 @@ export interface NativeArrays<A> {
   aw?: A | undefined
   /** Of a symmetric contraction: of every item, which set of weights it takes. */
   species?: Int32Array | undefined
+  /** The same for a device, where `deviceSpecies` takes its place. */
+  bySpecies?: NativeSpecies | undefined
+  deviceSpecies?: NativeDeviceSpecies | undefined
   xOut?: A | undefined
   yOut?: A | undefined
   zOut?: A | undefined
@@ -44,6 +47,14 @@ export interface NativeArrays<A> {
   deviceSweeps?: NativeDeviceSweeps | undefined
 }
 
+export interface NativeSpecies {
+  readonly of: Int32Array
+  /** Of weights, one a species. */
+  readonly sets: number
+  /** Of a block of threads. */
+  readonly nodesAtOnce: number
+}
+
 /** Orders of a graph's edges: Sweep of core/call.hpp. The edges of node n are those from begin[n] to begin[n + 1]; `other`: the node at the other end. */
 export interface NativeSweep {
   readonly begin: Int32Array
@@ -56,10 +67,11 @@ export interface NativeSweeps {
 }
 
 type Factor = 'f1' | 'f2' | 'f3' | 'f4'
-/** A call of a product of many factors: factors, their directions and gradients in place of x and y. */
-export type NativeFactorsCall = { factors: true; batch: number; threads: number; variant?: string; accumulate?: boolean; z?: Floats | undefined; zOut?: Floats | undefined } & {
-  [key in Factor | `a${Factor}` | `${Factor}Out`]?: Floats | undefined
+/** Arrays of a call of a product of many factors: factors, their directions and gradients in place of x and y. */
+export type NativeFactors<A> = { factors: true; batch: number; accumulate?: boolean; z?: A | undefined; zOut?: A | undefined } & {
+  [key in Factor | `a${Factor}` | `${Factor}Out`]?: A | undefined
 }
+export type NativeFactorsCall = NativeFactors<Floats> & { threads: number; variant?: string }
 
 export interface NativeCall extends NativeArrays<Floats> {
   threads: number
@@ -101,6 +113,9 @@ export interface NativeCudaOperation {
 export interface NativeDeviceSweeps {
   readonly kind: unique symbol
 }
+export interface NativeDeviceSpecies {
+  readonly kind: unique symbol
+}
 export interface NativeArray {
   readonly kind: unique symbol
 }
@@ -122,7 +137,9 @@ export interface CudaDevice {
   readonly sharedMemoryPerBlock: number
 }
 
-type CudaCreate<K extends 'createClebschGordan' | 'createWeighted' | 'createGaunt' | 'createFourier' | 'createMatrix' | 'createMatrixBlock' | 'createSphericalHarmonics'> = (
+/** Functions that make the plans of products, on the host and on a device. */
+export type CudaProduct = 'createClebschGordan' | 'createWeighted' | 'createGaunt' | 'createGauntProduct' | 'createFourier' | 'createMatrix' | 'createMatrixBlock' | 'createSymmetricContraction'
+type CudaCreate<K extends CudaProduct | 'createSphericalHarmonics'> = (
   device: number,
   form: Parameters<NativeAddon[K]>[0],
 ) => NativeCudaOperation
@@ -149,19 +166,24 @@ export interface NativeCuda {
   createClebschGordan: CudaCreate<'createClebschGordan'>
   createWeighted: CudaCreate<'createWeighted'>
   createGaunt: CudaCreate<'createGaunt'>
+  createGauntProduct: CudaCreate<'createGauntProduct'>
   createFourier: CudaCreate<'createFourier'>
   createMatrix: CudaCreate<'createMatrix'>
   createMatrixBlock: CudaCreate<'createMatrixBlock'>
+  createSymmetricContraction: CudaCreate<'createSymmetricContraction'>
   createSphericalHarmonics: CudaCreate<'createSphericalHarmonics'>
   disposeOperation(operation: NativeCudaOperation): void
   /** Waits. */
   createSweeps(device: number, sweeps: NativeSweeps): NativeDeviceSweeps
   disposeSweeps(sweeps: NativeDeviceSweeps): void
-  /** With `deviceSweeps` in the place of `sweeps`, here and in the next two. */
-  run(operation: NativeCudaOperation, call: NativeArrays<NativeArray>): void
   /** Waits. */
-  runHost(operation: NativeCudaOperation, call: NativeArrays<Floats>): void
-  runHostAsync(operation: NativeCudaOperation, call: NativeArrays<Floats> & Cancellable): Promise<void>
+  createSpecies(device: number, species: Int32Array, sets: number, nodesAtOnce: number): NativeDeviceSpecies
+  disposeSpecies(species: NativeDeviceSpecies): void
+  /** With `deviceSweeps` in the place of `sweeps` and `deviceSpecies` in that of `species`, here and in the next two. */
+  run(operation: NativeCudaOperation, call: NativeArrays<NativeArray> | NativeFactors<NativeArray>): void
+  /** Waits. */
+  runHost(operation: NativeCudaOperation, call: NativeArrays<Floats> | NativeFactors<Floats>): void
+  runHostAsync(operation: NativeCudaOperation, call: (NativeArrays<Floats> | NativeFactors<Floats>) & Cancellable): Promise<void>
   /** When the stream has done what was enqueued so far. */
   finished(device: number): Promise<void>
 

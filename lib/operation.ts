@@ -7,7 +7,7 @@ import { DeviceArray, requireDeviceArray } from './device_array'
 import { argumentError, describe, EquitensorError } from './errors'
 import type { Graph } from './graph'
 import type { Irreps } from './irreps'
-import { native, type NativeAddon, type NativeArrays, type NativeCudaOperation, type NativeOperation, type Pass } from './native'
+import { native, type CudaProduct, type NativeAddon, type NativeArrays, type NativeCudaOperation, type NativeOperation, type NativeSpecies, type Pass } from './native'
 import { requireKnownOptions, type Backend, type Layout, type ResolvedOptions } from './options'
 
 /** One path: blocks in1 and in2 of the inputs into block out of the output. */
@@ -85,11 +85,11 @@ export interface Plan {
 }
 
 /** Makes the plan of `form` by the function of that name, for the backend of `options`. The host's always: it knows the work of an item. */
-export function createPlan<K extends 'createClebschGordan' | 'createWeighted' | 'createGaunt' | 'createFourier' | 'createMatrix' | 'createMatrixBlock'>(
+export function createPlan<K extends CudaProduct>(
   create: K,
   form: Parameters<NativeAddon[K]>[0],
   options: ResolvedOptions<DType>,
-  cpu: NativeOperation = native[create](form as never),
+  cpu: NativeOperation = native[create](form as never) as NativeOperation,
 ): Plan {
   const plan: Plan = { cpu, cuda: undefined }
   if (options.backend === 'cuda') plan.cuda = cuda((addon) => addon[create](options.device, form as never))
@@ -335,7 +335,7 @@ export abstract class TensorProduct<D extends DType> {
   }
 
   /** Operands of a native call beside those of every product. */
-  protected furtherOperands(): { species?: Int32Array } {
+  protected furtherOperands(): { species?: Int32Array; bySpecies?: NativeSpecies } {
     return {}
   }
 

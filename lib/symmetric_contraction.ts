@@ -1,12 +1,12 @@
 import { requireSeparate, type ArrayOf, type DType } from './arrays'
-import type { AsyncOptions } from './call'
+import type { AsyncOptions, OperandOf } from './call'
 import { requireSignals } from './channel_product'
 import { argumentError, describe, EquitensorError } from './errors'
 import { compareIrreps, formatIrrep, irrepKey, multiplyIrreps, type Irrep, type Irreps, type IrrepsLike } from './irreps'
 import { channelsOf, packChannels } from './layout'
-import { native, type NativeOperation, type Pass } from './native'
-import { TensorProduct, type ForwardOptions, type PassCost } from './operation'
-import { commonOptions, inputIrreps, outputIrreps, requireKnownOptions, resolveCpuOptions, type Backend, type CommonOptions, type Layout, type ResolvedOptions } from './options'
+import { native, type NativeSpecies, type Pass } from './native'
+import { createPlan, TensorProduct, type ForwardOptions, type PassCost, type Plan } from './operation'
+import { commonOptions, inputIrreps, outputIrreps, requireKnownOptions, resolveOptions, type Backend, type CommonOptions, type Layout, type ResolvedOptions } from './options'
 import { requireReached } from './weighted'
 
 export interface SymmetricContractionOptions<D extends DType> extends CommonOptions<D> {
@@ -24,41 +24,41 @@ export interface SymmetricPath {
   readonly intermediate?: Irrep
 }
 
-type Results<D extends DType, Name extends string> = {
+type Results<A, Name extends string> = {
   /** Which gradients to compute, by default all; the others are absent from the result. */
   needs?: { [name in Name]?: boolean }
   /** Arrays that receive the gradients. */
-  out?: { [name in Name]?: ArrayOf<D> }
+  out?: { [name in Name]?: A }
   /** Add to what the arrays of `out` hold. Default false. */
   accumulate?: boolean
 }
 /** Absent where `needs` said so. */
-interface ContractionGradients<D extends DType> {
+interface ContractionGradients<A> {
   /** Shape of x. */
-  x: ArrayOf<D>
+  x: A
   /** Shape of weight: a species' set gets the sum over its nodes. */
-  weight: ArrayOf<D>
+  weight: A
 }
-interface ContractionSecondGradients<D extends DType> extends ContractionGradients<D> {
+interface ContractionSecondGradients<A> extends ContractionGradients<A> {
   /** Shape of the result. */
-  gradOut: ArrayOf<D>
+  gradOut: A
 }
 /** Cotangents of the gradients, or tangents of the operands. A missing one is zero. */
-interface ContractionDirections<D extends DType> {
-  x?: ArrayOf<D> | undefined
-  weight?: ArrayOf<D> | undefined
+interface ContractionDirections<A> {
+  x?: A | undefined
+  weight?: A | undefined
 }
 
 /** The native operation: all sets of weights are one, shared by all items. */
 class Contraction<D extends DType> extends TensorProduct<D> {
   /** Of the calls that follow. */
-  species = new Int32Array(0)
+  bySpecies: NativeSpecies = { of: new Int32Array(0), sets: 1, nodesAtOnce: 1 }
 
-  constructor(irrepsIn: Irreps, irrepsOut: Irreps, weightNumel: number, cpu: NativeOperation, options: ResolvedOptions<D>) {
-    super({ irrepsIn1: irrepsIn, irrepsIn2: irrepsIn, irrepsOut, weightNumel, paths: [], algorithm: 'sparse', plan: { cpu, cuda: undefined }, expressivity: 0, square: true }, options)
+  constructor(irrepsIn: Irreps, irrepsOut: Irreps, weightNumel: number, plan: Plan, options: ResolvedOptions<D>) {
+    super({ irrepsIn1: irrepsIn, irrepsIn2: irrepsIn, irrepsOut, weightNumel, paths: [], algorithm: 'sparse', plan, expressivity: 0, square: true }, options)
   }
   protected override furtherOperands() {
-    return { species: this.species }
+    return { species: this.bySpecies.of, bySpecies: this.bySpecies }
   }
 }
 
@@ -77,8 +77,11 @@ class Contraction<D extends DType> extends TensorProduct<D> {
  * `torch.cat([c.weights_max, *c.weights], 1).flatten(1)`, and those of all blocks one behind the other along dimension 1; where a block has no path of some number
  * of factors, MACE keeps a parameter of zeros, which is left out.
  *
- * Since every factor is the same x, many paths are the same polynomial, or combinations of each other: what is evaluated is a basis (docs/mathematics.md). It
- * runs on the CPU. Lanes are channels: 'ir_mul' is the fast layout, and few channels leave lanes empty.
+ * Since every factor is the same x, many paths are the same polynomial, or combinations of each other: what is evaluated is a basis (docs/mathematics.md).
+ * Lanes are channels: 'ir_mul' is the fast layout, and on the CPU few channels leave lanes empty.
+ *
+ * With backend 'cuda' x, weight and all else but `species` are on the host or on the device, as of every product. A call with other species than the one before
+ * uploads them, which takes a wait and is refused inside `capture`.
  */
 export class SymmetricContraction<D extends DType = 'float32'> {
   readonly irrepsIn: Irreps
@@ -89,6 +92,8 @@ export class SymmetricContraction<D extends DType = 'float32'> {
   /** Weights of a species: the number of paths times that of channels. */
   readonly weightNumel: number
   readonly backend: Backend
+  /** Index of the CUDA device, with backend 'cuda'. */
+  readonly device: number
   readonly dtype: D
   readonly layout: Layout
   readonly threads: number
@@ -97,14 +102,16 @@ export class SymmetricContraction<D extends DType = 'float32'> {
   readonly cost: Readonly<Record<Pass, PassCost>>
 
   readonly #contraction: Contraction<D>
+  /** Whose channels fit a tile of cuda/symmetric_contraction.cu. */
+  readonly #nodesAtOnce: number
 
   /**
-   * @throws EquitensorError `unequal_multiplicities`, `repeated_irrep`, `unreachable_output`, `no_path`, `invalid_irreps`, `degree_limit`, `invalid_option`, and
-   * `not_supported` for backend 'cuda'.
+   * @throws EquitensorError `unequal_multiplicities`, `repeated_irrep`, `unreachable_output`, `no_path`, `invalid_irreps`, `degree_limit`, `invalid_option`,
+   * `backend_unavailable`, and `not_supported` for channels that are too large for the device.
    */
   constructor(irrepsIn: IrrepsLike, irrepsOut: IrrepsLike, options: SymmetricContractionOptions<D> = {}) {
     requireKnownOptions(options, ['correlation', 'numSpecies', ...commonOptions.filter((name) => name !== 'irrepsOut')])
-    const resolved = resolveCpuOptions(options, 'a symmetric contraction')
+    const resolved = resolveOptions(options)
     const { correlation = 3, numSpecies = 1 } = options
     if (![1, 2, 3].includes(correlation)) throw argumentError('invalid_option', 'options.correlation', '1, 2 or 3', describe(correlation))
     if (!Number.isInteger(numSpecies) || numSpecies < 1) throw argumentError('invalid_option', 'options.numSpecies', 'a positive integer', describe(numSpecies))
@@ -133,7 +140,7 @@ export class SymmetricContraction<D extends DType = 'float32'> {
       const factors = path.in.map((block) => numbers[0][block]!)
       return [numbers[1][path.out]!, factors.length, factors[0]!, factors[1] ?? 0, factors[2] ?? 0, path.intermediate?.l ?? 0]
     })
-    const { operation, ranks } = native.createSymmetricContraction({
+    const form = {
       isDouble: resolved.dtype === 'float64',
       dims: Int32Array.of(this.irrepsIn.dim, this.irrepsOut.dim),
       mul,
@@ -141,16 +148,19 @@ export class SymmetricContraction<D extends DType = 'float32'> {
       in: packChannels(channelsOf(this.irrepsIn, resolved.layout)),
       out: packChannels(channelsOf(this.irrepsOut, resolved.layout)),
       paths: Int32Array.from(packed.flat()),
-    })
+    }
+    const { operation, ranks } = native.createSymmetricContraction(form)
     // A vector's cross product with itself is a path, and zero.
     const reached = numbers[1].flatMap((number, out) => (number >= 0 && ranks[number]! > 0 ? [{ out }] : []))
     requireReached(this.irrepsOut, reached, 'irrepsOut', `irreps of symmetric products of up to ${correlation} irreps of '${this.irrepsIn}'`)
-    const op = (this.#contraction = new Contraction(this.irrepsIn, this.irrepsOut, weights, operation, resolved))
+    const op = (this.#contraction = new Contraction(this.irrepsIn, this.irrepsOut, weights, createPlan('createSymmetricContraction', form, resolved, operation), resolved))
     this.backend = op.backend
+    this.device = op.device
     this.dtype = op.dtype
     this.layout = op.layout
     this.threads = op.threads
     this.algorithm = op.algorithm
+    this.#nodesAtOnce = Math.max(1, Math.floor((op.dtype === 'float32' ? 128 : 64) / mul))
     const size = op.dtype === 'float32' ? 4 : 8, { forward, backward, doubleBackward } = op.cost
     this.cost = {
       forward: { flops: forward.flops, bytes: size * (this.irrepsIn.dim + this.irrepsOut.dim) },
@@ -161,13 +171,15 @@ export class SymmetricContraction<D extends DType = 'float32'> {
 
   /**
    * @throws EquitensorError `wrong_length`, `wrong_dtype`, `wrong_kind`, `invalid_argument` (also for a species out of range), `detached`, `overlap`,
-   * `weight_missing`, `disposed`; nothing has been written then.
+   * `weight_missing`, `disposed`; nothing has been written then. With backend 'cuda' also `out_of_memory`, `cuda`, `device_disabled`, `capturing`.
    */
+  forward<A extends OperandOf<D>>(x: A, species: Int32Array, weight: A, options?: ForwardOptions<A>): A
   forward(x: ArrayOf<D>, species: Int32Array, weight: ArrayOf<D>, options: ForwardOptions<ArrayOf<D>> = {}): ArrayOf<D> {
     return this.#with(species, x, weight, { out: options?.out }).forward(x, x, weight, options)
   }
 
   /** {@link forward} beside this thread. Inputs must not change before the promise resolves. */
+  forwardAsync<A extends OperandOf<D>>(x: A, species: Int32Array, weight: A, options?: ForwardOptions<A> & AsyncOptions): Promise<A>
   async forwardAsync(x: ArrayOf<D>, species: Int32Array, weight: ArrayOf<D>, options: ForwardOptions<ArrayOf<D>> & AsyncOptions = {}): Promise<ArrayOf<D>> {
     return this.#with(species, x, weight, { out: options?.out }).forwardAsync(x, x, weight, options)
   }
@@ -177,25 +189,27 @@ export class SymmetricContraction<D extends DType = 'float32'> {
    * @param gradOut shape of the result.
    * @throws EquitensorError as {@link forward}.
    */
+  backward<A extends OperandOf<D>>(x: A, species: Int32Array, weight: A, gradOut: A, options?: Results<A, 'x' | 'weight'>): ContractionGradients<A>
   backward(
     x: ArrayOf<D>,
     species: Int32Array,
     weight: ArrayOf<D>,
     gradOut: ArrayOf<D>,
-    options: Results<D, 'x' | 'weight'> = {},
-  ): ContractionGradients<D> {
+    options: Results<ArrayOf<D>, 'x' | 'weight'> = {},
+  ): ContractionGradients<ArrayOf<D>> {
     const given = ofContraction(options, ['x', 'weight'])
     return this.#with(species, x, weight, options.out).backward(x, x, weight, gradOut, given)
   }
 
   /** {@link backward} beside this thread. */
+  backwardAsync<A extends OperandOf<D>>(x: A, species: Int32Array, weight: A, gradOut: A, options?: Results<A, 'x' | 'weight'> & AsyncOptions): Promise<ContractionGradients<A>>
   async backwardAsync(
     x: ArrayOf<D>,
     species: Int32Array,
     weight: ArrayOf<D>,
     gradOut: ArrayOf<D>,
-    options: Results<D, 'x' | 'weight'> & AsyncOptions = {},
-  ): Promise<ContractionGradients<D>> {
+    options: Results<ArrayOf<D>, 'x' | 'weight'> & AsyncOptions = {},
+  ): Promise<ContractionGradients<ArrayOf<D>>> {
     const given = ofContraction(options, ['x', 'weight'], ['signal'])
     return this.#with(species, x, weight, options.out).backwardAsync(x, x, weight, gradOut, given)
   }
@@ -204,28 +218,34 @@ export class SymmetricContraction<D extends DType = 'float32'> {
    * Gradients of a scalar that depends on the results of {@link backward}, given its gradients with respect to those.
    * @throws EquitensorError as {@link forward}.
    */
+  doubleBackward<A extends OperandOf<D>>(
+    x: A, species: Int32Array, weight: A, gradOut: A, cotangents: ContractionDirections<A>, options?: Results<A, 'x' | 'weight' | 'gradOut'>,
+  ): ContractionSecondGradients<A>
   doubleBackward(
     x: ArrayOf<D>,
     species: Int32Array,
     weight: ArrayOf<D>,
     gradOut: ArrayOf<D>,
-    cotangents: ContractionDirections<D>,
-    options: Results<D, 'x' | 'weight' | 'gradOut'> = {},
-  ): ContractionSecondGradients<D> {
+    cotangents: ContractionDirections<ArrayOf<D>>,
+    options: Results<ArrayOf<D>, 'x' | 'weight' | 'gradOut'> = {},
+  ): ContractionSecondGradients<ArrayOf<D>> {
     requireKnownOptions(cotangents, ['x', 'weight'], 'cotangents')
     const given = ofContraction(options, ['x', 'weight', 'gradOut'])
     return this.#with(species, x, weight, options.out).doubleBackward(x, x, weight, gradOut, cotangents, given)
   }
 
   /** {@link doubleBackward} beside this thread. */
+  doubleBackwardAsync<A extends OperandOf<D>>(
+    x: A, species: Int32Array, weight: A, gradOut: A, cotangents: ContractionDirections<A>, options?: Results<A, 'x' | 'weight' | 'gradOut'> & AsyncOptions,
+  ): Promise<ContractionSecondGradients<A>>
   async doubleBackwardAsync(
     x: ArrayOf<D>,
     species: Int32Array,
     weight: ArrayOf<D>,
     gradOut: ArrayOf<D>,
-    cotangents: ContractionDirections<D>,
-    options: Results<D, 'x' | 'weight' | 'gradOut'> & AsyncOptions = {},
-  ): Promise<ContractionSecondGradients<D>> {
+    cotangents: ContractionDirections<ArrayOf<D>>,
+    options: Results<ArrayOf<D>, 'x' | 'weight' | 'gradOut'> & AsyncOptions = {},
+  ): Promise<ContractionSecondGradients<ArrayOf<D>>> {
     requireKnownOptions(cotangents, ['x', 'weight'], 'cotangents')
     const given = ofContraction(options, ['x', 'weight', 'gradOut'], ['signal'])
     return this.#with(species, x, weight, options.out).doubleBackwardAsync(x, x, weight, gradOut, cotangents, given)
@@ -235,17 +255,19 @@ export class SymmetricContraction<D extends DType = 'float32'> {
    * Derivative of the result in the direction of tangents of x and weight.
    * @throws EquitensorError as {@link forward}.
    */
-  jvp(x: ArrayOf<D>, species: Int32Array, weight: ArrayOf<D>, tangents: ContractionDirections<D>, options: ForwardOptions<ArrayOf<D>> = {}): ArrayOf<D> {
+  jvp<A extends OperandOf<D>>(x: A, species: Int32Array, weight: A, tangents: ContractionDirections<A>, options?: ForwardOptions<A>): A
+  jvp(x: ArrayOf<D>, species: Int32Array, weight: ArrayOf<D>, tangents: ContractionDirections<ArrayOf<D>>, options: ForwardOptions<ArrayOf<D>> = {}): ArrayOf<D> {
     requireKnownOptions(tangents, ['x', 'weight'], 'tangents')
     return this.#with(species, x, weight, { out: options?.out }).jvp(x, x, weight, tangents, options)
   }
 
   /** {@link jvp} beside this thread. */
+  jvpAsync<A extends OperandOf<D>>(x: A, species: Int32Array, weight: A, tangents: ContractionDirections<A>, options?: ForwardOptions<A> & AsyncOptions): Promise<A>
   async jvpAsync(
     x: ArrayOf<D>,
     species: Int32Array,
     weight: ArrayOf<D>,
-    tangents: ContractionDirections<D>,
+    tangents: ContractionDirections<ArrayOf<D>>,
     options: ForwardOptions<ArrayOf<D>> & AsyncOptions = {},
   ): Promise<ArrayOf<D>> {
     requireKnownOptions(tangents, ['x', 'weight'], 'tangents')
@@ -283,7 +305,9 @@ export class SymmetricContraction<D extends DType = 'float32'> {
     for (const [name, array] of Object.entries(outputs ?? {})) {
       if (ArrayBuffer.isView(array)) requireSeparate({ [name === 'out' ? name : `out.${name}`]: array }, { species: given })
     }
-    op.species = species
+    const { of } = op.bySpecies
+    const isSame = of.length === species.length && of.every((s, n) => s === species[n])
+    if (!isSame) op.bySpecies = { of: species, sets: numSpecies, nodesAtOnce: this.#nodesAtOnce }
     return op
   }
 }

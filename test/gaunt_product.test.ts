@@ -1,6 +1,6 @@
 // GauntProduct and GauntPower against nested products of two, with every irrep in between; differences; rotations; grids; what a call accepts.
 import { describe, expect, test } from 'vitest'
-import { GauntPower, GauntProduct, GauntTensorProduct, Irreps, type DType } from '../lib/index'
+import { backends, DeviceArray, GauntPower, GauntProduct, GauntTensorProduct, Irreps, type DType } from '../lib/index'
 import { caught } from './caught'
 import { arrayError, blockError, dtypes, guarded, layouts, random, randomArray, randomRotation, rotated, sameBits, tolerance, type Numbers } from './support'
 
@@ -76,7 +76,7 @@ describe.each(problems)('$name: $factors -> $out', (problem) => {
       const scalar = (at: any[], g: any) => op.backward(at, g).x.reduce((sum: number, gradient: Numbers, i: number) => sum + (a[i] ? dot(a[i], gradient) : 0), 0)
       x.forEach((array, i) => {
         const d = draw(array.length)
-        check(first.x[i]!, d, (t) => dot(op.forward(moved(x, i, d, t)), gradOut))
+        check(first.x[i]!, d, (t) => dot(op.forward(moved(x, i, d, t)) as Numbers, gradOut))
         check(second.x[i]!, d, (t) => scalar(moved(x, i, d, t), gradOut))
       })
       const d = draw(gradOut.length)
@@ -91,7 +91,7 @@ describe.each(problems)('$name: $factors -> $out', (problem) => {
       const { op, x } = setUp(problem, 'float64', inversion ? 'ir_mul' : 'mul_ir')
       const rotation = randomRotation(random(4), inversion)
       const turned = x.map((array, i) => rotated(array, op.irrepsIn[i]!, op.layout, rotation))
-      expect(blockError(op.forward(turned as any), rotated(op.forward(x) as any, op.irrepsOut, op.layout, rotation), op.irrepsOut)).toBeLessThan(tolerance.float64)
+      expect(blockError(op.forward(turned as any) as Numbers, rotated(op.forward(x) as any, op.irrepsOut, op.layout, rotation), op.irrepsOut)).toBeLessThan(tolerance.float64)
       op.dispose()
     }
   })
@@ -182,6 +182,46 @@ describe('calls', () => {
   })
 })
 
+describe.runIf(backends().cuda.available)('on a device', () => {
+  type Arrays = { x: any[]; g: any; a: any[] }
+  const product = (op: GauntProduct<any>, { x, g, a }: Arrays): any[] => {
+    const second = op.doubleBackward(x, g, { x: a }), some = op.doubleBackward(x, g, { x: a.map((array, i) => (i === 1 ? array : undefined)) }, { needs: { x: x.map((_, i) => i === 0), gradOut: false } })
+    return [op.forward(x), ...op.backward(x, g).x, ...second.x, second.gradOut, some.x[0], op.jvp(x, { x: a })]
+  }
+  const power = (op: GauntPower<any>, { x: [x], g, a: [a] }: Arrays): any[] => [op.forward(x), op.backward(x, g).x, ...Object.values(op.doubleBackward(x, g, { x: a }))]
+
+  test.each(dtypes.flatMap((dtype) => layouts.map((layout) => [dtype, layout] as const)))("results are the CPU's, and of the kind that came in, %s, %s", async (dtype, layout) => {
+    const makers: [(options: object) => GauntProduct<any> | GauntPower<any>, (op: any, arrays: Arrays) => any[]][] = [
+      [(options) => new GauntProduct<any>(['5x0e+5x1o', '5x1o+5x2e', '5x2e'], options), product],
+      [(options) => new GauntProduct<any>(['2x1e+2x1o', '2x1o+2x2e', '2x1o+2x0e', '2x1e'], options), product],
+      [(options) => new GauntPower<any>('8x0e+8x1o+8x3o', 3, { ...options, irrepsOut: '8x0e+8x1o' }), power],
+      [(options) => new GauntPower<any>('1x0o+1x1o+1x1e', 4, options), power],
+    ]
+    for (const [make, run] of makers) {
+      const op = make({ dtype, layout, backend: 'cuda' }), cpu = make({ dtype, layout, backend: 'cpu' }), next = random(9)
+      const irreps = [op.irrepsIn].flat() as Irreps[], draw = (of: Irreps) => randomArray(dtype, of.dim * 41, next) as any
+      const host: Arrays = { x: irreps.map(draw), g: draw(op.irrepsOut), a: irreps.map(draw) }, up = (array: any) => DeviceArray.from(array)
+      const device: Arrays = { x: host.x.map(up), g: up(host.g), a: host.a.map(up) }
+      const expected = run(cpu, host), onHost = run(op, host), onDevice = run(op, device)
+      expect(onDevice.every((array) => array instanceof DeviceArray)).toBe(true)
+      onHost.forEach((array, i) => expect(arrayError(array, expected[i])).toBeLessThan(tolerance[dtype]))
+      onDevice.forEach((array, i) => expect(sameBits(array.download(), onHost[i])).toBe(true))
+      const later: any = await (op instanceof GauntProduct ? op.forwardAsync(device.x) : op.forwardAsync(device.x[0]))
+      expect(sameBits(later.download(), onHost[0])).toBe(true)
+      op.dispose()
+      cpu.dispose()
+    }
+  })
+
+  test('arrays of both kinds are refused', () => {
+    using op = new GauntProduct(['1o', '1o'], { backend: 'cuda' })
+    const host = new Float32Array(3), device = DeviceArray.from(host)
+    expect(caught(() => op.forward([device, host] as never)).code).toBe('wrong_kind')
+    expect(caught(() => op.forward([host, device] as never)).code).toBe('wrong_kind')
+    expect(op.jvp([device, device], {}).download().every((v) => v === 0)).toBe(true)
+  })
+})
+
 describe('errors', () => {
   const code = (action: () => unknown) => {
     const { code, argument, message } = caught(action)
@@ -200,7 +240,6 @@ describe('errors', () => {
     expect(code(make(['1o', '1o'], { irrepsOut: '1e' }))).toEqual(['no_path', 'options.irrepsOut'])
     expect(code(make(['1o', '1o'], { irrepsOut: '0e+0o' }))).toEqual(['unreachable_output', 'options.irrepsOut'])
     expect(code(make(['1o', '1o'], { irrepsOut: '2x0e' }))).toEqual(['unequal_multiplicities', 'options.irrepsOut'])
-    expect(code(make(['1o', '1o'], { backend: 'cuda' }))).toEqual(['not_supported', 'options.backend'])
     expect(code(make(['1o', '1o'], { algorithm: 'grid' }))).toEqual(['invalid_option', 'options.algorithm'])
     expect(code(() => new GauntPower('1o', 5))).toEqual(['invalid_argument', 'n'])
     expect(code(() => new GauntPower('1o', 1))).toEqual(['invalid_argument', 'n'])

@@ -1,9 +1,9 @@
 // SymmetricContraction against MACE's definition, path by path, from wigner3j alone; differences; rotations; what a call accepts.
 import { describe, expect, test } from 'vitest'
-import { Irreps, Linear, SymmetricContraction, wigner3j, type DType, type Irrep } from '../lib/index'
+import { backends, capture, DeviceArray, Irreps, Linear, SymmetricContraction, wigner3j, type DType, type Irrep } from '../lib/index'
 import { caught } from './caught'
 import {
-  arrayError, blockError, dtypes, guarded, layouts, places, random, randomArray, randomRotation, relayout, rotated, sameBits, tolerance, type Numbers,
+  arrayError, blockError, defaultBackend, dtypes, guarded, layouts, places, random, randomArray, randomRotation, relayout, rotated, sameBits, tolerance, type Numbers,
 } from './support'
 
 /** A column of MACE's U matrix: the factors' blocks, and what they are coupled to one after the other. */
@@ -304,6 +304,56 @@ describe('calls', () => {
   })
 })
 
+describe.runIf(backends().cuda.available)('on a device', () => {
+  const problem = problems[1]!, { numSpecies } = problem
+  const setUpDevice = (dtype: DType, layout: 'mul_ir' | 'ir_mul', mul = 4, nodes = 37) => {
+    const irreps = (list: string) => list.split('+').map((ir) => `${mul}x${ir.replace(/^\d+x/, '')}`).join('+')
+    const make = (backend: 'cpu' | 'cuda'): Operation => new SymmetricContraction<any>(irreps(problem.in), irreps(problem.out), { numSpecies, dtype, layout, backend, threads: 1 })
+    const op = make('cuda'), next = random(7), draw = (length: number) => randomArray(dtype, length, next) as any
+    const host = { x: draw(op.irrepsIn.dim * nodes), w: draw(op.weightNumel * numSpecies), g: draw(op.irrepsOut.dim * nodes), ax: draw(op.irrepsIn.dim * nodes), aw: draw(op.weightNumel * numSpecies) }
+    const device = Object.fromEntries(Object.entries(host).map(([name, array]) => [name, DeviceArray.from(array)])) as typeof host
+    const species = Int32Array.from({ length: nodes }, (_, n) => (5 * n) % numSpecies)
+    return { op, cpu: make('cpu'), host, device, species }
+  }
+  type Arrays = ReturnType<typeof setUpDevice>['host']
+  const all = (op: Operation, species: Int32Array, { x, w, g, ax, aw }: Arrays): any[] => [
+    op.forward(x, species, w), op.jvp(x, species, w, { x: ax }), ...Object.values(op.backward(x, species, w, g)), ...Object.values(op.doubleBackward(x, species, w, g, { x: ax, weight: aw })),
+    ...Object.values(op.doubleBackward(x, species, w, g, { weight: aw }, { needs: { weight: false } })),
+  ]
+
+  test.each(dtypes.flatMap((dtype) => layouts.map((layout) => [dtype, layout] as const)))("results are the CPU's, and of the kind that came in, %s, %s", async (dtype, layout) => {
+    // Channels that fill packs and tiles, and ones that do not.
+    for (const mul of [1, 3, 4, 128, 200]) {
+      const { op, cpu, host, device, species } = setUpDevice(dtype, layout, mul, mul < 100 ? 37 : 5)
+      const expected = all(cpu, species, host), onHost = all(op, species, host), onDevice = all(op, species, device)
+      expect(onDevice.every((array) => array instanceof DeviceArray)).toBe(true)
+      onHost.forEach((array, i) => expect(arrayError(array, expected[i])).toBeLessThan(tolerance[dtype]))
+      onDevice.forEach((array, i) => expect(sameBits(array.download(), onHost[i])).toBe(true))
+      const { x, w, g } = device, later = await op.backwardAsync(x, species, w, g)
+      expect(sameBits(later.weight.download(), onHost[3])).toBe(true)
+      op.dispose()
+      cpu.dispose()
+    }
+  })
+
+  test('a recorded call needs species that the device has', () => {
+    const { op, host, device, species } = setUpDevice('float32', 'ir_mul'), { x, w } = device
+    expect(caught(() => capture(() => void op.forward(x, species, w))).code).toBe('capturing')
+    op.forward(x, species, w)
+    let z: any
+    const graph = capture(() => (z = op.forward(x, species.slice(), w)))
+    ;(x as any).copyFrom(host.ax)
+    graph.replay()
+    expect(sameBits(z.download(), op.forward(host.ax, species, host.w) as Numbers)).toBe(true)
+  })
+
+  test('arrays of both kinds are refused', () => {
+    const { op, host, device, species } = setUpDevice('float32', 'ir_mul')
+    expect(caught(() => op.forward(device.x, species, host.w)).code).toBe('wrong_kind')
+    expect(caught(() => op.forward(host.x, species, device.w)).code).toBe('wrong_kind')
+  })
+})
+
 describe('errors', () => {
   const code = (action: () => unknown) => {
     const { code, argument, message } = caught(action)
@@ -327,8 +377,7 @@ describe('errors', () => {
     expect(code(make('2x0e', '2x0e', { numSpecies: 0 }))).toEqual(['invalid_option', 'options.numSpecies'])
     expect(code(make('2x0e', '2x0e', { species: 1 }))).toEqual(['invalid_option', 'options.species'])
     expect(code(make('2x0e', '2x0e', { irrepsOut: '0e' }))).toEqual(['invalid_option', 'options.irrepsOut'])
-    expect(code(make('2x0e', '2x0e', { backend: 'cuda' }))).toEqual(['not_supported', 'options.backend'])
-    expect(new SymmetricContraction('2x0e', '2x0e', { backend: 'auto' }).backend).toBe('cpu')
+    expect(new SymmetricContraction('2x0e', '2x0e', { backend: 'auto' }).backend).toBe(defaultBackend)
   })
 
   test('calls, before anything is written', () => {

@@ -1,7 +1,9 @@
 // What the CUDA kernels do to global memory, counted by the emulation: one launch a pass, every operand read and every result written once.
 import { describe, expect, test } from 'vitest'
 import { cases } from '../bench/problems'
-import { ClebschGordanTensorProduct, DeviceArray, GauntTensorProduct, MatrixTensorProduct, sphericalHarmonics, TensorSquare, type Irreps } from '../lib/index'
+import {
+  ClebschGordanTensorProduct, DeviceArray, GauntPower, GauntProduct, GauntTensorProduct, MatrixTensorProduct, sphericalHarmonics, SymmetricContraction, TensorSquare, type Irreps,
+} from '../lib/index'
 import { native } from '../lib/native'
 import { layouts, random, randomArray } from './support'
 
@@ -128,6 +130,67 @@ describe.runIf(counting)('counted traffic', () => {
       for (const result of action()) result.download()
       const { launches, loaded, stored } = counting!(false)
       expect([launches, loaded.unique, stored.unique]).toEqual([1, bytes(...reads), bytes(...writes)])
+    }
+  })
+
+  // Channels that fill packs and ones that do not; several nodes a tile, and several tiles a node.
+  test.each([128, 200, 12, 3].flatMap((mul) => layouts.map((layout) => [mul, layout] as const)))('symmetric contraction, %i channels, %s', (mul, layout) => {
+    const irreps = (list: string[]) => list.map((ir) => `${mul}x${ir}`).join('+')
+    using op = new SymmetricContraction(irreps(['0e', '1o', '2e']), irreps(['0e', '1o']), { layout, backend: 'cuda', numSpecies: 2 })
+    const nodes = 30, array = (length: number, seed: number) => DeviceArray.from(randomArray('float32', length, random(seed)))
+    const species = Int32Array.from({ length: nodes }, (_, n) => n % 2)
+    const operands = (seed: number) => ({ x: array(op.irrepsIn.dim * nodes, seed), weight: array(2 * op.weightNumel, seed + 1) })
+    const { x, weight } = operands(1), v = array(op.irrepsOut.dim * nodes, 3), a = operands(4)
+    const bytes = (...arrays: { length: number }[]) => arrays.reduce((sum, a) => sum + 4 * a.length, 0)
+    op.forward(x, species, weight).download() // by then the species are there
+    for (const [action, launches, reads, writes] of [
+      [() => [op.forward(x, species, weight)], 1, [x, weight], [v]],
+      [() => [op.backward(x, species, weight, v, { needs: { weight: false } }).x], 1, [x, weight, v], [x]],
+      [() => Object.values(op.doubleBackward(x, species, weight, v, a, { needs: { weight: false } })), 1, [x, weight, v, a.x, a.weight], [x, v]],
+      [() => [op.jvp(x, species, weight, a)], 1, [x, weight, a.x, a.weight], [v]],
+      [() => Object.values(op.backward(x, species, weight, v)), 2, [x, weight, v], [x, weight]],
+      [() => Object.values(op.doubleBackward(x, species, weight, v, a)), 2, [x, weight, v, a.x, a.weight], [x, weight, v]],
+    ] as [() => DeviceArray[], number, DeviceArray[], DeviceArray[]][]) {
+      counting!(true)
+      for (const result of action()) {
+        result.download()
+        result.dispose()
+      }
+      const counts = counting!(false)
+      expect(counts.launches).toBe(launches)
+      // A gradient of the weights is summed by a second kernel, which reads what the first one has written.
+      const sums = counts.stored.unique - bytes(...writes)
+      // Of two paths all values are zero, those of l = 1 from a vector with itself and from l = 2 with itself: their weights are not read.
+      const unread = 2 * mul * 2 * 4 * reads.filter(({ length }) => length === weight.length).length
+      expect(counts.loaded.unique).toBe(bytes(...reads) + sums - unread)
+      if (launches === 1) expect(sums).toBe(0)
+      else expect(sums).toBeGreaterThan(0)
+    }
+  })
+
+  test.each(layouts)('Gaunt products and powers, %s', (layout) => {
+    const irreps = '8x0e+8x1o+8x2e', options = { layout, irrepsOut: '8x0e+8x1o', backend: 'cuda' } as const
+    using product = new GauntProduct([irreps, irreps, irreps], options)
+    using power = new GauntPower(irreps, 3, options)
+    const array = (of: Irreps, seed: number) => DeviceArray.from(randomArray('float32', of.dim * batch, random(seed)))
+    const draw = (seed: number) => product.irrepsIn.map((of, i) => array(of, seed + i)), x = draw(1), a = draw(4), v = array(product.irrepsOut, 7)
+    const bytes = (...arrays: { length: number }[]) => arrays.reduce((sum, a) => sum + 4 * a.length, 0)
+    const of = ({ x, gradOut }: { x: DeviceArray[]; gradOut: DeviceArray }) => [...x, gradOut]
+    for (const [action, reads, writes] of [
+      [() => [product.forward(x)], x, [v]],
+      [() => product.backward(x, v).x, [...x, v], x],
+      [() => of(product.doubleBackward(x, v, { x: a })), [...x, ...a, v], [...x, v]],
+      [() => [power.forward(x[0]!)], [x[0]], [v]],
+      [() => [power.backward(x[0]!, v).x], [x[0], v], [x[0]]],
+      [() => Object.values(power.doubleBackward(x[0]!, v, { x: a[0]! })), [x[0], a[0], v], [x[0], v]],
+    ] as [() => DeviceArray[], DeviceArray[], DeviceArray[]][]) {
+      counting!(true)
+      for (const result of action()) {
+        result.download()
+        result.dispose()
+      }
+      const { launches, loaded, stored } = counting!(false)
+      expect([launches, loaded.requested, loaded.unique, stored.requested, stored.unique]).toEqual([1, bytes(...reads), bytes(...reads), bytes(...writes), bytes(...writes)])
     }
   })
 

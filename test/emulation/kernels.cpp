@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 
 namespace {
 
@@ -135,6 +136,88 @@ void run_all_weighted() {
                     {0, 0, 0, Mode::upper, -1, 1.0}, {0, 0, 0, Mode::upper_w, 48, 1.0}}});
 }
 
+// Two species in three tasks; fewer channels than a tile has, and more; in either layout.
+template <class T>
+void run_symmetric(int mul, bool innermost) {
+  SymmetricForm form{sizeof(T) == 8, {4 * mul, 4 * mul}, mul, 2, full_irreps(1, mul), full_irreps(1, mul), {}};
+  for (std::vector<IrrepsBlock>* blocks : {&form.in, &form.out})
+    for (IrrepsBlock& b : *blocks)
+      if (innermost) b.channel = 1, b.component = mul;
+  form.paths = {{0, 3, {0, 1, 1}, 1}, {0, 2, {1, 1, 0}, 0}, {0, 1, {0, 0, 0}, 0}, {1, 3, {1, 1, 1}, 2}, {1, 2, {0, 1, 0}, 0}, {1, 1, {1, 0, 0}, 0}};
+  const auto operation = cuda::make_symmetric_contraction(0, form);
+  const int batch = 7;
+  const std::vector<int> order = {4, 0, 2, 6, 1, 3, 5}, of_species = {0, 2, 3};
+  const std::vector<NodeTask> list = {{0, 0, 3}, {0, 3, 4}, {1, 4, 7}};
+  const cuda::DeviceMemory orders(0, order), firsts(0, of_species), tasks(0, list);
+  const NodeTasks by_species{orders.as<int>(), tasks.as<NodeTask>(), firsts.as<int>(), int(list.size())};
+  cuda::Stream stream(0);
+  Call call{};
+  call.batch = batch, call.weight_shared = true, call.tasks = &by_species;
+  Array<T> x(batch * form.dims[0], 1), z(batch * form.dims[1], 2), w(operation->weights, 3), ax(batch * form.dims[0], 4), aw(operation->weights, 5), dx(batch * form.dims[0], 6),
+      dw(operation->weights, 7), dz(batch * form.dims[1], 8);
+  const auto contract = [&](std::initializer_list<Array<T>*> results) {
+    operation->contract(call, stream.get());
+    stream.synchronize();
+    for (Array<T>* result : results) result->take_hash();
+  };
+  call.in[x_operand] = x.data(), call.weight = w.data(), call.out[2] = z.data();
+  contract({&z});
+  call.in[z_operand] = z.data(), call.out[0] = dx.data(), call.weight_out = dw.data(), call.out[2] = nullptr;
+  contract({&dx, &dw});
+  call.in[x_direction] = ax.data(), call.weight_direction = aw.data(), call.out[2] = dz.data();
+  for (const bool accumulate : {false, true}) {
+    call.accumulate = accumulate;
+    contract({&dx, &dw, &dz});
+  }
+}
+
+// Factors of one parity and of both, and a power.
+template <class T>
+void run_factors(const std::vector<ChannelSlot>& slots, int power, int mul, const Grid& grid) {
+  const auto operation = cuda::make_gaunt_product(0, sizeof(T) == 8, mul, slots, power, grid);
+  const size_t factors = slots.size() - 1;
+  const long batch = 37;
+  cuda::Stream stream(0);
+  Call call{};
+  call.batch = batch;
+  std::vector<std::unique_ptr<Array<T>>> x, ax, dx;
+  for (size_t f = 0; f < factors; ++f)
+    for (auto* arrays : {&x, &ax, &dx}) arrays->push_back(std::make_unique<Array<T>>(batch * slots[f].dim, unsigned(3 * f + arrays->size() + 1)));
+  Array<T> z(batch * slots.back().dim, 21), dz(batch * slots.back().dim, 22);
+  const auto contract = [&](Array<T>* result) {
+    operation->contract(call, stream.get());
+    stream.synchronize();
+    if (result) result->take_hash();
+    for (size_t f = 0; f < factors; ++f)
+      if (call.factor_out[f]) dx[f]->take_hash();
+  };
+  for (size_t f = 0; f < factors; ++f) call.factor[f] = x[f]->data();
+  call.out[2] = z.data();
+  contract(&z);
+  call.in[z_operand] = z.data(), call.out[2] = nullptr;
+  for (size_t f = 0; f < factors; ++f) call.factor_out[f] = dx[f]->data();
+  contract(nullptr);
+  call.out[2] = dz.data(), call.factor_direction[0] = ax[0]->data();
+  contract(&dz);
+  for (size_t f = 0; f < factors; ++f) call.factor_direction[f] = ax[f]->data();
+  call.accumulate = true;
+  contract(&dz);
+}
+
+template <class T>
+void run_all_many_body() {
+  for (const int mul : {3, 4, 130})
+    for (const bool innermost : {false, true}) run_symmetric<T>(mul, innermost);
+  for (const int mul : {1, 3}) {
+    run_factors<T>({slot(1, mul), slot(2, mul), slot(1, mul), slot(2, mul)}, 0, mul, {4, 7, true});
+    run_factors<T>({slot(2, mul), slot(1, mul)}, 3, mul, {4, 8, true});
+    ChannelSlot both = slot(1, mul);
+    both.parts = {0, 1};
+    run_factors<T>({both, both, both}, 0, mul, {2, 4, true});
+    run_factors<T>({both, both}, 2, mul, {2, 4, true});
+  }
+}
+
 template <class T>
 void run_all() {
   const bool is_double = sizeof(T) == 8;
@@ -174,5 +257,7 @@ int main() {
   run_all<double>();
   run_all_weighted<float>();
   run_all_weighted<double>();
+  run_all_many_body<float>();
+  run_all_many_body<double>();
   std::printf("%016llx\n", (unsigned long long)hash);
 }
