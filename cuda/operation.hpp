@@ -34,6 +34,8 @@ std::unique_ptr<Operation> make_matrix(int device, bool is_double, int mul, cons
                                        const std::vector<PlanProduct>& products, int k);
 std::unique_ptr<Operation> make_matrix_block(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],
                                              const std::vector<MatrixBlockPath>& paths);
+// The sum of so many such products with factors for each irrep and channel, its weights; 0: the product itself.
+std::unique_ptr<Operation> with_factors(std::unique_ptr<Operation> product, int rank, const ChannelSlot (&slots)[3]);
 // The vectors are x; y is not read.
 std::unique_ptr<Operation> make_spherical_harmonics(int device, bool is_double, const std::vector<int>& degrees,
                                                     const std::vector<double>& scale, bool normalize);

@@ -488,10 +488,6 @@ class GeneralKernel final : public WeightedKernel<T> {
   GeneralPlan<T> plan_;
 };
 
-// Items whose gradients of shared operands go to one row, one after another; the rows are summed afterwards. More rows give more threads work, fewer are
-// less to add up: so many numbers in all, between these counts of rows.
-constexpr long long summed_numbers = 1 << 24, fewest_rows = 64, most_rows = 4096;
-
 template <class T>
 class Weighted final : public Operation {
  public:
@@ -520,8 +516,7 @@ class Weighted final : public Operation {
     a.is_swept = call.sweep;
     if (call.sweep) a.sweep = *call.sweep;
     const long long items = call.sweep ? call.sweep->nodes : call.batch;
-    const long long wanted = summed ? std::clamp(summed_numbers / summed, fewest_rows, most_rows) : items;
-    a.items = int((items + wanted - 1) / wanted);
+    a.items = int(summed ? items_of_a_sum(items, summed) : 1);
     const long long rows = (items + a.items - 1) / a.items;
 
     std::optional<Workspace> workspace[slot_count + 1];
