@@ -103,6 +103,13 @@ inline bool are_innermost(const ChannelSlot& slot) {
 void sum_rows(const float* rows, float* out, bool accumulate, int dim, long long batch, cudaStream_t stream);
 void sum_rows(const double* rows, double* out, bool accumulate, int dim, long long batch, cudaStream_t stream);
 
+// Items whose gradients of shared operands, so many numbers, go to one row, one after another; the rows are summed afterwards. More rows give more threads work,
+// fewer are less to add up: 16 M numbers in all, between 64 and 4096 rows.
+inline long long items_of_a_sum(long long items, long long numbers) {
+  const long long rows = std::clamp((1ll << 24) / numbers, 64ll, 4096ll);
+  return (items + rows - 1) / rows;
+}
+
 // Results as the kernels write them, a row an item. That of a slot which all items share is summed afterwards.
 template <class T>
 class Results {

@@ -1,5 +1,6 @@
 'use strict'
-// The PTX of every kernel source, for the emulation's interpreter (test/emulation/ptx.hpp). As a program it compiles what is missing.
+// The PTX of every kernel source, for the emulation's interpreter (test/emulation/ptx.hpp). As a program it compiles what is missing: `npm run test:emulated` does so
+// before its tests, since two of them need it, on workers of their own.
 
 const { execFileSync, spawn } = require('node:child_process')
 const { createHash } = require('node:crypto')
@@ -77,7 +78,7 @@ function ptx() {
 
 module.exports = { ptx }
 
-if (require.main === module) {
+if (require.main === module && detectCudaToolkit()) {
   compileMissing(plan()).catch((error) => {
     console.error(error.message)
     process.exitCode = 1

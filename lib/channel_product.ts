@@ -4,12 +4,12 @@ import { argumentError, describe, EquitensorError } from './errors'
 import { formatIrrep, Irreps, irrepKey, type Irrep, type IrrepsLike } from './irreps'
 import { channelsOf, packChannels, packDims } from './layout'
 import type { Path } from './operation'
-import { inputIrreps, outputIrreps, resolveCpuOptions, resolveOptions, type CommonOptions, type ResolvedOptions } from './options'
+import { inputIrreps, outputIrreps, resolveOptions, type CommonOptions, type ResolvedOptions } from './options'
 
 export interface FactorOptions {
   /**
    * Factors for each irrep and channel: sum over r < `rank` of c_r T(a_r x, b_r y), T the product. `weight` is (rank, irreps of both inputs and the output,
-   * channels): for every r the a of irrepsIn1, the b of irrepsIn2 and the c of irrepsOut, by block and channel, (mul) each. Default false: no factors. On the CPU.
+   * channels): for every r the a of irrepsIn1, the b of irrepsIn2 and the c of irrepsOut, by block and channel, (mul) each. Default false: no factors.
    */
   weights?: boolean
   /** Terms of the sum, with `weights`. Default 1. */
@@ -17,14 +17,14 @@ export interface FactorOptions {
 }
 export const factorOptions = ['weights', 'rank'] as const
 
-/** The number of terms, 0 without weights, and the options. @throws EquitensorError `invalid_option`, `not_supported`. */
+/** The number of terms, 0 without weights, and the options. @throws EquitensorError `invalid_option`, `backend_unavailable`. */
 export function resolveFactors<D extends DType>(options: CommonOptions<D> & FactorOptions): { rank: number; resolved: ResolvedOptions<D> } {
   const { weights = false, rank } = options
   if (typeof weights !== 'boolean') throw argumentError('invalid_option', 'options.weights', 'a boolean', describe(weights))
   if (rank !== undefined && (!weights || !Number.isInteger(rank) || rank < 1)) {
     throw argumentError('invalid_option', 'options.rank', weights ? 'a positive integer' : 'none without weights: true', describe(rank))
   }
-  return weights ? { rank: rank ?? 1, resolved: resolveCpuOptions(options, 'a product with weights') } : { rank: 0, resolved: resolveOptions(options) }
+  return { rank: weights ? (rank ?? 1) : 0, resolved: resolveOptions(options) }
 }
 
 /** All irreps with one multiplicity, each (l, p) once. @throws EquitensorError `unequal_multiplicities`, `repeated_irrep`. */

@@ -1,5 +1,5 @@
 import type { ArrayOf, DType } from './arrays'
-import type { AsyncOptions } from './call'
+import type { AsyncOptions, OperandOf } from './call'
 import { ClebschGordanTensorProduct, type ClebschGordanOptions, type WeightedOptions } from './clebsch_gordan'
 import { argumentError, describe } from './errors'
 import { Graph } from './graph'
@@ -29,7 +29,7 @@ type Over<Call extends unknown[]> = [graph: Graph, ...call: Call]
  *
  * x is (senders, irrepsIn1.dim), y (edges, irrepsIn2.dim) or one row for all edges, `weight` (edges, weightNumel) or (weightNumel) for all edges, the result
  * (receivers, irrepsOut.dim), with edges in the order of the graph's edge index; row-major in the operation's dtype and layout. The passes and their options are
- * those of {@link ClebschGordanTensorProduct} with the graph in front.
+ * those of {@link ClebschGordanTensorProduct} with the graph in front; with backend 'cuda' device arrays give device arrays.
  */
 export class Convolution<D extends DType = 'float32'> {
   readonly irrepsIn1: Irreps
@@ -88,11 +88,13 @@ export class Convolution<D extends DType = 'float32'> {
    * @returns (receivers, irrepsOut.dim): zero for a receiver without edges.
    * @throws EquitensorError as {@link ClebschGordanTensorProduct.forward}, and `invalid_argument` for what is no {@link Graph}; nothing has been written then.
    */
+  forward<A extends OperandOf<D>>(...call: Over<ForwardArguments<A>>): A
   forward(...[graph, x, y, weight, options]: Over<ForwardArguments<ArrayOf<D>>>): ArrayOf<D> {
     return this.#product.forward(x, y, weight, over(graph, options))
   }
 
   /** {@link forward} beside this thread. Inputs must not change before the promise resolves. */
+  forwardAsync<A extends OperandOf<D>>(...call: Over<ForwardArguments<A, AsyncOptions>>): Promise<A>
   async forwardAsync(...[graph, x, y, weight, options]: Over<ForwardArguments<ArrayOf<D>, AsyncOptions>>): Promise<ArrayOf<D>> {
     return this.#product.forwardAsync(x, y, weight, over(graph, options))
   }
@@ -102,11 +104,13 @@ export class Convolution<D extends DType = 'float32'> {
    * @param gradOut shape of the result.
    * @throws EquitensorError as {@link forward}.
    */
+  backward<A extends OperandOf<D>>(...call: Over<BackwardArguments<A>>): Gradients<D, A>
   backward(...[graph, x, y, weight, gradOut, options]: Over<BackwardArguments<ArrayOf<D>>>): Gradients<D> {
     return this.#product.backward(x, y, weight, gradOut, over(graph, options))
   }
 
   /** {@link backward} beside this thread. */
+  backwardAsync<A extends OperandOf<D>>(...call: Over<BackwardArguments<A, AsyncOptions>>): Promise<Gradients<D, A>>
   async backwardAsync(...[graph, x, y, weight, gradOut, options]: Over<BackwardArguments<ArrayOf<D>, AsyncOptions>>): Promise<Gradients<D>> {
     return this.#product.backwardAsync(x, y, weight, gradOut, over(graph, options))
   }
@@ -117,11 +121,13 @@ export class Convolution<D extends DType = 'float32'> {
    * @returns gradients with respect to x, y, weight and gradOut.
    * @throws EquitensorError as {@link forward}.
    */
+  doubleBackward<A extends OperandOf<D>>(...call: Over<DoubleBackwardArguments<A>>): SecondGradients<D, A>
   doubleBackward(...[graph, x, y, weight, gradOut, cotangents, options]: Over<DoubleBackwardArguments<ArrayOf<D>>>): SecondGradients<D> {
     return this.#product.doubleBackward(x, y, weight, gradOut, cotangents, over(graph, options))
   }
 
   /** {@link doubleBackward} beside this thread. */
+  doubleBackwardAsync<A extends OperandOf<D>>(...call: Over<DoubleBackwardArguments<A, AsyncOptions>>): Promise<SecondGradients<D, A>>
   async doubleBackwardAsync(
     ...[graph, x, y, weight, gradOut, cotangents, options]: Over<DoubleBackwardArguments<ArrayOf<D>, AsyncOptions>>
   ): Promise<SecondGradients<D>> {
@@ -134,11 +140,13 @@ export class Convolution<D extends DType = 'float32'> {
    * @returns shape of the result.
    * @throws EquitensorError as {@link forward}.
    */
+  jvp<A extends OperandOf<D>>(...call: Over<JvpArguments<A>>): A
   jvp(...[graph, x, y, weight, tangents, options]: Over<JvpArguments<ArrayOf<D>>>): ArrayOf<D> {
     return this.#product.jvp(x, y, weight, tangents, over(graph, options))
   }
 
   /** {@link jvp} beside this thread. */
+  jvpAsync<A extends OperandOf<D>>(...call: Over<JvpArguments<A, AsyncOptions>>): Promise<A>
   async jvpAsync(...[graph, x, y, weight, tangents, options]: Over<JvpArguments<ArrayOf<D>, AsyncOptions>>): Promise<ArrayOf<D>> {
     return this.#product.jvpAsync(x, y, weight, tangents, over(graph, options))
   }

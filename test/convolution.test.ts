@@ -1,6 +1,6 @@
 // Convolutions over graphs: what gather, product and sum give, pass by pass; graphs of all kinds; differences; what a call refuses.
 import { describe, expect, test } from 'vitest'
-import { ClebschGordanTensorProduct, Convolution, Graph, sphericalHarmonics, type ArrayOf, type DType, type Layout } from '../lib/index'
+import { backends, ClebschGordanTensorProduct, Convolution, DeviceArray, Graph, sphericalHarmonics, type ArrayOf, type DType, type Layout } from '../lib/index'
 import { caught } from './caught'
 import { arrayError, blockError, constructors, defaultBackend, dtypes, guarded, layouts, random, randomArray, sameBits, tolerance, type Numbers } from './support'
 import { problems, type Problem } from './weighted_problems'
@@ -131,6 +131,34 @@ describe.each(graphs)('gather, product and sum: $name', (edges) => {
       }
     }
   })
+})
+
+// Typed as those of host arrays are, and the same kernels.
+test.runIf(backends().cuda.available)('arrays of a device give the bits that host arrays give, also asynchronously and added to', async () => {
+  const edges = graphs[0]!, graph = graphOf(edges)
+  for (const dtype of dtypes) {
+    using conv = make(problems[0]!, dtype, 'ir_mul', { backend: 'cuda' }).conv as Convolution<DType>
+    const arrays = drawArrays(conv, edges, [false, true]), expected = run(conv, graph, arrays)
+    const up = (array: ArrayOf<DType> | undefined): DeviceArray<DType> => DeviceArray.from(array as Float32Array) as unknown as DeviceArray<DType>
+    const [x, y, w, z] = [up(arrays.x), up(arrays.y), up(arrays.w), up(arrays.z)], a = { x: up(arrays.a.x), y: up(arrays.a.y), weight: up(arrays.a.w) }
+    const check = (pass: (typeof passes)[number], results: object) => {
+      expect(Object.keys(results).sort()).toEqual(Object.keys(expected[pass]).sort())
+      for (const [name, array] of Object.entries(results)) expect(sameBits((array as DeviceArray<DType>).download(), expected[pass][name]!), `${pass} ${name}`).toBe(true)
+    }
+    const first: DeviceArray<DType> = conv.forward(graph, x, y, w)
+    check('forward', { gradOut: first })
+    const gradients: { x: DeviceArray<DType>; y: DeviceArray<DType>; weight: DeviceArray<DType> } = conv.backward(graph, x, y, w, z)
+    check('backward', gradients)
+    check('doubleBackward', conv.doubleBackward(graph, x, y, w, z, a))
+    check('jvp', { gradOut: conv.jvp(graph, x, y, w, a) })
+    check('forward', { gradOut: await conv.forwardAsync(graph, x, y, w) })
+    check('backward', await conv.backwardAsync(graph, x, y, w, z))
+    check('doubleBackward', await conv.doubleBackwardAsync(graph, x, y, w, z, a))
+    check('jvp', { gradOut: await conv.jvpAsync(graph, x, y, w, a) })
+    conv.backward(graph, x, y, w, z, { out: gradients, accumulate: true })
+    // Sums of as many terms again, in an order of their own.
+    for (const name of ['x', 'y', 'weight'] as const) expect(arrayError(gradients[name].download(), expected.backward[name]!.map((v: number) => 2 * v)), name).toBeLessThan(tolerance[dtype])
+  }
 })
 
 // MACE's layer on 50 nodes, whose gradients come in the order of the receivers, and one into scalars, whose come in that of the senders: rows of several

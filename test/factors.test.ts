@@ -1,6 +1,7 @@
 // GauntTensorProduct and MatrixTensorProduct with factors for each irrep and channel, as weights: against the products without, and differences.
 import { describe, expect, test } from 'vitest'
-import { GauntTensorProduct, Irreps, MatrixTensorProduct, type DType, type TensorProduct } from '../lib/index'
+import { DeviceArray, GauntTensorProduct, Irreps, MatrixTensorProduct, type DType, type TensorProduct } from '../lib/index'
+import { native } from '../lib/native'
 import { caught } from './caught'
 import { arrayError, blockError, defaultBackend, dtypes, guarded, layouts, places, random, randomArray, randomRotation, rotated, sameBits, tolerance, type Numbers } from './support'
 
@@ -121,7 +122,8 @@ describe.each(makers)('%s', (_name, make) => {
   })
 
   test.each(dtypes)('bits do not depend on threads or on the way of a call; given arrays, added to, %s', async (dtype) => {
-    const problem = problems[1]!, batch = 3001
+    // Several tasks of a thread; of a GPU several tiles.
+    const problem = problems[1]!, batch = defaultBackend === 'cuda' ? 301 : 3001
     for (const w of [1, batch]) {
       const { op, x, y, w: weight, g, a } = setUp(make, problem, { dtype, threads: 1 }, batch, { x: batch, y: batch, w })
       using other = plain(make, problem, { dtype, threads: 3, weights: true, rank: 2 }) as TensorProduct<any>
@@ -144,6 +146,50 @@ describe.each(makers)('%s', (_name, make) => {
   })
 })
 
+// Rows are scaled into a product's kernel and out of it: three launches a term, five of a double backward along weights as well; one more for the sum of a
+// gradient. X and Y are written and read between them, and so is the product's result.
+describe.runIf(native.cuda?.counting)('on a device', () => {
+  test.each(makers)('%s: the results of host arrays, launches and bytes', (_name, make) => {
+    for (const rank of [1, 2])
+      for (const sets of [1, 70]) {
+        const { op, x, y, w, g, a } = setUp(make, ['3x1o+3x1e+3x2e', '3x2e+3x0o', '3x2e+3x1e+3x2o', rank], { dtype: 'float32' }, 70, { x: 70, y: 70, w: sets })
+        const device = (arrays: any) => Object.fromEntries(Object.entries(arrays).map(([name, array]) => [name, DeviceArray.from(array as Float32Array)])) as any
+        const d = device({ x, y, w, g }), da = device(a), sum = sets === 1 ? 1 : 0
+        const passes: [() => object, () => object, launches: number][] = [
+          [() => ({ z: op.forward(x, y, w) }), () => ({ z: op.forward(d.x, d.y, d.w) }), 3 * rank],
+          [() => op.backward(x, y, w, g), () => op.backward(d.x, d.y, d.w, d.g), 3 * rank + sum],
+          [() => op.doubleBackward(x, y, w, g, a), () => op.doubleBackward(d.x, d.y, d.w, d.g, da), 5 * rank + sum],
+          [() => ({ z: op.jvp(x, y, w, a) }), () => ({ z: op.jvp(d.x, d.y, d.w, da) }), 4 * rank],
+        ]
+        passes.forEach(([onHost, onDevice, launches], pass) => {
+          const expected = onHost()
+          native.cuda!.counting!(true)
+          const actual = Object.entries(onDevice()).map(([name, array]) => [name, (array as DeviceArray).download()] as const)
+          const counts = native.cuda!.counting!(false)
+          expect(counts.launches, `pass ${pass}`).toBe(launches)
+          for (const [name, array] of actual) expect(sameBits(array, (expected as any)[name]), `pass ${pass}, ${name}`).toBe(true)
+          if (pass > 0) return
+          const [inputs, outputs] = [x.length + y.length, g.length]
+          expect(counts.loaded.unique).toBe(4 * (rank * (2 * inputs + outputs) + (rank - 1) * outputs + w.length))
+          expect(counts.stored.unique).toBe(4 * rank * (inputs + 2 * outputs))
+        })
+        op.dispose()
+      }
+  })
+
+  // A chunk of 32 MiB is 350,000 items of 24 numbers; sets of 98 items are added up to a row.
+  test('several chunks, each of many sums', () => {
+    const problem: (typeof problems)[number] = ['4x0e', '4x0e', undefined, 2], batch = 400_001, shape = { x: batch, y: 1, w: 1 }
+    const { op, x, y, w, g } = setUp(makers[0]![1], problem, { dtype: 'float32' }, batch, shape)
+    using cpu = plain(makers[0]![1], problem, { dtype: 'float32', weights: true, rank: 2, backend: 'cpu' }) as TensorProduct<any>
+    expect(arrayError(op.forward(x, y, w) as Numbers, cpu.forward(x, y, w) as Numbers)).toBeLessThan(tolerance.float32)
+    const actual = op.backward(x, y, w, g), expected = cpu.backward(x, y, w, g)
+    // Sums of 98, then of 512 numbers, then of 8: their roundings add up to less than a thousand of the root of 400,000 terms.
+    for (const name of ['x', 'y', 'weight'] as const) expect(arrayError(actual[name], expected[name]), name).toBeLessThan(tolerance.float32)
+    op.dispose()
+  })
+})
+
 test('without weights nothing changes, and options', () => {
   using op = new GauntTensorProduct('2x0e+2x1o', '2x1o', { weights: false })
   expect(op.weightNumel).toBe(0)
@@ -156,8 +202,7 @@ test('without weights nothing changes, and options', () => {
     for (const rank of [0, 1.5, -1, '2']) expect(code(() => new make('1o', '1o', { weights: true, rank }))).toEqual(['invalid_option', 'options.rank'])
     expect(code(() => new make('1o', '1o', { weights: true, rank: 2 ** 31 }))).toEqual(['invalid_option', 'options.rank'])
     expect(code(() => new make('1o', '1o', { weights: 1 }))).toEqual(['invalid_option', 'options.weights'])
-    expect(code(() => new make('1o', '1o', { weights: true, backend: 'cuda' }))).toEqual(['not_supported', 'options.backend'])
-    expect(new make('1o', '1o', { weights: true }).backend).toBe('cpu')
+    expect(new make('1o', '1o', { weights: true }).backend).toBe(defaultBackend)
     const weighted = new make('2x0e+2x1o', '2x1o', { weights: true, rank: 3, irrepsOut: '2x1o' })
     expect(weighted.weightNumel).toBe(3 * 2 * (2 + 1 + 1))
     expect(code(() => weighted.forward(new Float32Array(8), new Float32Array(6)))).toEqual(['weight_missing', 'weight'])

@@ -16,7 +16,7 @@ const builds = {
   thread: { flags: ['-fsanitize=thread'], seeds: [0, 1] },
 }
 const sources = [
-  ...['clebsch_gordan.cu', 'fourier.cu', 'gaunt.cu', 'gaunt_product.cu', 'symmetric_contraction.cu', 'matrix.cu', 'matrix_block.cu', 'spherical_harmonics.cu', 'sum_rows.cu', 'weighted.cu', 'runtime.cpp'].map((file) => `cuda/${file}`),
+  ...['clebsch_gordan.cu', 'factored.cu', 'fourier.cu', 'gaunt.cu', 'gaunt_product.cu', 'symmetric_contraction.cu', 'matrix.cu', 'matrix_block.cu', 'spherical_harmonics.cu', 'sum_rows.cu', 'weighted.cu', 'weighted_channelwise.cu', 'runtime.cpp'].map((file) => `cuda/${file}`),
   'test/emulation/runtime.cpp',
   'test/emulation/kernels.cpp',
 ]

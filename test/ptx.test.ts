@@ -89,12 +89,13 @@ describe.runIf(isEmulated && toolkit && !toolkit.tooOld)("nvcc's PTX of the kern
     expect(blockError(op.forward(x as never), cpu.forward(x as never), op.irrepsOut)).toBeLessThan(tolerance[dtype])
   })
 
-  // Packs of channels and single ones, every pass, and the kernel of all modes.
+  // Packs of channels and single ones, every pass, the kernel of all modes, and what scales rows.
   const weighted: [string, (options: any) => any][] = [
     ['channelwise, packs', (options) => ClebschGordanTensorProduct.channelwise('8x0e+8x1o+8x2e+4x3o', '0e+1o+2e+3o', '0e+1o+2e+3o', options)],
     ['channelwise', (options) => ClebschGordanTensorProduct.channelwise('5x0e+3x1o+2x5o', '2x0e+1x1o', undefined, options)],
     ['fully connected', (options) => ClebschGordanTensorProduct.fullyConnected('5x0e+3x1o', '0e+2x1o', '4x0e+9x1o+1x2e', options)],
     ['every mode', (options) => new ClebschGordanTensorProduct(...problems.at(-2)!.irreps.slice(0, 2) as [string, string], { ...options, irrepsOut: problems.at(-2)!.irreps[2], instructions: problems.at(-2)!.instructions })],
+    ['GTP with factors', (options) => new GauntTensorProduct(signals, signals, { ...options, algorithm: 'grid', weights: true, rank: 2 })],
   ]
   test.each(weighted.flatMap(([name, make]) => dtypes.flatMap((dtype) => layouts.map((layout) => [name, dtype, layout, make] as const))))('weights, %s, %s, %s: as on the CPU', (_name, dtype, layout, make) => {
     using op = make({ dtype, layout, backend: 'cuda' }), cpu = make({ dtype, layout, backend: 'cpu' })

@@ -87,18 +87,18 @@ void run(const cuda::Operation& operation, bool x_shared) {
 
 // With a set of weights for each item, or one for all, whose gradient goes through rows of partial sums.
 template <class T>
-void run_weighted(const WeightedForm& form) {
-  const auto operation = cuda::make_weighted(0, form);
+void run_weighted(const cuda::Operation& operation) {
+  const int (&dims)[3] = operation.dim, weights = operation.weights;
   const long batch = 37;
   for (const bool shared : {false, true}) {
     cuda::Stream stream(0);
     Call call{};
     call.batch = batch, call.weight_shared = call.shared[1] = shared;
     const long y_rows = shared ? 1 : batch, w_rows = y_rows;
-    Array<T> x(batch * form.dims[0], 1), y(y_rows * form.dims[1], 2), z(batch * form.dims[2], 3), w(w_rows * form.weights, 4), ax(batch * form.dims[0], 5),
-        ay(y_rows * form.dims[1], 6), aw(w_rows * form.weights, 7), dx(batch * form.dims[0], 8), dy(y_rows * form.dims[1], 9), dz(batch * form.dims[2], 10), dw(w_rows * form.weights, 11);
+    Array<T> x(batch * dims[0], 1), y(y_rows * dims[1], 2), z(batch * dims[2], 3), w(w_rows * weights, 4), ax(batch * dims[0], 5),
+        ay(y_rows * dims[1], 6), aw(w_rows * weights, 7), dx(batch * dims[0], 8), dy(y_rows * dims[1], 9), dz(batch * dims[2], 10), dw(w_rows * weights, 11);
     const auto contract = [&](std::initializer_list<Array<T>*> results) {
-      operation->contract(call, stream.get());
+      operation.contract(call, stream.get());
       stream.synchronize();
       for (Array<T>* result : results) result->take_hash();
     };
@@ -112,6 +112,15 @@ void run_weighted(const WeightedForm& form) {
     call.in[y_direction] = ay.data(), call.weight_direction = aw.data(), call.accumulate = true;
     contract({&dx, &dy, &dz, &dw});
   }
+}
+template <class T>
+void run_weighted(const WeightedForm& form) { run_weighted<T>(*cuda::make_weighted(0, form)); }
+
+// The same of a sum of two products with factors.
+template <class T>
+void run_factored() {
+  const ChannelSlot slots[3] = {slot(2, 3), slot(1, 3), slot(2, 3)};
+  run_weighted<T>(*cuda::with_factors(cuda::make_matrix(0, sizeof(T) == 8, 3, slots, {{0, 0, 0}}, 2), 2, slots));
 }
 
 template <class T>
@@ -259,5 +268,7 @@ int main() {
   run_all_weighted<double>();
   run_all_many_body<float>();
   run_all_many_body<double>();
+  run_factored<float>();
+  run_factored<double>();
   std::printf("%016llx\n", (unsigned long long)hash);
 }
