@@ -273,6 +273,7 @@ WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops&
     to.of_entry_value = store.template values<T>(of_entry_value), to.of_component_value = store.template values<T>(of_component_value);
     instructions.push_back(to);
   }
+  plan.mixes = std::all_of(instructions.begin(), instructions.end(), [](const auto& in) { return in.mixed > 0 && in.weight >= 0; });
   for (int s = 0; s < 2; ++s)
     if (plan.makes_matrices[s]) flops.backward += form.dims[s], flops.double_backward += form.dims[s];
   for (int s = 0; s < 3; ++s) plan.blocks[s] = store.items(std::move(all_blocks[s]));

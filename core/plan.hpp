@@ -129,6 +129,7 @@ struct WeightedPlan {
   const PlanInstruction<T>* instructions;  // by output block
   int instruction_count;
   bool makes_matrices[2];  // operands that are some instruction's matrix operand
+  bool mixes;  // all instructions do, with weights
   int max_lanes, max_pitch, max_entries, max_staged, max_block;
 };
 

@@ -25,6 +25,20 @@ EQUITENSOR_INLINE Vector<T> load_ahead(Vectors part, const ChannelView<T>& view,
   return part.load(p);
 }
 
+// Calls body(first output, outputs) for at most 8 outputs at a time.
+template <class Body>
+EQUITENSOR_INLINE void for_each_outputs(int outputs, Body&& body) {
+  const int parts = (outputs + 7) / 8;
+  for (int p = 0; p < parts; ++p) {
+    const int first = p * outputs / parts;
+#define EQUITENSOR_CASE(k) \
+  case k: body(first, Int<k>{}); break;
+    switch ((p + 1) * outputs / parts - first) {
+      EQUITENSOR_CASE(1) EQUITENSOR_CASE(3) EQUITENSOR_CASE(4) EQUITENSOR_CASE(5) EQUITENSOR_CASE(6) EQUITENSOR_CASE(7) EQUITENSOR_CASE(8)
+    }
+#undef EQUITENSOR_CASE
+  }
+}
 // Calls body(inputs, first output, outputs, distance between rows of M) for at most 8 outputs at a time; with constants for degrees to 3, in float32
 // with AVX2 and more: everywhere, this file took three times as long to compile as all others together.
 template <class T, class Body>
@@ -41,16 +55,7 @@ EQUITENSOR_INLINE void for_each_shape(int inputs, int outputs, Body&& body) {
     }
   }
 #undef EQUITENSOR_CASE
-  const int parts = (outputs + 7) / 8;
-  for (int p = 0; p < parts; ++p) {
-    const int first = p * outputs / parts;
-#define EQUITENSOR_CASE(k) \
-  case k: body(inputs, first, Int<k>{}, outputs); break;
-    switch ((p + 1) * outputs / parts - first) {
-      EQUITENSOR_CASE(1) EQUITENSOR_CASE(3) EQUITENSOR_CASE(4) EQUITENSOR_CASE(5) EQUITENSOR_CASE(6) EQUITENSOR_CASE(7) EQUITENSOR_CASE(8)
-    }
-#undef EQUITENSOR_CASE
-  }
+  for_each_outputs(outputs, [&](int first, auto count) EQUITENSOR_LAMBDA { body(inputs, first, count, outputs); });
 }
 
 // scale * sum_i M_ik x_i of a vector of channels.
