@@ -88,35 +88,45 @@ EQUITENSOR_NOINLINE void add_outer_rows(const T* t, const T* z, long z_item, lon
   if (c < columns) add_outer<rows, 1>(t, z + c, z_item, z_component, items, components, dw + c, row, Part<T>{columns - c});
 }
 
-// out_k (+)= sum_i M_ik x_i of n outputs, M's rows `pitch` apart.
+// Channels of the lane operand, or of its gradient, and what M makes of them: component i of channel u at u * channel + i * component, all outputs of a channel together.
+struct LaneChannels {
+  int count, inputs, outputs;
+  long channel, component;
+};
+// t_k (+)= sum_i M_ik x_i of n outputs.
 template <class T, int n>
-EQUITENSOR_INLINE void multiply_lanes(const Vector<T>* matrix, int pitch, int inputs, const Vector<T>* x, long step, Vector<T>* out, bool adds) {
-  Vector<T> sum[n]{};
+EQUITENSOR_NOINLINE void multiply_lanes(const LaneChannels& at, const Vector<T>* matrix, const Vector<T>* x, Vector<T>* t, bool adds) {
+  for (int u = 0; u < at.count; ++u, x += at.channel, t += at.outputs) {
+    Vector<T> sum[n]{};
 #pragma GCC unroll 8
-  for (int k = 0; adds && k < n; ++k) sum[k] = out[k];
-  for (int i = 0; i < inputs; ++i, matrix += pitch) {
-    const Vector<T> value = x[i * step];
+    for (int k = 0; adds && k < n; ++k) sum[k] = t[k];
+    for (int i = 0; i < at.inputs; ++i) {
+      const Vector<T> value = x[i * at.component];
 #pragma GCC unroll 8
-    for (int k = 0; k < n; ++k) sum[k] += matrix[k] * value;
+      for (int k = 0; k < n; ++k) sum[k] += matrix[i * at.outputs + k] * value;
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < n; ++k) t[k] = sum[k];
   }
-#pragma GCC unroll 8
-  for (int k = 0; k < n; ++k) out[k] = sum[k];
 }
 // dx_i += sum_k M_ik g_k; dM_ik += x_i g_k
 template <class T, int n, bool outer>
-EQUITENSOR_INLINE void differentiate_lanes(const Vector<T>* matrix, int pitch, int inputs, const Vector<T>* g, const Vector<T>* x, long step, Vector<T>* dx, Vector<T>* dmatrix) {
-  Vector<T> right[n];
+EQUITENSOR_NOINLINE void differentiate_lanes(const LaneChannels& at, const Vector<T>* matrix, const Vector<T>* g, const Vector<T>* x, Vector<T>* dx, Vector<T>* dmatrix) {
+  for (int u = 0; u < at.count; ++u, x += at.channel, dx += at.channel, g += at.outputs) {
+    Vector<T> right[n];
 #pragma GCC unroll 8
-  for (int k = 0; k < n; ++k) right[k] = g[k];
-  for (int i = 0; i < inputs; ++i, matrix += pitch, dmatrix += pitch) {
-    Vector<T> h = dx[i * step];
+    for (int k = 0; k < n; ++k) right[k] = g[k];
+    for (int i = 0; i < at.inputs; ++i) {
+      const Vector<T>* const row = matrix + i * at.outputs;
+      Vector<T> h = dx[i * at.component];
 #pragma GCC unroll 8
-    for (int k = 0; k < n; ++k) h += matrix[k] * right[k];
-    dx[i * step] = h;
-    if (!outer) continue;
-    const Vector<T> value = x[i * step];
+      for (int k = 0; k < n; ++k) h += row[k] * right[k];
+      dx[i * at.component] = h;
+      if (!outer) continue;
+      const Vector<T> value = x[i * at.component];
 #pragma GCC unroll 8
-    for (int k = 0; k < n; ++k) dmatrix[k] += value * right[k];
+      for (int k = 0; k < n; ++k) dmatrix[i * at.outputs + k] += value * right[k];
+    }
   }
 }
 
@@ -158,7 +168,7 @@ class WeightedTile {
       for (int o = 0; o < operand_count; ++o)
         if (a_.in[o] && (o != z_operand || differentiates_)) load_rows(a_.in[o], a_.stride[slot_of(o)], plan_.dim[slot_of(o)], tile, buffer_.operand[o]);
       for (int s = 0; s < 2; ++s)
-        for (int c = 0; c < plan_.dim[s]; ++c) gradient_[s][c] = Vector<T>{};
+        for (int c = 0; differentiates_ && c < plan_.dim[s]; ++c) gradient_[s][c] = Vector<T>{};
       int next = 0;
       for (int b = 0; b < plan_.block_count[2]; ++b) next = run_block(plan_.blocks[2][b], b, next);
       for (RowWriter<T>* writer : {&x, &y, &z}) writer->write(tile, first, last);
@@ -177,72 +187,67 @@ class WeightedTile {
     int first, channel, component;
     explicit Place(const PlanBlock& block) : first(block.offset), channel(block.by_component ? 1 : block.components), component(block.by_component ? block.mul : 1) {}
   };
-  // A channel of the lane operand and one of the matrix operand.
-  struct Pair {
+  // Channels of the lane operand, and one of the matrix operand, with whose matrix they are multiplied.
+  struct Run {
     const Instruction* in;
-    int lane, matrix;
+    int matrix, lane, lanes;
   };
 
   // Returns the first instruction of a block behind.
   int run_block(const PlanBlock& block, int index, int next) {
     const int most = WeightedTileBuffers<T>::most_pairs_of(block.components);
-    adds_ = false, turned_ = false, count_ = 0;
+    adds_ = false, turned_ = false, count_ = 0, run_count_ = 0;
     for (; next < plan_.instruction_count && plan_.instructions[next].out_block == index; ++next) {
       const Instruction& in = plan_.instructions[next];
       const PlanMix* mix = in.mixes;
       for (int s = 0; s < in.segment_count; ++s) {
         const PlanChannels& channels = in.segments[s];
         while (channels.out >= mix->first + mix->count) ++mix;
-        for (int u = 0; u < channels.lanes; ++u) {
-          row_[count_] = in.weight + mix->weight + long(channels.out + u - mix->first) * mix->pitch;
-          pairs_[count_++] = {&in, channels.lane + u, in.same_channel ? channels.lane + u : channels.matrix_channel};
-          if (count_ == most) run_pairs(block);
+        for (int u = 0; u < channels.lanes;) {
+          const int lanes = in.same_channel ? 1 : minimum(channels.lanes - u, most - count_);
+          runs_[run_count_++] = {&in, in.same_channel ? channels.lane + u : channels.matrix_channel, channels.lane + u, lanes};
+          for (const int end = u + lanes; u < end; ++u) row_[count_++] = in.weight + mix->weight + long(channels.out + u - mix->first) * mix->pitch;
+          if (count_ == most) run_channels(block);
         }
       }
     }
-    if (count_ > 0) run_pairs(block);
-    for (int c = 0; !adds_ && c < block.mul * block.components; ++c) z_[block.offset + c] = Vector<T>{};
+    if (count_ > 0) run_channels(block);
+    for (int c = 0; !adds_ && wants(2) && c < block.mul * block.components; ++c) z_[block.offset + c] = Vector<T>{};
     return next;
   }
 
-  void run_pairs(const PlanBlock& block) {
+  void run_channels(const PlanBlock& block) {
     if (wants(0) || wants(1)) {
       unmix(a_.weight, block, buffer_.g);
       if (a_.weight_direction) unmix(a_.weight_direction, block, buffer_.g_direction);
     }
-    const Pair* made = pairs_;
-    for (int c = 0; c < count_; ++c) {
-      const Pair& pair = pairs_[c];
-      const bool same = pair.in == made->in && pair.matrix == made->matrix;
-      if (c > 0 && !same) contract(*made->in, made->matrix);
-      if (c == 0 || !same) make(*pair.in, pair.matrix);
-      made = &pair;
-      run_pair(pair, long(c) * block.components);
+    long at = 0;
+    for (int r = 0; r < run_count_; at += long(runs_[r++].lanes) * block.components) {
+      make(*runs_[r].in, runs_[r].matrix);
+      multiply_run(runs_[r], at);
+      if (wants(1 - runs_[r].in->lane_operand)) contract(*runs_[r].in, runs_[r].matrix);
     }
-    contract(*made->in, made->matrix);
     const Vector<T>* const t = doubles_ ? buffer_.t_direction : buffer_.t;
     if (wants(2)) mix(a_.weight, t, block, adds_);
     if (wants(2) && a_.weight_direction) mix(a_.weight_direction, buffer_.t, block, true);
     if (a_.weight_out) add_weight_gradient(t, block);
-    adds_ = true, count_ = 0;
+    adds_ = true, count_ = 0, run_count_ = 0;
   }
 
   void make(const Instruction& in, int channel) {
     const Place place(plan_.blocks[1 - in.lane_operand][in.matrix_block]);
     const auto matrix_of = [&](int operand, Vector<T>* matrix) {
       const Vector<T>* const y = buffer_.operand[operand] + place.first + channel * place.channel;
-      for (int e = 0; e < in.entries; ++e) {
-        Vector<T> sum{};
-        for (int n = in.of_entry[e]; n < in.of_entry[e + 1]; ++n) sum += in.of_entry_value[n] * y[in.of_entry_component[n] * place.component];
-        matrix[e] = sum;
-      }
+      const int* component = in.two_components;
+      const T* value = in.two_values;
+      for (int e = 0; e < in.entries; ++e, component += 2, value += 2)
+        matrix[e] = value[0] * y[component[0] * place.component] + value[1] * y[component[1] * place.component];
     };
     matrix_of(1 - in.lane_operand, buffer_.matrix);
     if (doubles_) matrix_of(in.lane_operand == 0 ? y_direction : x_direction, buffer_.matrix_direction);
     for (int e = 0; differentiates_ && e < in.entries; ++e) buffer_.dmatrix[e] = Vector<T>{};
   }
   void contract(const Instruction& in, int channel) {
-    if (!wants(1 - in.lane_operand)) return;
     const Place place(plan_.blocks[1 - in.lane_operand][in.matrix_block]);
     Vector<T>* const y = gradient_[1 - in.lane_operand] + place.first + channel * place.channel;
     for (int j = 0; j < in.matrix_components; ++j) {
@@ -253,38 +258,43 @@ class WeightedTile {
   }
 
   // t_c and, from g_c, the gradients of the lane operand and of M.
-  void run_pair(const Pair& pair, long at) {
-    const Instruction& in = *pair.in;
+  void multiply_run(const Run& run, long at) {
+    const Instruction& in = *run.in;
     const Place place(plan_.blocks[in.lane_operand][in.lane_block]);
-    const long first = place.first + pair.lane * place.channel, step = place.component;
+    const LaneChannels channels{run.lanes, in.inputs, in.outputs, place.channel, place.component};
+    const long first = place.first + run.lane * place.channel;
     const Vector<T>* const x = buffer_.operand[in.lane_operand] + first;
     const Vector<T>* const ax = buffer_.operand[in.lane_operand == 0 ? x_direction : y_direction] + first;
     if (wants(2) || a_.weight_out) {
-      if (!doubles_ || a_.weight_direction) multiply(in, buffer_.matrix, x, step, buffer_.t + at, false);
-      if (doubles_) multiply(in, buffer_.matrix, ax, step, buffer_.t_direction + at, false);
-      if (doubles_) multiply(in, buffer_.matrix_direction, x, step, buffer_.t_direction + at, true);
+      if (!doubles_ || a_.weight_direction) multiply(in, channels, buffer_.matrix, x, buffer_.t + at, false);
+      if (doubles_) multiply(in, channels, buffer_.matrix, ax, buffer_.t_direction + at, false);
+      if (doubles_) multiply(in, channels, buffer_.matrix_direction, x, buffer_.t_direction + at, true);
     }
     if (!wants(0) && !wants(1)) return;
     Vector<T>* const dx = gradient_[in.lane_operand] + first;
-    if (!doubles_) return differentiate(in, buffer_.matrix, buffer_.g + at, x, step, dx);
-    if (a_.weight_direction) differentiate(in, buffer_.matrix, buffer_.g_direction + at, x, step, dx);
-    differentiate(in, buffer_.matrix_direction, buffer_.g + at, ax, step, dx);
+    if (!doubles_) return differentiate(in, channels, buffer_.matrix, buffer_.g + at, x, dx);
+    if (a_.weight_direction) differentiate(in, channels, buffer_.matrix, buffer_.g_direction + at, x, dx);
+    differentiate(in, channels, buffer_.matrix_direction, buffer_.g + at, ax, dx);
   }
   // A scalar's matrix is a multiple of the identity: one entry.
-  static void multiply(const Instruction& in, const Vector<T>* matrix, const Vector<T>* x, long step, Vector<T>* out, bool adds) {
-    if (in.copies > 1)
-      for (int k = 0; k < in.copies; ++k) out[k] = adds ? out[k] + matrix[0] * x[k * step] : matrix[0] * x[k * step];
-    else
-      for_each_outputs(in.outputs, [&](int first, auto n) EQUITENSOR_LAMBDA { multiply_lanes<T, n>(matrix + first, in.outputs, in.inputs, x, step, out + first, adds); });
+  static void multiply(const Instruction& in, const LaneChannels& channels, const Vector<T>* matrix, const Vector<T>* x, Vector<T>* t, bool adds) {
+    if (in.copies == 1)
+      return for_each_outputs(in.outputs, [&](int first, auto n) EQUITENSOR_LAMBDA { multiply_lanes<T, n>(channels, matrix + first, x, t + first, adds); });
+    for (int u = 0; u < channels.count; ++u, x += channels.channel, t += in.copies)
+      for (int k = 0; k < in.copies; ++k) t[k] = adds ? t[k] + matrix[0] * x[k * channels.component] : matrix[0] * x[k * channels.component];
   }
-  void differentiate(const Instruction& in, const Vector<T>* matrix, const Vector<T>* g, const Vector<T>* x, long step, Vector<T>* dx) {
+  void differentiate(const Instruction& in, const LaneChannels& channels, const Vector<T>* matrix, const Vector<T>* g, const Vector<T>* x, Vector<T>* dx) {
     Vector<T>* const dmatrix = buffer_.dmatrix;
-    if (in.copies > 1)
-      for (int k = 0; k < in.copies; ++k) dx[k * step] += matrix[0] * g[k], dmatrix[0] += x[k * step] * g[k];
-    else if (wants(1 - in.lane_operand))
-      for_each_outputs(in.outputs, [&](int first, auto n) EQUITENSOR_LAMBDA { differentiate_lanes<T, n, true>(matrix + first, in.outputs, in.inputs, g + first, x, step, dx, dmatrix + first); });
-    else
-      for_each_outputs(in.outputs, [&](int first, auto n) EQUITENSOR_LAMBDA { differentiate_lanes<T, n, false>(matrix + first, in.outputs, in.inputs, g + first, x, step, dx, dmatrix); });
+    const bool outer = wants(1 - in.lane_operand);
+    if (in.copies == 1)
+      return for_each_outputs(in.outputs, [&](int first, auto n) EQUITENSOR_LAMBDA {
+        if (outer)
+          differentiate_lanes<T, n, true>(channels, matrix + first, g + first, x, dx, dmatrix + first);
+        else
+          differentiate_lanes<T, n, false>(channels, matrix + first, g + first, x, dx, dmatrix);
+      });
+    for (int u = 0; u < channels.count; ++u, x += channels.channel, dx += channels.channel, g += in.copies)
+      for (int k = 0; k < in.copies; ++k) dx[k * channels.component] += matrix[0] * g[k], dmatrix[0] += x[k * channels.component] * g[k];
   }
 
   // Calls body(first, rows) with constants, of rows that share what they are multiplied by.
@@ -342,9 +352,9 @@ class WeightedTile {
   Tile tile_;
   Vector<T> *gradient_[2], *z_;
   // Of the block at hand: pairs of channels that wait, and where their rows of weights begin; whether there were some before, and buffer_.rows holds the block of z.
-  Pair pairs_[most_pairs];
+  Run runs_[most_pairs];
   long row_[most_pairs];
-  int count_;
+  int run_count_, count_;
   bool adds_, turned_;
 };
 
