@@ -63,7 +63,8 @@ inline void transpose_matrix(const T* in, long in_pitch, int rows, int columns, 
 // in [channel][component], a block of the caller's, to out [component][channel], or the other way round. The number of components is odd, so that of a component no
 // two channels lie in one lane: lane l of vector v holds component (w v + l) mod components, with w lanes. In every lane the vectors are rotated until each
 // holds one component, by a blend for every bit of the distance, and then a permutation puts the channels in order: 28 operations for 7 components, where
-// picking from two vectors at a time takes 42 that are twice as long, and for 15 components 75 where a square transpose takes 128.
+// picking from two vectors at a time takes 42, and for 15 components 75 where a square transpose takes 128. They run at twice the rate of those.
+// The channel whose component is in a lane.
 constexpr int channel_in_lane(int components, int w, int lane, int component) {
   int u = 0;
   while ((u * components + component) % w != lane) ++u;
@@ -96,7 +97,6 @@ EQUITENSOR_INLINE void turn_vectors(const Vector<T>* from, Vector<T>* to, std::i
     rotate(v);
     each(Int<0>{}, Int<components - 1>{}, [&](auto c) EQUITENSOR_LAMBDA { to[c] = permute_lanes<T, (int(lane) * components + decltype(c){}) % w...>(v[c]); });
   } else {
-    // The channel whose component c is in lane l: (w v + l - c) / components of the one vector v for which that is whole.
     each(Int<0>{}, Int<components - 1>{}, [&](auto c) EQUITENSOR_LAMBDA { v[c] = permute_lanes<T, channel_in_lane(components, w, int(lane), decltype(c){})...>(from[c]); });
     rotate(v);
 #pragma GCC unroll 15
