@@ -250,6 +250,7 @@ WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops&
     to.copies = scalar ? to.inputs : 1;
     const int n = scalar ? 1 : to.inputs * to.outputs, components = to.matrix_components;
     to.entries = n, to.pitch = (n + multiple - 1) / multiple * multiple;
+    to.by_nonzeros = components > 5;
     std::vector<double> dense(size_t(components * to.pitch)), of_entry_value, of_component_value;
     for (int e = 0; e < n; ++e)
       for (int j = 0; j < components; ++j) {
@@ -272,6 +273,11 @@ WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops&
         if (const double value = dense[size_t(j * to.pitch + e)]; value != 0) of_component_entry.push_back(e), of_component_value.push_back(value);
     }
     of_component.push_back(int(of_component_value.size()));
+    std::vector<int> two_components(size_t(2 * n));
+    std::vector<double> two_values(size_t(2 * n));
+    for (int e = 0; e < n; ++e)
+      for (int m = of_entry[size_t(e)], to = 2 * e; m < of_entry[size_t(e + 1)]; ++m, ++to)
+        two_components[size_t(to)] = of_entry_component[size_t(m)], two_values[size_t(to)] = of_entry_value[size_t(m)];
 
     // Operations of a lane. A sum of products starts from zero, so that every product is a multiply-add. `parts` of the outputs at a time.
     const long pairs = scalar ? to.copies : n, parts = scalar ? to.copies : (to.outputs + 7) / 8, inputs = scalar ? 1 : to.inputs;
@@ -281,7 +287,7 @@ WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops&
     for (const PlanChannels& s : c.segments) {
       const long lanes = s.lanes;
       const long make = c.same_channel ? lanes * 2 * nonzeros : 2 * long(components) * to.pitch;
-      const long contraction = (c.same_channel ? lanes * 2 * nonzeros : 2 * long(components) * n);
+      const long contraction = c.same_channel ? lanes * 2 * nonzeros : 2 * (to.by_nonzeros ? nonzeros : long(components) * n);
       const bool adds = to.adds || s.adds;
       if (c.mixed) {
         flops.forward += make + lanes * products(false, false);
@@ -307,9 +313,11 @@ WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops&
     to.coefficients = store.template values<T>(dense);
     to.of_entry = store.ints(of_entry), to.of_entry_component = store.ints(of_entry_component);
     to.of_component = store.ints(of_component), to.of_component_entry = store.ints(of_component_entry);
+    to.two_components = store.ints(two_components), to.two_values = store.template values<T>(two_values);
     to.of_entry_value = store.template values<T>(of_entry_value), to.of_component_value = store.template values<T>(of_component_value);
     instructions.push_back(to);
   }
+  plan.mixes = std::all_of(instructions.begin(), instructions.end(), [](const auto& in) { return in.mixed > 0 && in.weight >= 0; });
   for (int s = 0; s < 2; ++s)
     if (plan.makes_matrices[s]) flops.backward += form.dims[s], flops.double_backward += form.dims[s];
   for (int s = 0; s < 3; ++s) plan.blocks[s] = store.items(std::move(all_blocks[s]));

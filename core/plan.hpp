@@ -118,10 +118,14 @@ struct PlanInstruction {
   int segment_count;
   int copies;             // 1; of a scalar, whose matrix is a multiple of the identity, the components: then M is one entry
   int entries, pitch;     // of M, [input][output]; padded
+  bool by_nonzeros;       // M's gradient is contracted with the coefficients that are not zero; of few components with all of them, side by side
   const T* coefficients;  // [j][pitch]: M[e] = sum_j coefficients[j][e] y_j
   // The same without the zeros: of entry e, and of component j.
   const int *of_entry, *of_entry_component, *of_component, *of_component_entry;
   const T *of_entry_value, *of_component_value;
+  // Of an entry two of either, with zeros where there are fewer: orders m1 and m3 couple to m2 = m1 + m3 and m1 - m3 only.
+  const int* two_components;
+  const T* two_values;
   int weight, weights;     // -1 without
   int weight_columns;      // of weights (u, v) that are wanted as (v, u): the number of v; 0: as they are
   int mixed, channels;     // output channels of the mix, and channels of t; 0: t is the output itself
@@ -136,6 +140,7 @@ struct WeightedPlan {
   const PlanInstruction<T>* instructions;  // by output block
   int instruction_count;
   bool makes_matrices[2];  // operands that are some instruction's matrix operand
+  bool mixes;  // all instructions do, with weights
   int max_lanes, max_pitch, max_entries, max_staged, max_block;
 };
 

@@ -13,6 +13,8 @@ void add_fourier(TypedKernels<T>&);
 template <class T>
 void add_weighted(TypedKernels<T>&);
 template <class T>
+void add_weighted_tiles(TypedKernels<T>&);
+template <class T>
 void add_gaunt(TypedKernels<T>&);
 template <class T>
 void add_gaunt_product(TypedKernels<T>&);

@@ -50,6 +50,7 @@ TypedKernels<T> typed_kernels() {
   add_clebsch_gordan(k);
   add_fourier(k);
   add_weighted(k);
+  add_weighted_tiles(k);
   add_gaunt(k);
   add_gaunt_product(k);
   add_matrix(k);

@@ -221,11 +221,22 @@ class Weighted final : public Planned<T, WeightedPlan<T>> {
   void contract(const Call& call, const Kernels& kernels) const override {
     if (call.sweep && call.sweep->slot == 2)
       contract_by_receiver(call, kernels);
+    else if (!call.sweep && call.weight_shared && this->plan_.mixes && call.batch >= least_tiled)
+      contract_tiles(call, kernels);
     else
       Planned<T, WeightedPlan<T>>::contract(call, kernels);
   }
 
  private:
+  // A tile of fewer takes as long as one of 16 items, and they by themselves take their share of it.
+  static constexpr long least_tiled = 8;
+  void contract_tiles(const Call& call, const Kernels& kernels) const {
+    const TypedKernels<T>& k = typed<T>(kernels);
+    run<T>(*this, call, operands_of(call), k.rows_per_task, k.weighted_tiles.scratch(this->plan_), [&](const Operands<T>& a, long begin, long end, void* scratch) {
+      k.weighted_tiles.contract(this->plan_, a, begin, end, scratch);
+    });
+  }
+
   // What is read for many edges is brought to lie by component once, and the gradient of x that is added to for each of them is brought back.
   void contract_by_receiver(const Call& given, const Kernels& kernels) const {
     const TypedKernels<T>& k = typed<T>(kernels);

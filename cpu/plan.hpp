@@ -41,6 +41,7 @@ template <class T>
 struct TypedKernels {
   Kernel<ClebschGordanPlan<T>, T> clebsch_gordan;
   Kernel<WeightedPlan<T>, T> weighted;
+  Kernel<WeightedPlan<T>, T> weighted_tiles;  // of plans that mix all channels: with one row of weights for all items
   Kernel<GauntPlan<T>, T> gaunt;
   Kernel<GauntProductPlan<T>, T> gaunt_product;
   Kernel<FourierPlan<T>, T> fourier;

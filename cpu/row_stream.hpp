@@ -48,6 +48,12 @@ class RowStream {
     before_ = before;
   }
 
+  // A vector, of a streamed result.
+  EQUITENSOR_INLINE void append(Vector<T> v) {
+    const Vector<T> turned = rotate<T>(v, waiting_);
+    write(first_lanes<T>(waiting_, before_, turned));
+    before_ = turned;
+  }
   // For whoever writes the next rows, of `lanes` elements, a multiple of a vector's, itself: they begin `phase` elements into a vector at `rows`.
   // A row's first elements share it with the last ones of the row before; these vectors, with the last elements in front, are `value`.
   int phase() const { return waiting_; }

@@ -287,5 +287,53 @@ EQUITENSOR_INLINE Vector<T> vector_where_above(Vector<T> a, T b, Vector<T> v) { 
 
 #endif
 
+// Lane i: the sum of the lanes of rows[i]. Halves of two rows are exchanged and added, which leaves half as many.
+template <class T, int distance = width<T> / 2>
+EQUITENSOR_INLINE Vector<T> sum_lanes(Vector<T>* rows) {
+#if !defined(EQUITENSOR_COUNT)
+  if constexpr (distance > 0) {
+#pragma GCC unroll 8
+    for (int i = 0; i < distance; ++i) {
+      exchange<distance, T>(rows[i], rows[i + distance], std::make_index_sequence<width<T>>{});
+      rows[i] += rows[i + distance];
+    }
+    return sum_lanes<T, distance / 2>(rows);
+  }
+#endif
+  return rows[0];
+}
+
+// Lane i is lane index[i] of v.
+template <class T, int... index>
+EQUITENSOR_INLINE Vector<T> permute_lanes(Vector<T> v) {
+#if defined(EQUITENSOR_COUNT)
+  return v;
+#elif defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    return (Vector<T>)_mm512_permutexvar_ps((__m512i)typename LanesOf<T>::type{index...}, (__m512)v);
+  else
+    return (Vector<T>)_mm512_permutexvar_pd((__m512i)typename LanesOf<T>::type{index...}, (__m512d)v);
+#else
+  return __builtin_shufflevector(v, v, index...);
+#endif
+}
+// Lane i of b where second[i], of a elsewhere.
+template <class T, bool... second>
+EQUITENSOR_INLINE Vector<T> blend(Vector<T> a, Vector<T> b) {
+#if defined(EQUITENSOR_COUNT)
+  return a;
+#elif defined(__AVX512F__)
+  unsigned mask = 0, bit = 1;
+  ((mask |= second ? bit : 0, bit <<= 1), ...);
+  if constexpr (sizeof(T) == 4)
+    return (Vector<T>)_mm512_mask_blend_ps(__mmask16(mask), (__m512)a, (__m512)b);
+  else
+    return (Vector<T>)_mm512_mask_blend_pd(__mmask8(mask), (__m512d)a, (__m512d)b);
+#else
+  typename LanesOf<T>::type chosen{typename LanesOf<T>::Index(second ? -1 : 0)...};
+  return chosen ? b : a;
+#endif
+}
+
 }  // namespace EQUITENSOR_VARIANT
 }  // namespace equitensor

@@ -11,7 +11,7 @@ inline namespace EQUITENSOR_VARIANT {
 template <class T>
 struct WeightedBuffers {
   T *lanes[operand_count];            // blocks that lie by channel in the row, by component; of z one block at a time, but for nodes
-  T *turned, *turned_direction;       // weights, transposed where an instruction wants them so
+  T *turned, *turned_direction;       // weights of instructions that want them transposed
   T *ones, *zeros, *unused;
   T *matrix, *matrix_direction, *edge_matrices;
   Vector<T> *matrices, *matrices_direction, *dmatrix;
@@ -151,7 +151,7 @@ class WeightedItem {
     if (again) return;
     for (int i = 0; i < plan_.instruction_count; ++i) {
       const Instruction& in = plan_.instructions[i];
-      if (in.weight < 0 || !(in.weight_columns || (in.mixed && differentiates_))) continue;
+      if (in.weight < 0 || !in.weight_columns) continue;
       turn(in, weight_, buffer_.turned);
       if (weight_direction_) turn(in, weight_direction_, buffer_.turned_direction);
     }
@@ -164,14 +164,8 @@ class WeightedItem {
     for (int c = 0; c < n; c += line<T>) __builtin_prefetch(row + c, 0, 2);
   }
   void turn(const Instruction& in, const T* weights, T* turned) {
-    if (in.weight_columns) {
-      const int rows = in.weights / in.weight_columns;
-      transpose_matrix(weights + in.weight, in.weight_columns, rows, in.weight_columns, turned + in.weight, rows);
-    }
-    for (int m = 0; m < in.mix_count; ++m) {
-      const PlanMix& mix = in.mixes[m];
-      transpose_matrix(weights + in.weight + mix.weight, mix.pitch, mix.count, in.mixed, turned + in.weight + mix.first, in.channels);
-    }
+    const int rows = in.weights / in.weight_columns;
+    transpose_matrix(weights + in.weight, in.weight_columns, rows, in.weight_columns, turned + in.weight, rows);
   }
 
   View view(int operand, int block_index) const {
@@ -259,29 +253,31 @@ class WeightedItem {
       return;
     }
     Vector<T>* sums = buffer_.sums[slot] + block.offset + channels.matrix_channel;
-    const auto contract = [&]<int count>(int first, Int<count>) EQUITENSOR_LAMBDA {
+    if (in.by_nonzeros) {
+      for (int j = 0; j < in.matrix_components; ++j) {
+        Vector<T> sum = sums[j * block.mul];
+        for (int n = in.of_component[j]; n < in.of_component[j + 1]; ++n) sum += in.of_component_value[n] * buffer_.dmatrix[in.of_component_entry[n]];
+        sums[j * block.mul] = sum;
+      }
+      return;
+    }
+    const auto contract = [&]<int count>(Int<count>) EQUITENSOR_LAMBDA {
       Vector<T> sum[count];
-#pragma GCC unroll 7
-      for (int j = 0; j < count; ++j) sum[j] = sums[(first + j) * block.mul];
-      const T* coefficients = in.coefficients + first * in.pitch;
+#pragma GCC unroll 5
+      for (int j = 0; j < count; ++j) sum[j] = sums[j * block.mul];
       for (int e = 0; e < in.entries; ++e) {
         const Vector<T> value = buffer_.dmatrix[e];
-#pragma GCC unroll 7
-        for (int j = 0; j < count; ++j) sum[j] += coefficients[j * in.pitch + e] * value;
+#pragma GCC unroll 5
+        for (int j = 0; j < count; ++j) sum[j] += in.coefficients[j * in.pitch + e] * value;
       }
-#pragma GCC unroll 7
-      for (int j = 0; j < count; ++j) sums[(first + j) * block.mul] = sum[j];
+#pragma GCC unroll 5
+      for (int j = 0; j < count; ++j) sums[j * block.mul] = sum[j];
     };
     switch (in.matrix_components) {
-      case 1: return contract(0, Int<1>{});
-      case 3: return contract(0, Int<3>{});
-      case 5: return contract(0, Int<5>{});
-      case 7: return contract(0, Int<7>{});
+      case 1: return contract(Int<1>{});
+      case 3: return contract(Int<3>{});
+      case 5: return contract(Int<5>{});
     }
-    int j = 0;
-    for (; j + 7 <= in.matrix_components; j += 7) contract(j, Int<7>{});
-    for (; j + 2 <= in.matrix_components; j += 2) contract(j, Int<2>{});
-    for (; j < in.matrix_components; ++j) contract(j, Int<1>{});
   }
 
   // ---- instructions
@@ -309,8 +305,8 @@ class WeightedItem {
         const Instruction& in = plan_.instructions[next];
         // An output that one segment makes goes straight to memory.
         const bool only = next + 1 == plan_.instruction_count || plan_.instructions[next + 1].out_block != b;
-        straight_ = result && !doubles_ && wants(2) && result->streams() && block.by_component && block.mul % width<T> == 0 && (in.outputs <= 7 || in.copies > 1) && !in.adds && only &&
-                            !in.mixed && !in.same_channel && in.segment_count == 1
+        const bool whole = in.outputs <= 7 ? block.by_component || in.copies == 1 : block.by_component && in.copies > 1;
+        straight_ = result && !doubles_ && wants(2) && result->streams() && block.mul % width<T> == 0 && whole && !in.adds && only && !in.mixed && !in.same_channel && in.segment_count == 1
                         ? result
                         : nullptr;
         if (in.same_channel)
@@ -376,8 +372,8 @@ class WeightedItem {
     const View x = lane_view(in, false), ax = lane_view(in, true), y = matrix_view(in, false), ay = matrix_view(in, true);
     const bool weighted = in.weight >= 0, directed = weighted && weight_direction_;
     if (in.mixed && differentiates_) {  // the gradient of t: times the weights, and times their direction
-      unmix(in, z, weighted ? buffer_.turned + in.weight : buffer_.ones, buffer_.g);
-      if (directed) unmix(in, z, buffer_.turned_direction + in.weight, buffer_.g_direction);
+      unmix(in, z, weighted ? weight_ + in.weight : buffer_.ones, buffer_.g);
+      if (directed) unmix(in, z, weight_direction_ + in.weight, buffer_.g_direction);
     }
     for_each_segment(in, [&](const PlanChannels& s) {
       make_matrix(in, s, y, matrix);
@@ -403,7 +399,7 @@ class WeightedItem {
     for (int m = 0; a_.weight_out && weighted && m < in.mix_count; ++m) {
       const PlanMix& mix = in.mixes[m];
       T* dw = buffer_.weight_gradient + in.weight + mix.weight;
-      multiply(t + mix.first, 1L, in.channels, mix.count, z.at, z.pitch, in.outputs, in.mixed, dw, mix.pitch, a_.weight_sum);
+      add_weight_products(t + mix.first, in.channels, z.at, z.pitch, in.outputs, mix.count, in.mixed, dw, mix.pitch, a_.weight_sum);
     }
   }
   static EQUITENSOR_INLINE View segment(View x, const PlanChannels& s) { return {x.at + (x.pitch ? s.lane : 0), x.pitch, x.ahead}; }
@@ -458,7 +454,10 @@ class WeightedItem {
     const View w = weights_of(in, s), scale = in.weight < 0 ? View{} : w;
     if (straight_)
       for_each_part(in, [&](auto inputs, int first, auto outputs, auto row) EQUITENSOR_LAMBDA {
-        stream_matrix<outputs>(inputs, row, matrix + first_entry(in, first), inputs_of(in, x, first), scale, *straight_, s.lanes);
+        if (plan_.blocks[2][in.out_block].by_component)
+          stream_matrix<outputs>(inputs, row, matrix + first_entry(in, first), inputs_of(in, x, first), scale, *straight_, s.lanes);
+        else
+          stream_turned<outputs>(inputs, row, matrix, x, scale, *straight_, s.lanes);
       });
     else if (wants(2))
       multiply_by(in, matrix, x, scale, z_ + s.out, z.pitch, in.adds || s.adds || z_adds_, s.lanes);
@@ -497,15 +496,17 @@ class WeightedItem {
     differentiate_by(in, s, matrix_direction, g, ones, ax, directed);
   }
 
-  // Behind the instruction's segments: the output's channels from those of t, with the weights, and back with the transposed ones.
+  // Behind the instruction's segments: the output's channels from those of t, with the weights, and back.
   void mix(const Instruction& in, const T* t, const T* weights, int mul, bool adds) {
-    for (int m = 0; m < in.mix_count; ++m) {
-      const PlanMix& mix = in.mixes[m];
-      multiply(t + mix.first, in.channels, 1L, in.outputs, weights + mix.weight, mix.pitch, mix.count, in.mixed, z_, mul, adds || m > 0);
-    }
+    for (int m = 0; m < in.mix_count; ++m)
+      mix_weights(t + in.mixes[m].first, in.channels, in.outputs, weights_of(in, in.mixes[m], weights), z_, mul, adds || m > 0);
   }
-  void unmix(const Instruction& in, View z, const T* turned, T* g) {
-    multiply(z.at, z.pitch, 1L, in.outputs, turned, in.channels, in.mixed, in.channels, g, in.channels, false);
+  void unmix(const Instruction& in, View z, const T* weights, T* g) {
+    for (int m = 0; m < in.mix_count; ++m)
+      unmix_weights(z.at, z.pitch, in.outputs, weights_of(in, in.mixes[m], weights), g + in.mixes[m].first, in.channels);
+  }
+  MixWeights<T> weights_of(const Instruction& in, const PlanMix& mix, const T* weights) const {
+    return {weights + mix.weight, mix.pitch, in.weight < 0 ? 0 : weight_ahead_, mix.count, in.mixed};
   }
 
   void clear(T* from, int n) {
@@ -522,12 +523,7 @@ class WeightedItem {
     for (int c = 0; plan_.makes_matrices[slot] && c < n; c += w) {
       Vector<T> lanes[w];
       for (int i = 0; i < w; ++i) lanes[i] = buffer_.sums[slot][minimum(c + i, n - 1)];
-      transpose<T>(lanes);
-#pragma GCC unroll 4
-      for (int distance = w / 2; distance > 0; distance /= 2)
-#pragma GCC unroll 8
-        for (int i = 0; i < distance; ++i) lanes[i] += lanes[i + distance];
-      store(gradient + c, load(gradient + c) + lanes[0]);
+      store(gradient + c, load(gradient + c) + sum_lanes<T>(lanes));
     }
     const T* row = gradient;
     bool made = true;

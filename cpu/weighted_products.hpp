@@ -25,6 +25,20 @@ EQUITENSOR_INLINE Vector<T> load_ahead(Vectors part, const ChannelView<T>& view,
   return part.load(p);
 }
 
+// Calls body(first output, outputs) for at most 8 outputs at a time.
+template <class Body>
+EQUITENSOR_INLINE void for_each_outputs(int outputs, Body&& body) {
+  const int parts = (outputs + 7) / 8;
+  for (int p = 0; p < parts; ++p) {
+    const int first = p * outputs / parts;
+#define EQUITENSOR_CASE(k) \
+  case k: body(first, Int<k>{}); break;
+    switch ((p + 1) * outputs / parts - first) {
+      EQUITENSOR_CASE(1) EQUITENSOR_CASE(3) EQUITENSOR_CASE(4) EQUITENSOR_CASE(5) EQUITENSOR_CASE(6) EQUITENSOR_CASE(7) EQUITENSOR_CASE(8)
+    }
+#undef EQUITENSOR_CASE
+  }
+}
 // Calls body(inputs, first output, outputs, distance between rows of M) for at most 8 outputs at a time; with constants for degrees to 3, in float32
 // with AVX2 and more: everywhere, this file took three times as long to compile as all others together.
 template <class T, class Body>
@@ -41,16 +55,7 @@ EQUITENSOR_INLINE void for_each_shape(int inputs, int outputs, Body&& body) {
     }
   }
 #undef EQUITENSOR_CASE
-  const int parts = (outputs + 7) / 8;
-  for (int p = 0; p < parts; ++p) {
-    const int first = p * outputs / parts;
-#define EQUITENSOR_CASE(k) \
-  case k: body(inputs, first, Int<k>{}, outputs); break;
-    switch ((p + 1) * outputs / parts - first) {
-      EQUITENSOR_CASE(1) EQUITENSOR_CASE(3) EQUITENSOR_CASE(4) EQUITENSOR_CASE(5) EQUITENSOR_CASE(6) EQUITENSOR_CASE(7) EQUITENSOR_CASE(8)
-    }
-#undef EQUITENSOR_CASE
-  }
+  for_each_outputs(outputs, [&](int first, auto count) EQUITENSOR_LAMBDA { body(inputs, first, count, outputs); });
 }
 
 // scale * sum_i M_ik x_i of a vector of channels.
@@ -126,6 +131,19 @@ EQUITENSOR_NOINLINE void stream_matrix(Inputs inputs, Row row, const M* matrix, 
     for (int k = 0; k < outputs; ++k) stream(out + k * lanes + c, sum[k]);
   }
   result.appended(outputs * lanes);
+}
+
+// Likewise with the components of a channel side by side.
+template <int outputs, class T, class M, class Inputs, class Row>
+EQUITENSOR_NOINLINE void stream_turned(Inputs inputs, Row row, const M* matrix, ChannelView<T> x, ChannelView<T> scale, RowStream<T>& result, int lanes) {
+  if constexpr (outputs % 2 == 1)  // others are parts of more components
+    for (int c = 0; c < lanes; c += width<T>) {
+      Vector<T> sum[outputs], turned[outputs];
+      sum_products(inputs, row, matrix, x, scale, c, Whole<T>{}, sum);
+      turn_vectors<outputs, false, T>(sum, turned, std::make_index_sequence<width<T>>{});
+#pragma GCC unroll 8
+      for (int k = 0; k < outputs; ++k) result.append(turned[k]);
+    }
 }
 
 // h_i = sum_k M_ik z_k; dx_i += s h_i; dw += sum_i t_i h_i; dM_ik += s t_i z_k
@@ -237,32 +255,23 @@ EQUITENSOR_NOINLINE void direct_matrix(Inputs inputs, Row row, const M* matrix, 
   });
 }
 
-// ---- products with weights: out (+)= a b, where a[r][d] lies at a[r * a_row + d * a_column].
+// ---- products with weights, whose rows lie `pitch` apart: cpu/weighted_mix.cpp
 
-template <int rows, int vectors, class T>
-EQUITENSOR_NOINLINE void multiply_columns(const T* a, long a_row, long a_column, const T* b, long b_pitch, int depth, T* out, long out_pitch, bool adds, int columns) {
-  for_each_vector<T>(columns, [&](int c, auto part) EQUITENSOR_LAMBDA {
-    Vector<T> sum[rows];
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; ++r) sum[r] = adds ? part.load(out + r * out_pitch + c) : Vector<T>{};
-    for (int d = 0; d < depth; ++d) {
-      const Vector<T> right = part.load(b + d * b_pitch + c);
-#pragma GCC unroll 4
-      for (int r = 0; r < rows; ++r) sum[r] += a[r * a_row + d * a_column] * right;
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; ++r) part.store(out + r * out_pitch + c, sum[r]);
-  });
-}
 template <class T>
-inline void multiply(const T* a, long a_row, long a_column, int rows, const T* b, long b_pitch, int depth, int columns, T* out, long out_pitch, bool adds) {
-  for (; rows > 0; rows -= 4, a += 4 * a_row, out += 4 * out_pitch) switch (rows) {
-      case 1: multiply_columns<1, 1>(a, a_row, a_column, b, b_pitch, depth, out, out_pitch, adds, columns); break;
-      case 2: multiply_columns<2, 1>(a, a_row, a_column, b, b_pitch, depth, out, out_pitch, adds, columns); break;
-      case 3: multiply_columns<3, 1>(a, a_row, a_column, b, b_pitch, depth, out, out_pitch, adds, columns); break;
-      default: multiply_columns<4, 1>(a, a_row, a_column, b, b_pitch, depth, out, out_pitch, adds, columns); break;
-    }
-}
+struct MixWeights {
+  const T* at;
+  long pitch, ahead;  // to the next item's
+  int rows, columns;
+};
+// out[k] (+)= sum_c t[k][c] W[c] of `components` k
+template <class T>
+void mix_weights(const T* t, long t_pitch, int components, const MixWeights<T>& weights, T* out, long out_pitch, bool adds);
+// g[k][c] = sum_w z[k][w] W[c][w]
+template <class T>
+void unmix_weights(const T* z, long z_pitch, int components, const MixWeights<T>& weights, T* g, long g_pitch);
+// dW[c] (+)= sum_k t[k][c] z[k]
+template <class T>
+void add_weight_products(const T* t, long t_pitch, const T* z, long z_pitch, int components, int rows, int columns, T* dw, long dw_pitch, bool adds);
 
 }  // namespace EQUITENSOR_VARIANT
 }  // namespace equitensor

@@ -21,6 +21,8 @@ export const problems: Problem[] = [
   one('uvw', true, '1x2e', '1x1o', '1x1o'),
   one('uvu', true, '5x1o', '1x2e', '5x1o+5x2o+5x3o'), one('uvu', true, '19x1o', '3x1o', '19x0e+19x2e'), one('uvu', true, '1x0e', '1x1o', '1x1o'),
   one('uvu', false, '6x1o', '2x1o', '6x1e'), one('uvu', false, '33x2e', '1x1o', '33x1o'),
+  // Whole vectors of 9 and more components.
+  one('uvu', true, '17x6e', '1x1o', '17x5o+17x6o+17x7o'), one('uvu', true, '18x4e', '1x3o', '18x4o'),
   one('uvv', true, '2x1o', '5x2e', '5x1o+5x3o'), one('uvv', true, '1x1o', '17x1o', '17x0e'), one('uvv', false, '3x1o', '4x1o', '4x2e'),
   one('uuw', true, '3x1o', '3x1o', '5x0e+2x2e'), one('uuw', true, '18x1o', '18x1o', '3x1e'), one('uuw', false, '7x1o', '7x1o', '1x0e+1x2e'),
   one('uuu', true, '5x1o', '5x1o', '5x0e+5x1e+5x2e'), one('uuu', true, '17x2e', '17x2e', '17x2e'), one('uuu', false, '3x3o', '3x2e', '3x4o'),
