@@ -180,19 +180,6 @@ struct LanesOf {
   template <size_t... i>
   static EQUITENSOR_INLINE type numbers(std::index_sequence<i...>) { return type{Index(i)...}; }
 };
-// Lane i is lane index[i] of a, or of b behind it. With AVX-512 by name: g++ 12 makes wrong code of some constant permutations of doubles.
-template <class T, int... index>
-EQUITENSOR_INLINE Vector<T> permute(Vector<T> a, Vector<T> b) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4)
-    return (Vector<T>)_mm512_permutex2var_ps((__m512)a, (__m512i)typename LanesOf<T>::type{index...}, (__m512)b);
-  else
-    return (Vector<T>)_mm512_permutex2var_pd((__m512d)a, (__m512i)typename LanesOf<T>::type{index...}, (__m512d)b);
-#else
-  return __builtin_shufflevector(a, b, index...);
-#endif
-}
-
 template <int distance, class T, size_t... lane>
 EQUITENSOR_INLINE void exchange(Vector<T>& a, Vector<T>& b, std::index_sequence<lane...>) {
   constexpr int w = width<T>;
@@ -303,7 +290,7 @@ EQUITENSOR_INLINE Vector<T> sum_lanes(Vector<T>* rows) {
   return rows[0];
 }
 
-// Lane i is lane index[i] of v.
+// Lane i is lane index[i] of v. With AVX-512 by name: g++ 12 makes wrong code of some constant permutations of doubles.
 template <class T, int... index>
 EQUITENSOR_INLINE Vector<T> permute_lanes(Vector<T> v) {
 #if defined(EQUITENSOR_COUNT)
