@@ -22,28 +22,40 @@ const sources = [
 ]
 const directory = mkdtempSync(path.join(tmpdir(), 'equitensor-kernels-'))
 
-async function compile(name: string, flags: string[]) {
-  const options = ['-std=c++20', '-O1', '-g1', '-I.', '-include', 'test/emulation/cuda.hpp', ...flags]
-  const objects = sources.map((_, i) => path.join(directory, `${name}-${i}.o`))
-  for (const [i, source] of sources.entries()) await execute('g++', [...options, '-x', 'c++', '-c', source, '-o', objects[i]!], { cwd: root })
-  await execute('g++', [...flags, ...objects, '-o', path.join(directory, name), '-pthread'])
+/** Tasks two at a time: a build or a run takes minutes, and a core. */
+async function inPairs<Result>(tasks: (() => Promise<Result>)[]): Promise<Result[]> {
+  const results: Result[] = [], waiting = [...tasks.entries()]
+  const worker = async () => {
+    for (let next; (next = waiting.shift()); ) results[next[0]] = await next[1]()
+  }
+  await Promise.all([worker(), worker()])
+  return results
+}
+
+const programs = Object.entries(builds).map(([name, { flags, seeds }]) => ({
+  name, flags, seeds, file: path.join(directory, name), objects: sources.map((_, i) => path.join(directory, `${name}-${i}.o`)),
+}))
+async function compile() {
+  const options = ['-std=c++20', '-O1', '-g1', '-I.', '-include', 'test/emulation/cuda.hpp']
+  await inPairs(programs.flatMap(({ flags, objects }) =>
+    sources.map((source, i) => () => execute('g++', [...options, ...flags, '-x', 'c++', '-c', source, '-o', objects[i]!], { cwd: root }))))
+  await inPairs(programs.map(({ flags, file, objects }) => () => execute('g++', [...flags, ...objects, '-o', file, '-pthread'])))
 }
 
 describe.runIf(binary.flavour === 'emulated')('CUDA kernels', () => {
-  beforeAll(() => Promise.all(Object.entries(builds).map(([name, { flags }]) => compile(name, flags))), 600_000)
+  beforeAll(compile, 900_000)
   afterAll(() => rmSync(directory, { recursive: true }))
 
   test('neither a sanitizer nor a result knows the order of the threads', async () => {
-    const results: string[] = []
-    for (const [name, { seeds }] of Object.entries(builds))
-      for (const seed of seeds) {
+    const results = await inPairs(programs.flatMap(({ name, seeds, file }) =>
+      seeds.map((seed) => async () => {
         // The runtime keeps its memory pools until the process ends.
         const env = { ...process.env, EQUITENSOR_EMULATION_SEED: `${seed}`, ASAN_OPTIONS: 'detect_leaks=0' }
-        const { stdout, stderr } = await execute(path.join(directory, name), [], { env, timeout: 250_000 })
+        const { stdout, stderr } = await execute(file, [], { env, timeout: 500_000 })
         expect(stderr, `${name}, seed ${seed}`).toBe('')
-        results.push(stdout)
-      }
+        return stdout
+      })))
     expect(new Set(results).size, `hashes of all results: ${results.join(' ')}`).toBe(1)
     expect(results[0]).toMatch(/^[0-9a-f]{16}\n$/)
-  }, 600_000)
+  }, 900_000)
 })
