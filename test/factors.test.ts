@@ -24,7 +24,7 @@ const problems: [in1: string, in2: string, irrepsOut: string | undefined, rank: 
 ]
 const plain = (make: Make, [in1, in2, irrepsOut]: (typeof problems)[number], options: object) => make(in1, in2, { dtype: 'float64', ...(irrepsOut && { irrepsOut }), ...options })
 
-function setUp(make: Make, problem: (typeof problems)[number], options: { dtype?: DType; layout?: 'mul_ir' | 'ir_mul'; threads?: number } = {}, batch = 5, shape = { x: batch, y: batch, w: batch }) {
+function setUp(make: Make, problem: (typeof problems)[number], options: { dtype?: DType; layout?: 'mul_ir' | 'ir_mul'; threads?: number; backend?: 'cpu' | 'cuda' } = {}, batch = 5, shape = { x: batch, y: batch, w: batch }) {
   const op = plain(make, problem, { ...options, weights: true, rank: problem[3] })
   const next = random(9), draw = (length: number) => randomArray(options.dtype ?? 'float64', length, next) as any
   const arrays = { x: draw(shape.x * op.irrepsIn1.dim), y: draw(shape.y * op.irrepsIn2.dim), w: draw(shape.w * op.weightNumel), g: draw(batch * op.irrepsOut.dim) }
@@ -152,7 +152,7 @@ describe.runIf(native.cuda?.counting)('on a device', () => {
   test.each(makers)('%s: the results of host arrays, launches and bytes', (_name, make) => {
     for (const rank of [1, 2])
       for (const sets of [1, 70]) {
-        const { op, x, y, w, g, a } = setUp(make, ['3x1o+3x1e+3x2e', '3x2e+3x0o', '3x2e+3x1e+3x2o', rank], { dtype: 'float32' }, 70, { x: 70, y: 70, w: sets })
+        const { op, x, y, w, g, a } = setUp(make, ['3x1o+3x1e+3x2e', '3x2e+3x0o', '3x2e+3x1e+3x2o', rank], { dtype: 'float32', backend: 'cuda' }, 70, { x: 70, y: 70, w: sets })
         const device = (arrays: any) => Object.fromEntries(Object.entries(arrays).map(([name, array]) => [name, DeviceArray.from(array as Float32Array)])) as any
         const d = device({ x, y, w, g }), da = device(a), sum = sets === 1 ? 1 : 0
         const passes: [() => object, () => object, launches: number][] = [
