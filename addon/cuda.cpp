@@ -727,7 +727,6 @@ void register_cuda(Napi::Env env, Napi::Object exports) {
   set<create_sweeps>(o, "createSweeps");
   set<dispose<DeviceSweeps>>(o, "disposeSweeps");
   set<create_species>(o, "createSpecies");
-  set<dispose<DeviceSpecies>>(o, "disposeSpecies");
   set<run>(o, "run");
   set<run_host>(o, "runHost");
   set<run_host_async>(o, "runHostAsync");

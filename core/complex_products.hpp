@@ -2,8 +2,9 @@
 //
 // Orders m and -m of a degree are the real and imaginary part of x_m. Of the four products of (x_a, x_-a) and (y_b, y_-b) the sums and differences that are
 // the parts of x y and of conj(x) y couple to orders +-(a + b) and +-|a - b| alone, where each of the four couples to both. So a map of them has half the entries:
-// 5,663 instead of 9,691 for degrees 0 .. 5 with themselves, for four additions a product of pairs.
+// of degrees 0 .. 5 with themselves a CGTP takes 14,222 operations instead of 21,438.
 #pragma once
+#include "arithmetic.hpp"
 #include "block_map.hpp"
 #include "plan.hpp"
 #include <set>
@@ -21,7 +22,8 @@ struct FoldedProducts {
 // What a complex product has to save to be formed: it takes 10 operations where four products take 4, and an entry of the map 2.
 inline constexpr int entries_worth_folding = 4;
 
-// Only where it saves that many entries. products: components of x and y, of a square's x_i x_j in either order. opposite_x(c): the component of the opposite order, which is c itself at order 0.
+// A complex product where it saves `least_saved` entries. products: components of x and y, of a square's x_i x_j in either order. opposite_x(c): the component
+// of the opposite order, which is c itself at order 0.
 template <class OppositeX, class OppositeY>
 FoldedProducts fold_orders(const std::vector<std::pair<int, int>>& products, const std::vector<MapEntry>& entries, bool square, int least_saved,
                            OppositeX&& opposite_x, OppositeY&& opposite_y) {
@@ -43,9 +45,10 @@ FoldedProducts fold_orders(const std::vector<std::pair<int, int>>& products, con
     std::set<int> outputs;
     double scale = 0;
     int saved = 0;
-    for (const auto& product : four) saved += int(product->second.size());
-    for (const auto& product : four)
-      for (const auto& [output, value] : product->second) outputs.insert(output), scale = std::max(scale, value < 0 ? -value : value);
+    for (const auto& product : four) {
+      saved += int(product->second.size());
+      for (const auto& [output, value] : product->second) outputs.insert(output), scale = std::max(scale, absolute(value));
+    }
     const int first = int(4 * folded.complex.size());
     std::vector<MapEntry> entries_of_four;
     for (int output : outputs) {
@@ -57,7 +60,7 @@ FoldedProducts fold_orders(const std::vector<std::pair<int, int>>& products, con
       const double parts[] = {(c[0] - c[1]) / 2, (c[2] + c[3]) / 2, (c[0] + c[1]) / 2, (c[3] - c[2]) / 2};
       // What cancels leaves a few ulp.
       for (int i = 0; i < 4; ++i)
-        if (parts[i] > 1e-13 * scale || -parts[i] > 1e-13 * scale) entries_of_four.push_back({first + i, output, parts[i]});
+        if (absolute(parts[i]) > 1e-13 * scale) entries_of_four.push_back({first + i, output, parts[i]});
     }
     if (saved - int(entries_of_four.size()) < least_saved) continue;
     folded.entries.insert(folded.entries.end(), entries_of_four.begin(), entries_of_four.end());

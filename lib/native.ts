@@ -178,7 +178,6 @@ export interface NativeCuda {
   disposeSweeps(sweeps: NativeDeviceSweeps): void
   /** Waits. */
   createSpecies(device: number, species: Int32Array, sets: number, nodesAtOnce: number): NativeDeviceSpecies
-  disposeSpecies(species: NativeDeviceSpecies): void
   /** With `deviceSweeps` in the place of `sweeps` and `deviceSpecies` in that of `species`, here and in the next two. */
   run(operation: NativeCudaOperation, call: NativeArrays<NativeArray> | NativeFactors<NativeArray>): void
   /** Waits. */

@@ -69,13 +69,6 @@ export function resolveOptions<D extends DType>(options: CommonOptions<D>): Reso
   }
 }
 
-/** The same for an operation that runs on the CPU only. @throws EquitensorError `invalid_option`, and `not_supported` for backend 'cuda'. */
-export function resolveCpuOptions<D extends DType>(options: CommonOptions<D>, what: string): ResolvedOptions<D> {
-  const backend = oneOf(options.backend ?? 'auto', 'options.backend', ['auto', 'cpu', 'cuda'])
-  if (backend === 'cuda') throw argumentError('not_supported', 'options.backend', `'auto' or 'cpu' for ${what}`, "'cuda'")
-  return resolveOptions({ ...options, backend: 'cpu' })
-}
-
 /** The kernels in use. @throws EquitensorError `invalid_option` if EQUITENSOR_CPU names none that this machine can run. */
 export function cpuInfo(): ReturnType<typeof native.cpuInfo> {
   try {
