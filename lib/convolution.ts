@@ -6,7 +6,7 @@ import { Graph } from './graph'
 import type { Irreps, IrrepsLike } from './irreps'
 import type { Pass } from './native'
 import {
-  overGraph, type BackwardArguments, type DoubleBackwardArguments, type ForwardArguments, type Gradients, type JvpArguments, type PassCost,
+  overGraph, type BackwardArguments, type Choice, type DoubleBackwardArguments, type ForwardArguments, type Gradients, type JvpArguments, type PassCost,
   type Path, type SecondGradients,
 } from './operation'
 import type { Backend, Layout } from './options'
@@ -38,9 +38,13 @@ export class Convolution<D extends DType = 'float32'> {
   readonly weightNumel: number
   readonly paths: readonly Path[]
   readonly backend: Backend
+  /** Index of the CUDA device, with backend 'cuda'. */
+  readonly device: number
   readonly dtype: D
   readonly layout: Layout
   readonly threads: number
+  /** In words: which algorithm and which backend were taken, and why. */
+  readonly choice: Choice
   readonly expressivity: number
   /** Of an edge, as those of an item of {@link ClebschGordanTensorProduct}. Rows of nodes that are in a cache, and sums that stay there, move fewer bytes. */
   readonly cost: Readonly<Record<Pass, PassCost>>
@@ -62,9 +66,11 @@ export class Convolution<D extends DType = 'float32'> {
     this.weightNumel = this.#product.weightNumel
     this.paths = this.#product.paths
     this.backend = this.#product.backend
+    this.device = this.#product.device
     this.dtype = this.#product.dtype
     this.layout = this.#product.layout
     this.threads = this.#product.threads
+    this.choice = this.#product.choice
     this.expressivity = this.#product.expressivity
     this.cost = this.#product.cost
   }

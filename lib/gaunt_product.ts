@@ -9,7 +9,7 @@ import type { SphereGrid } from './gaunt'
 import { compareIrreps, formatIrrep, Irreps, irrepKey, maxOutputDegree, type Irrep, type IrrepsLike } from './irreps'
 import { channelsOf, packChannels } from './layout'
 import { native, type NativeFactors, type NativeFactorsCall, type Pass } from './native'
-import { createPlan, type ForwardOptions, type PassCost, type Plan } from './operation'
+import { choiceOf, createPlan, type Choice, type ForwardOptions, type PassCost, type Plan } from './operation'
 import { commonOptions, inputIrreps, outputIrreps, requireKnownOptions, resolveOptions, type Backend, type CommonOptions, type Layout } from './options'
 
 export interface GauntProductOptions<D extends DType> extends CommonOptions<D> {
@@ -52,6 +52,7 @@ class FactorsOperation<D extends DType> {
   readonly layout: Layout
   readonly threads: number
   readonly device: number
+  readonly choice: Choice
   readonly cost: Readonly<Record<Pass, PassCost>>
   #plan: Plan | undefined
   /** As of {@link TensorProduct}. */
@@ -117,6 +118,7 @@ class FactorsOperation<D extends DType> {
       doubleBackward: { flops: flops.doubleBackward, bytes: size * (3 * inputs + 2 * this.irrepsOut.dim) },
     }
     this.#itemsForCpu = plan.cuda && resolved.choice.isAutomatic ? itemsForCpu(this.cost.forward, this.threads) : 0
+    this.choice = choiceOf({ algorithm: 'grid' }, resolved, this.#itemsForCpu)
   }
 
   run(request: Request): FactorsResults<D> {
@@ -264,6 +266,8 @@ abstract class ManyBodyProduct<D extends DType> {
   readonly dtype: D
   readonly layout: Layout
   readonly threads: number
+  /** In words: which algorithm and which backend were taken, and why. */
+  readonly choice: Choice
   /** Work and traffic an item, by pass. */
   readonly cost: Readonly<Record<Pass, PassCost>>
   /** @internal */
@@ -279,6 +283,7 @@ abstract class ManyBodyProduct<D extends DType> {
     this.dtype = operation.dtype
     this.layout = operation.layout
     this.threads = operation.threads
+    this.choice = operation.choice
     this.cost = operation.cost
   }
 

@@ -5,7 +5,7 @@ import { DeviceArray } from './device_array'
 import { requireReached, type NormalizationOptions } from './weighted'
 import { irrepKey, type Irreps, type IrrepsLike } from './irreps'
 import type { Pass } from './native'
-import type { ForwardOptions, PassCost } from './operation'
+import type { Choice, ForwardOptions, PassCost } from './operation'
 import { commonOptions, inputIrreps, outputIrreps, requireKnownOptions, type Backend, type CommonOptions, type Layout } from './options'
 
 export interface LinearOptions<D extends DType> extends CommonOptions<D> {
@@ -67,6 +67,8 @@ export class Linear<D extends DType = 'float32'> {
   readonly dtype: D
   readonly layout: Layout
   readonly threads: number
+  /** In words: which algorithm and which backend were taken, and why. */
+  readonly choice: Choice
   /** As of {@link ClebschGordanTensorProduct}: of the product with a scalar. */
   readonly cost: Readonly<Record<Pass, PassCost>>
 
@@ -96,6 +98,7 @@ export class Linear<D extends DType = 'float32'> {
     this.dtype = this.#product.dtype
     this.layout = this.#product.layout
     this.threads = this.#product.threads
+    this.choice = this.#product.choice
     this.cost = this.#product.cost
   }
 

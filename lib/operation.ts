@@ -96,6 +96,21 @@ export function createPlan<K extends CudaProduct>(
   return plan
 }
 
+/** In words: which algorithm and which backend an operation has taken, and why. */
+export interface Choice {
+  readonly algorithm: string
+  readonly backend: string
+}
+
+/** `itemsForCpu`: up to how many items calls on host arrays run on the CPU, though there is a device. */
+export function choiceOf(form: { algorithm: string; why?: string }, { backend, choice }: ResolvedOptions<DType>, itemsForCpu: number): Choice {
+  const few = { 0: '', Infinity: '; calls on host arrays run on the CPU, which is faster than the bus' }[itemsForCpu]
+  return Object.freeze({
+    algorithm: `${form.algorithm}: ${form.why ?? 'the only one, or the one asked for'}`,
+    backend: `${backend}: ${choice.why}${few ?? `; calls on host arrays with up to ${itemsForCpu} items run on the CPU (lib/cost_model.ts)`}`,
+  })
+}
+
 /** What a subclass hands to the base class. */
 export interface OperationForm {
   irrepsIn1: Irreps
@@ -141,7 +156,7 @@ export abstract class TensorProduct<D extends DType> {
   /** Dimension of the space of bilinear maps that the operation reaches with linear layers before and after it. */
   readonly expressivity: number
   /** In words: which algorithm and which backend were taken, and why. */
-  readonly choice: { readonly algorithm: string; readonly backend: string }
+  readonly choice: Choice
   /**
    * Work and traffic an item, by pass. Operations are those that the CPU kernels execute. Bytes are those of x, y and the result, as with shared
    * weights: a set of weights for each item adds weightNumel numbers forward, twice that backward and three times in the double backward.
@@ -178,13 +193,8 @@ export abstract class TensorProduct<D extends DType> {
       backward: { flops: flops.backward, bytes: size * (2 * inputs + form.irrepsOut.dim) },
       doubleBackward: { flops: flops.doubleBackward, bytes: size * (3 * inputs + 2 * form.irrepsOut.dim) },
     }
-    const { isAutomatic, why } = options.choice
-    this.#itemsForCpu = form.plan.cuda && isAutomatic ? itemsForCpu(this.cost.forward, options.threads) : 0
-    const few = { 0: '', Infinity: '; calls on host arrays run on the CPU, which is faster than the bus' }[this.#itemsForCpu]
-    this.choice = Object.freeze({
-      algorithm: `${form.algorithm}: ${form.why ?? 'the only one, or the one asked for'}`,
-      backend: `${options.backend}: ${why}${few ?? `; calls on host arrays with up to ${this.#itemsForCpu} items run on the CPU (lib/cost_model.ts)`}`,
-    })
+    this.#itemsForCpu = form.plan.cuda && options.choice.isAutomatic ? itemsForCpu(this.cost.forward, options.threads) : 0
+    this.choice = choiceOf(form, options, this.#itemsForCpu)
   }
 
   /** What runs a call on these arrays. */

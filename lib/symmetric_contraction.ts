@@ -5,7 +5,7 @@ import { argumentError, describe, EquitensorError } from './errors'
 import { compareIrreps, formatIrrep, irrepKey, multiplyIrreps, type Irrep, type Irreps, type IrrepsLike } from './irreps'
 import { channelsOf, packChannels } from './layout'
 import { native, type NativeSpecies, type Pass } from './native'
-import { createPlan, TensorProduct, type ForwardOptions, type PassCost, type Plan } from './operation'
+import { createPlan, TensorProduct, type Choice, type ForwardOptions, type PassCost, type Plan } from './operation'
 import { commonOptions, inputIrreps, outputIrreps, requireKnownOptions, resolveOptions, type Backend, type CommonOptions, type Layout, type ResolvedOptions } from './options'
 import { requireReached } from './weighted'
 
@@ -98,6 +98,8 @@ export class SymmetricContraction<D extends DType = 'float32'> {
   readonly layout: Layout
   readonly threads: number
   readonly algorithm: string
+  /** In words: which algorithm and which backend were taken, and why. */
+  readonly choice: Choice
   /** Work and traffic a node, by pass. Operations are those of the kernels, without those on the sets of weights, once a call. Bytes are those of x and the result. */
   readonly cost: Readonly<Record<Pass, PassCost>>
 
@@ -160,6 +162,7 @@ export class SymmetricContraction<D extends DType = 'float32'> {
     this.layout = op.layout
     this.threads = op.threads
     this.algorithm = op.algorithm
+    this.choice = op.choice
     this.#nodesAtOnce = Math.max(1, Math.floor((op.dtype === 'float32' ? 128 : 64) / mul))
     const size = op.dtype === 'float32' ? 4 : 8, { forward, backward, doubleBackward } = op.cost
     this.cost = {

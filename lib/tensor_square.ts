@@ -6,7 +6,7 @@ import { EquitensorError } from './errors'
 import { multiplyIrreps, type Irreps, type IrrepsLike } from './irreps'
 import { channelsOf } from './layout'
 import type { Pass } from './native'
-import type { ForwardOptions, PassCost, Path } from './operation'
+import type { Choice, ForwardOptions, PassCost, Path } from './operation'
 import { commonOptions, inputIrreps, requireKnownOptions, type Backend, type CommonOptions, type Layout } from './options'
 import { irrepFactor, type IrrepNormalization } from './weighted'
 
@@ -92,6 +92,8 @@ export class TensorSquare<D extends DType = 'float32'> {
   readonly layout: Layout
   readonly threads: number
   readonly algorithm: string
+  /** In words: which algorithm and which backend were taken, and why. */
+  readonly choice: Choice
   /** Dimension of the space of quadratic maps that linear layers reach with it: the number of its output channels. */
   readonly expressivity: number
   /** Work and traffic an item, by pass. */
@@ -116,6 +118,7 @@ export class TensorSquare<D extends DType = 'float32'> {
     this.layout = op.layout
     this.threads = op.threads
     this.algorithm = op.algorithm
+    this.choice = op.choice
     this.expressivity = op.expressivity
     const size = op.dtype === 'float32' ? 4 : 8, { forward, backward, doubleBackward } = op.cost
     this.cost = {

@@ -4,7 +4,9 @@ import { passes } from '../bench/passes'
 import { cases, type ProblemIrreps } from '../bench/problems'
 import { largestError, positions } from '../bench/reference'
 import { itemsForCpu } from '../lib/cost_model'
-import { ClebschGordanTensorProduct, GauntTensorProduct, Irreps, TensorProduct } from '../lib/index'
+import {
+  ClebschGordanTensorProduct, Convolution, GauntPower, GauntProduct, GauntTensorProduct, Irreps, Linear, SymmetricContraction, TensorProduct, TensorSquare,
+} from '../lib/index'
 import { binary, native } from '../lib/native'
 import { products } from './reference'
 import { blockError, defaultBackend, dtypes, guarded, layouts, type Numbers, random, randomArray, randomRotation, rotated, tolerance } from './support'
@@ -150,7 +152,14 @@ describe('choices', () => {
 
   test('are told with their reasons', () => {
     using op = ClebschGordanTensorProduct.full('1o', '1o', { backend: 'cpu' })
-    expect(op.choice).toEqual({ algorithm: 'sparse: the only one, or the one asked for', backend: 'cpu: options.backend or EQUITENSOR_BACKEND says so' })
+    const choice = { algorithm: 'sparse: the only one, or the one asked for', backend: 'cpu: options.backend or EQUITENSOR_BACKEND says so' }
+    expect(op.choice).toEqual(choice)
+    for (const Product of [Linear, SymmetricContraction]) expect(new Product('1o', '1o', { backend: 'cpu' }).choice).toEqual(choice)
+    expect(new TensorSquare('1o', { backend: 'cpu' }).choice).toEqual(choice)
+    expect(Convolution.channelwise('1o', '1o', '0e', { backend: 'cpu' })).toMatchObject({ choice, device: 0 })
+    for (const product of [new GauntProduct(['1o', '1o'], { backend: 'cpu' }), new GauntPower('1o', 2, { backend: 'cpu' })]) {
+      expect(product.choice).toEqual({ ...choice, algorithm: 'grid: the only one, or the one asked for' })
+    }
   })
 
   test.runIf(binary.flavour === 'emulated')("with 'auto' and a device, small calls on host arrays run on the CPU", () => {
