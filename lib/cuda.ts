@@ -29,6 +29,9 @@ export function requireDevice(device: unknown = 0, argument = 'options.device'):
   throw argumentError('invalid_option', argument, expected, describe(device))
 }
 
+/** @internal Whether this thread is inside of `capture`. Then a call that 'auto' would leave to the CPU goes to the device, which refuses host arrays. */
+export const capturing = { now: false }
+
 function translated(cause: unknown): unknown {
   const { code, message, call, bytes } = cause as { code?: string; message: string; call?: string; bytes?: number }
   if (!(cause instanceof Error) || cause instanceof EquitensorError || !code || !Object.hasOwn(errorCodes, code)) return cause

@@ -2,7 +2,7 @@ import { allocate, requireArray, requireLength, requireSeparate, rowCount, type 
 import { runCall, runCallAsync, type AsyncOptions, type CheckedCall, type OperandOf, type Runner } from './call'
 import { requireSignals } from './channel_product'
 import { itemsForCpu } from './cost_model'
-import { cuda } from './cuda'
+import { capturing, cuda } from './cuda'
 import { DeviceArray, requireDeviceArray } from './device_array'
 import { argumentError, describe, EquitensorError } from './errors'
 import type { SphereGrid } from './gaunt'
@@ -165,7 +165,7 @@ class FactorsOperation<D extends DType> {
 
   #runner({ arrays: { f1, batch } }: FactorsCall<D>): Runner {
     const { cpu, cuda } = this.#live()
-    return { cpu, cuda: f1 instanceof DeviceArray || batch > this.#itemsForCpu ? cuda : undefined, device: this.device, threads: this.threads }
+    return { cpu, cuda: f1 instanceof DeviceArray || batch > this.#itemsForCpu || capturing.now ? cuda : undefined, device: this.device, threads: this.threads }
   }
 
   #prepare({ x, gradOut, directions, wanted, out, accumulate = false, names }: Request): { call: FactorsCall<D>; results: FactorsResults<D> } {

@@ -2,7 +2,7 @@
 import { allocate, requireArray, requireLength, requireSeparate, rowCount, type ArrayOf, type DType } from './arrays'
 import { names, runCall, runCallAsync, slotOf, slots, type AsyncOptions, type CheckedCall, type OperandOf, type Runner, type Slot } from './call'
 import { itemsForCpu } from './cost_model'
-import { cuda } from './cuda'
+import { capturing, cuda } from './cuda'
 import { DeviceArray, requireDeviceArray } from './device_array'
 import { argumentError, describe, EquitensorError } from './errors'
 import type { Graph } from './graph'
@@ -200,7 +200,7 @@ export abstract class TensorProduct<D extends DType> {
   /** What runs a call on these arrays. */
   #runner({ arrays: { x, batch } }: CheckedCall<D>): Runner {
     const { cpu, cuda } = this.#live()
-    return { cpu, cuda: x instanceof DeviceArray || batch > this.#itemsForCpu ? cuda : undefined, device: this.device, threads: this.threads }
+    return { cpu, cuda: x instanceof DeviceArray || batch > this.#itemsForCpu || capturing.now ? cuda : undefined, device: this.device, threads: this.threads }
   }
 
   /** The triples of degrees with a nonzero coefficient, in order ("interactability" of Xie et al. 2025). */

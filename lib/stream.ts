@@ -1,4 +1,4 @@
-import { cuda, requireDevice } from './cuda'
+import { capturing, cuda, requireDevice } from './cuda'
 import { argumentError, describe, EquitensorError } from './errors'
 import type { NativeGraph, NativeStream } from './native'
 import { requireKnownOptions } from './options'
@@ -118,11 +118,13 @@ export function capture(work: () => void, options: { device?: number } = {}): Ca
   const device = requireDevice(options.device)
   cuda((native) => native.beginCapture(device))
   let isComplete = false
+  capturing.now = true
   try {
     const result = work() as unknown
     if (result instanceof Promise) throw argumentError('invalid_argument', 'work', 'a function that is not asynchronous', 'one that returns a promise')
     isComplete = true
   } finally {
+    capturing.now = false
     if (!isComplete) cuda((native) => native.abandonCapture())
   }
   return new CapturedGraph(device, cuda((native) => native.endCapture()))

@@ -5,7 +5,7 @@ import { cases, type ProblemIrreps } from '../bench/problems'
 import { largestError, positions } from '../bench/reference'
 import { itemsForCpu } from '../lib/cost_model'
 import {
-  ClebschGordanTensorProduct, Convolution, GauntPower, GauntProduct, GauntTensorProduct, Irreps, Linear, SymmetricContraction, TensorProduct, TensorSquare,
+  capture, ClebschGordanTensorProduct, Convolution, GauntPower, GauntProduct, GauntTensorProduct, Irreps, Linear, SymmetricContraction, TensorProduct, TensorSquare,
 } from '../lib/index'
 import { binary, native } from '../lib/native'
 import { products } from './reference'
@@ -176,8 +176,12 @@ describe('choices', () => {
         return native.cuda!.counting!(false).launches
       }
       expect([run(most), run(most + 1)]).toEqual([0, 1])
-      using small = new GauntTensorProduct('0e', '0e')
+      using small = new GauntTensorProduct('0e', '0e'), power = new GauntPower('0e', 2)
       expect(small.choice.backend).toMatch(/run on the CPU, which is faster than the bus$/)
+      // Such a call would not be part of a graph, without anybody noticing.
+      const x = new Float32Array(1)
+      for (const call of [() => small.forward(x, x), () => power.forward(x)]) expect(() => capture(call)).toThrow(expect.objectContaining({ code: 'capturing' }))
+      expect([small.forward(x, x), power.forward(x)]).toEqual([x, x])
     } finally {
       if (before === undefined) delete process.env.EQUITENSOR_BACKEND
       else process.env.EQUITENSOR_BACKEND = before
