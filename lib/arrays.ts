@@ -49,7 +49,8 @@ export function requireLength(array: { length: number }, argument: string, lengt
   if (array.length !== length) throw argumentError('wrong_length', argument, `${length} numbers, ${shape}`, `${array.length}`)
 }
 
-function overlap(a: ArrayBufferView | DeviceArray, b: ArrayBufferView | DeviceArray): boolean {
+/** Whether two arrays share memory. */
+export function overlap(a: ArrayBufferView | DeviceArray, b: ArrayBufferView | DeviceArray): boolean {
   if (a instanceof DeviceArray || b instanceof DeviceArray) return a instanceof DeviceArray && b instanceof DeviceArray && arraysOverlap(a, b)
   if (a.buffer !== b.buffer) {
     // A SharedArrayBuffer that has been to another thread is a new object on the same memory.

@@ -1,5 +1,5 @@
 // A checked call on its way to the kernels: which memory its arrays are in, this thread or another one, and until when somebody wants its results.
-import type { ArrayOf, DType } from './arrays'
+import { overlap, type ArrayOf, type DType } from './arrays'
 import { cuda } from './cuda'
 import { DeviceArray, nativeArray } from './device_array'
 import { argumentError, describe, EquitensorError } from './errors'
@@ -40,7 +40,30 @@ export const names = Object.keys(slotOf) as (keyof typeof slotOf)[]
 const computes = (arrays: Arrays<unknown>) => Object.entries(arrays).some(([name, array]) => name.endsWith('Out') && array !== undefined)
 const isOnDevice = (arrays: Arrays<unknown>) => ('factors' in arrays ? arrays.f1 : arrays.x) instanceof DeviceArray
 
+/** Results of pending calls on arrays of the host. */
+interface Written {
+  arrays: ArrayBufferView[]
+  adds: boolean
+}
+const pending = new Set<Written>()
+
+/**
+ * What a call adds to is read when it begins, and written when its promise resolves: in between nobody else may write there.
+ * @throws EquitensorError `overlap`.
+ */
+function written(arrays: Arrays<unknown>): Written {
+  const results = Object.entries(arrays).flatMap(([name, array]) => (name.endsWith('Out') && ArrayBuffer.isView(array) ? [array] : []))
+  const mine = { arrays: results, adds: arrays.accumulate === true }
+  for (const theirs of pending) {
+    if ((mine.adds || theirs.adds) && mine.arrays.some((a) => theirs.arrays.some((b) => overlap(a, b)))) {
+      throw argumentError('overlap', 'out', 'memory that no pending call writes, where one of the two adds', 'an array of one that is pending: await it first')
+    }
+  }
+  return mine
+}
+
 export function runCall<D extends DType>(runner: Runner, { arrays, zero }: CheckedCall<D, Arrays<OperandOf<D>>>): void {
+  if (pending.size > 0) written(arrays)
   for (const array of zero) fillZero(array)
   if (!computes(arrays)) return
   const operation = runner.cuda
@@ -60,7 +83,15 @@ export function runCall<D extends DType>(runner: Runner, { arrays, zero }: Check
 /** @throws EquitensorError `invalid_option` for a signal that is none, `aborted`. */
 export async function runCallAsync<D extends DType>(runner: Runner, { arrays, zero }: CheckedCall<D, Arrays<OperandOf<D>>>, signal: AbortSignal | undefined): Promise<void> {
   requireSignal(signal)
-  if (computes(arrays)) await start(runner, arrays, signal)
+  if (computes(arrays)) {
+    const mine = written(arrays)
+    pending.add(mine)
+    try {
+      await start(runner, arrays, signal)
+    } finally {
+      pending.delete(mine)
+    }
+  }
   for (const array of zero) fillZero(array)
 }
 

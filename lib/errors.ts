@@ -12,7 +12,7 @@ export const errorCodes = {
   wrong_kind: 'A host array came where a DeviceArray is expected, or the other way round, or both were mixed.',
   detached: 'An array has lost its memory, because its ArrayBuffer was transferred.',
   disposed: 'An operation or a device array was used after dispose().',
-  overlap: 'An output array shares memory with an input or with another output.',
+  overlap: 'An output array shares memory with an input or with another output, also of a pending call where one of the two adds.',
   weight_missing: 'The operation has weights and none were passed.',
   weight_unwanted: 'Weights were passed to an operation that has none.',
   batch_mismatch: 'Two arrays hold different numbers of items and neither holds one.',

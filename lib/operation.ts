@@ -253,7 +253,7 @@ export abstract class TensorProduct<D extends DType> {
     return result
   }
 
-  /** {@link backward} beside this thread, as {@link forwardAsync}. */
+  /** {@link backward} beside this thread, as {@link forwardAsync}. Arrays of the host take one pending call at a time that adds to them; another is an error. */
   backwardAsync(...call: BackwardArguments<ArrayOf<D>, AsyncOptions>): Promise<Gradients<D>>
   backwardAsync(...call: BackwardArguments<DeviceArray<D>, AsyncOptions>): Promise<Gradients<D, DeviceArray<D>>>
   async backwardAsync(...[x, y, weight, gradOut, options = {}]: BackwardArguments<OperandOf<D>, AsyncOptions>): Promise<Gradients<D, OperandOf<D>>> {

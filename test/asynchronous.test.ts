@@ -1,6 +1,6 @@
 // Calls beside the thread of JavaScript, on host arrays: the results of the synchronous ones, several at once, cancelled, and without their arrays.
 import { describe, expect, test } from 'vitest'
-import { backends, ClebschGordanTensorProduct } from '../lib/index'
+import { backends, ClebschGordanTensorProduct, GauntPower, Linear } from '../lib/index'
 import { products } from './reference'
 import { random, randomArray } from './support'
 
@@ -34,6 +34,30 @@ describe.each(backend)('backend %s', (backend) => {
     const pending = op.backwardAsync(x, y, undefined, g, { out, accumulate: true })
     expect(await pending).toEqual(expected)
     expect((await pending).x).toBe(out.x)
+  })
+
+  test('of two calls that add to an array at a time none is lost: the second one is refused', async () => {
+    using op = new GauntPower('0e+1o', 2, { backend }), linear = new Linear('0e+1o', '0e+1o', { backend })
+    const x = randomArray('float32', 4 * 10, random(1)), g = randomArray('float32', 10 * op.irrepsOut.dim, random(2)), w = randomArray('float32', 2, random(3))
+    const sum = new Float32Array(x.length), out = { x: sum }, parts = { x: sum.subarray(1, 5), weight: new Float32Array(2) }
+    const pending = op.backwardAsync(x, g, { out, accumulate: true })
+    const refused = { code: 'overlap', argument: 'out' }
+    await expect(op.backwardAsync(x, g, { out, accumulate: true })).rejects.toMatchObject(refused)
+    await expect(op.backwardAsync(x, g, { out })).rejects.toMatchObject(refused)
+    await expect(linear.backwardAsync(x.subarray(4, 8), w, x.subarray(0, 4), { out: parts, accumulate: true })).rejects.toMatchObject(refused)
+    expect(() => op.backward(x, g, { out, accumulate: true })).toThrow(expect.objectContaining(refused))
+    await pending
+    const once = op.backward(x, g).x
+    expect(sum).toEqual(once)
+    await op.backwardAsync(x, g, { out, accumulate: true })
+    expect(sum).toEqual(once.map((v) => 2 * v))
+    // One whose results nobody gets any more is in nobody's way, and two that do not add are not either.
+    const controller = new AbortController()
+    const aborted = op.backwardAsync(x, g, { out, accumulate: true, signal: controller.signal })
+    controller.abort()
+    await expect(aborted).rejects.toMatchObject({ code: 'aborted' })
+    await Promise.all([op.backwardAsync(x, g, { out }), op.backwardAsync(x, g, { out })])
+    expect(sum).toEqual(once)
   })
 
   const op = ClebschGordanTensorProduct.full('0e+1o', '0e+1o', { backend })
