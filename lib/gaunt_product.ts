@@ -95,9 +95,9 @@ class FactorsOperation<D extends DType> {
     const form = {
       isDouble: resolved.dtype === 'float64',
       mul,
-      slots: [...irrepsIn, this.irrepsOut].map((irreps) => {
+      slots: [...irrepsIn, this.irrepsOut].map((irreps, i) => {
         const channels = channelsOf(irreps, resolved.layout)
-        if (irreps.dim >= 2 ** 31) throw argumentError('invalid_irreps', names[0]!, 'less than 2^31 components an item', `${irreps.dim}`)
+        if (irreps.dim >= 2 ** 31) throw argumentError('invalid_irreps', names[i] ?? 'irrepsOut', 'less than 2^31 components an item', `${irreps.dim}`)
         return { dim: irreps.dim, blocks: packChannels(channels), parts: Int32Array.from(channels, ({ ir }) => (mixes && ir.p < 0 ? 1 : 0)) }
       }),
       power,

@@ -125,13 +125,13 @@ export class Linear<D extends DType = 'float32'> {
    */
   backward<A extends OperandOf<D>>(x: A, weight: A, gradOut: A, options?: LinearBackwardOptions<D, A>): LinearGradients<D, A>
   backward(x: ArrayOf<D>, weight: ArrayOf<D>, gradOut: ArrayOf<D>, options: LinearBackwardOptions<D> = {}): LinearGradients<D> {
-    return this.#product.backward(x, this.#oneLike(x), weight, gradOut, withoutScalar(options))
+    return this.#product.backward(x, this.#oneLike(x), weight, gradOut, withoutScalar(options, ['x', 'weight']))
   }
 
   /** {@link backward} beside this thread. */
   backwardAsync<A extends OperandOf<D>>(x: A, weight: A, gradOut: A, options?: LinearBackwardOptions<D, A> & AsyncOptions): Promise<LinearGradients<D, A>>
   async backwardAsync(x: ArrayOf<D>, weight: ArrayOf<D>, gradOut: ArrayOf<D>, options: LinearBackwardOptions<D> & AsyncOptions = {}): Promise<LinearGradients<D>> {
-    return this.#product.backwardAsync(x, this.#oneLike(x), weight, gradOut, withoutScalar(options))
+    return this.#product.backwardAsync(x, this.#oneLike(x), weight, gradOut, withoutScalar(options, ['x', 'weight'], ['signal']))
   }
 
   /**
@@ -148,7 +148,7 @@ export class Linear<D extends DType = 'float32'> {
     cotangents: LinearDirections<D>,
     options: LinearDoubleBackwardOptions<D> = {},
   ): LinearSecondGradients<D> {
-    return this.#product.doubleBackward(x, this.#oneLike(x), weight, gradOut, ofLinear(cotangents, 'cotangents'), withoutScalar(options))
+    return this.#product.doubleBackward(x, this.#oneLike(x), weight, gradOut, ofLinear(cotangents, 'cotangents'), withoutScalar(options, ['x', 'weight', 'gradOut']))
   }
 
   /** {@link doubleBackward} beside this thread. */
@@ -162,7 +162,7 @@ export class Linear<D extends DType = 'float32'> {
     cotangents: LinearDirections<D>,
     options: LinearDoubleBackwardOptions<D> & AsyncOptions = {},
   ): Promise<LinearSecondGradients<D>> {
-    return this.#product.doubleBackwardAsync(x, this.#oneLike(x), weight, gradOut, ofLinear(cotangents, 'cotangents'), withoutScalar(options))
+    return this.#product.doubleBackwardAsync(x, this.#oneLike(x), weight, gradOut, ofLinear(cotangents, 'cotangents'), withoutScalar(options, ['x', 'weight', 'gradOut'], ['signal']))
   }
 
   /**
@@ -191,12 +191,10 @@ export class Linear<D extends DType = 'float32'> {
 }
 
 /** The scalar is a constant: it has no gradient and no direction. */
-function withoutScalar<O extends { needs?: object }>(options: O): O & { needs: { y: false } } {
-  requireKnownOptions(options, ['needs', 'out', 'accumulate', 'signal'])
-  for (const key of ['needs', 'out'] as const) {
-    const given: unknown = (options as Record<string, unknown>)[key] ?? {}
-    requireKnownOptions(given, ['x', 'weight', 'gradOut'], key)
-  }
+function withoutScalar<O extends { needs?: object; out?: object }>(options: O, slots: readonly string[], further: readonly string[] = []): O & { needs: { y: false } } {
+  requireKnownOptions(options, ['needs', 'out', 'accumulate', ...further])
+  requireKnownOptions(options.needs ?? {}, slots, 'needs')
+  requireKnownOptions(options.out ?? {}, slots, 'out')
   return { ...options, needs: { ...options.needs, y: false } }
 }
 

@@ -420,9 +420,9 @@ export abstract class TensorProduct<D extends DType> {
   ): Gradients<D, OperandOf<D>> {
     const { x, y, w: weight, z: gradOut, ax, ay, aw } = inputs
     const like = { x, y, weight, gradOut }
-    const needs = { ...Object.fromEntries(results.map((name) => [name, like[name] !== undefined])), ...options.needs }
-    const out = options.out ?? {}
-    requireKnownOptions(needs, results, 'needs')
+    const given = options.needs ?? {}, out = options.out ?? {}
+    requireKnownOptions(given, results, 'needs')
+    const needs = Object.fromEntries(results.map((name) => [name, given[name] === undefined ? like[name] !== undefined : given[name]]))
     requireKnownOptions(out, results, 'out')
     const accumulate = options.accumulate ?? false
     if (typeof accumulate !== 'boolean') throw argumentError('invalid_option', 'options.accumulate', 'a boolean', describe(accumulate))

@@ -204,9 +204,10 @@ const doubleBackwardCall = (
   more: readonly string[] = [],
 ) => {
   requireKnownOptions(options, [...knownOptions, 'needs', 'accumulate', ...more])
-  const out = options.out ?? {}, needs = { vectors: true, gradOut: true, ...options.needs }
+  const out = options.out ?? {}, given = options.needs ?? {}
   requireKnownOptions(out, ['vectors', 'gradOut'], 'out')
-  requireKnownOptions(needs, ['vectors', 'gradOut'], 'needs')
+  requireKnownOptions(given, ['vectors', 'gradOut'], 'needs')
+  const needs = { vectors: given.vectors ?? true, gradOut: given.gradOut ?? true }
   for (const name of ['vectors', 'gradOut'] as const) {
     if (typeof needs[name] !== 'boolean') throw argumentError('invalid_option', `needs.${name}`, 'a boolean', describe(needs[name]))
     if (!needs[name] && out[name] !== undefined) throw argumentError('invalid_option', `out.${name}`, `no array, since needs.${name} is false`, 'an array')

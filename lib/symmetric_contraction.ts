@@ -301,10 +301,9 @@ export class SymmetricContraction<D extends DType = 'float32'> {
     if (Number.isInteger(nodes) && species.length !== nodes) throw argumentError('wrong_length', 'species', `${nodes} numbers, one for each node of x`, `${species.length}`)
     const wrong = species.findIndex((s) => s < 0 || s >= numSpecies)
     if (wrong >= 0) throw argumentError('invalid_argument', `species[${wrong}]`, `an integer from 0 to ${numSpecies - 1}`, `${species[wrong]}`)
-    const length = (weight as ArrayLike<number> | undefined)?.length
-    if (typeof length === 'number' && length !== numSpecies * weightNumel) {
-      throw argumentError('wrong_length', 'weight', `${numSpecies * weightNumel} numbers, (numSpecies ${numSpecies}, weightNumel ${weightNumel})`, `${length}`)
-    }
+    const length = (weight as ArrayLike<number> | undefined)?.length, expected = `${numSpecies * weightNumel} numbers, (numSpecies ${numSpecies}, weightNumel ${weightNumel})`
+    if (weight === undefined || weight === null) throw argumentError('weight_missing', 'weight', expected, describe(weight))
+    if (typeof length === 'number' && length !== numSpecies * weightNumel) throw argumentError('wrong_length', 'weight', expected, `${length}`)
     for (const [name, array] of Object.entries(outputs ?? {})) {
       if (ArrayBuffer.isView(array)) requireSeparate({ [name === 'out' ? name : `out.${name}`]: array }, { species: given })
     }

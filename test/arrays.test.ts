@@ -131,6 +131,7 @@ describe.each(products)('$name', ({ name, make, terms }) => {
         const { array, intact } = guarded('float64', slot === 'x' ? x.length : y.length, 3)
         const alone = op.backward(x, y, undefined, v, { needs: { [other]: false }, out: { [slot]: array } })
         expect(Object.keys(alone)).toEqual([slot])
+        expect(op.backward(x, y, undefined, v, { needs: { [other]: false, [slot]: undefined } })).toEqual(alone)
         expect(alone[slot]).toBe(array)
         expect(intact()).toBe(true)
         // One pass for both may order its sums differently.

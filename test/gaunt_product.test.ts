@@ -245,6 +245,9 @@ describe('errors', () => {
     expect(code(() => new GauntPower('1o', 1))).toEqual(['invalid_argument', 'n'])
     expect(code(() => new GauntPower('6e', 4))).toEqual(['degree_limit', 'irrepsIn'])
     expect(code(() => new GauntPower('12e', 2))).toEqual(['degree_limit', 'irrepsIn'])
+    const many = `${2 ** 29}x0e`, more = `${many}+${2 ** 29}x1o`
+    expect(code(make([many, more], { irrepsOut: many }))).toEqual(['invalid_irreps', 'irrepsIn[1]'])
+    expect(code(make([`${2 ** 28}x0e+${2 ** 28}x1o`, `${2 ** 28}x0e+${2 ** 28}x1o`]))).toEqual(['invalid_irreps', 'irrepsOut'])
   })
   test('calls, before anything is written', () => {
     const op = new GauntProduct(['1o', '1o', '0e']), x = [new Float32Array(6), new Float32Array(6), new Float32Array(2)], z = guarded('float32', 2 * op.irrepsOut.dim)

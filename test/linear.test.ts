@@ -107,6 +107,12 @@ test('errors', () => {
   expect(code(() => op.forward(x, w.subarray(1)))).toEqual(['wrong_length', 'weight'])
   expect(code(() => op.backward(x, w, z, { needs: { y: true } as object }))).toEqual(['invalid_option', 'needs.y'])
   expect(code(() => op.backward(x, w, z, { out: { y: x } as object }))).toEqual(['invalid_option', 'out.y'])
+  // What is told is what this operation has, not what the product inside has.
+  for (const wrong of [{ needs: { gradOut: true } }, { out: { gradOut: z } }, { needs: { y: true } }]) {
+    expect(() => op.backward(x, w, z, wrong as object)).toThrow(/expected one of x, weight, got/)
+  }
+  expect(() => op.doubleBackward(x, w, z, { x }, { needs: { y: true } as object })).toThrow(/expected one of x, weight, gradOut, got/)
+  expect(() => op.backward(x, w, z, { signal: AbortSignal.abort() } as object)).toThrow(/^options.signal: expected one of needs, out, accumulate, got/)
   expect(code(() => op.jvp(x, w, { y: x } as object))).toEqual(['invalid_option', 'tangents.y'])
   expect(code(() => op.doubleBackward(x, w, z, { y: x } as object))).toEqual(['invalid_option', 'cotangents.y'])
   op.dispose()

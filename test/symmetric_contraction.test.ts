@@ -393,7 +393,7 @@ describe('errors', () => {
     expect(forward('x')).toEqual(['invalid_argument', 'x'])
     // Neither one set nor one a node.
     for (const length of [op.weightNumel, 3 * op.weightNumel, 6 * op.weightNumel]) expect(forward(x, s, new Float32Array(length))).toEqual(['wrong_length', 'weight'])
-    expect(forward(x, s, null)).toEqual(['weight_missing', 'weight'])
+    for (const none of [null, undefined]) expect(caught(() => op.forward(x, s, none as never))).toMatchObject({ code: 'weight_missing', argument: 'weight', expected: '12 numbers, (numSpecies 2, weightNumel 6)' })
     expect(code(() => op.forward(x, s, w, { out: new Float32Array(s.buffer) as never }))).toEqual(['overlap', 'out'])
     expect(code(() => op.backward(x, s, w, new Float32Array(6), { needs: { y: true } as object }))).toEqual(['invalid_option', 'needs.y'])
     expect(code(() => op.backward(x, s, w, new Float32Array(6), { out: { gradOut: x } as object }))).toEqual(['invalid_option', 'out.gradOut'])
