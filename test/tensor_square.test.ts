@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest'
 import { DeviceArray, Irreps, TensorSquare, type DType, type TensorSquareOptions } from '../lib/index'
 import { backward, forward, squareTerms } from './reference'
-import { blockError, constructors, defaultBackend, dtypes, golden, layouts, random, randomArray, randomRotation, relayout, rotated, tolerance } from './support'
+import { arrayError, blockError, constructors, defaultBackend, dtypes, golden, layouts, random, randomArray, randomRotation, relayout, rotated, tolerance } from './support'
 
 const make = (irreps: string, options: TensorSquareOptions<DType> = {}) => new TensorSquare<any>(irreps, { dtype: 'float64', ...options })
 
@@ -104,6 +104,18 @@ test.each([1, 3])('gradients, jvp and doubleBackward against differences, batch 
   // A missing cotangent or tangent is zero.
   expect(op.doubleBackward(x, undefined, g, {})).toEqual({ x: new Float64Array(x.length), gradOut: new Float64Array(g.length) })
   expect(op.jvp(x, undefined, {})).toEqual(new Float64Array(g.length))
+})
+
+test('third order, by composition', () => {
+  using op = new TensorSquare('2x0e+1x1o+2x2e', { dtype: 'float64' })
+  const next = random(4), draw = (length: number) => randomArray('float64', length, next)
+  const n = 3 * op.irrepsIn.dim, x = draw(n), ax = draw(n), dx = draw(n), g = draw(3 * op.irrepsOut.dim), dg = draw(g.length)
+  // The results of doubleBackward are linear in x and in gradOut: their differences are first-order calls in the same direction.
+  const second = (t: number) => op.doubleBackward(plus(x, dx, t), undefined, plus(g, dg, t), { x: ax })
+  const [ahead, behind] = [second(0.5), second(-0.5)]
+  const third = { ...op.backward(ax, undefined, dg), gradOut: op.jvp(ax, undefined, { x: dx }) }
+  // Some tens of roundings of sums that are larger than their differences.
+  for (const slot of ['x', 'gradOut'] as const) expect(arrayError(plus(ahead[slot], behind[slot], -1), third[slot])).toBeLessThan(1e-13)
 })
 
 test.each(layouts)('cost is what the kernels execute, and x once, %s', (layout) => {
