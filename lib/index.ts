@@ -21,17 +21,25 @@ export { EquitensorError, errorCodes } from './errors'
 export type { Irrep, MulIr, IrrepsLike, IrrepsOrder } from './irreps'
 export type { DType, ArrayOf } from './arrays'
 export type { Layout, Backend, CommonOptions } from './options'
-export type { Path, PassCost, Gradients } from './operation'
+export type {
+  BackwardOptions, Choice, Directions, DoubleBackwardOptions, ForwardOptions, Gradients, PassCost, Path, SecondGradients,
+} from './operation'
+export type { AsyncOptions } from './call'
 export type { SphericalHarmonicsBackwardOptions, SphericalHarmonicsDoubleBackwardOptions, SphericalHarmonicsGradients, SphericalHarmonicsOptions } from './spherical_harmonics'
 export type { ClebschGordanOptions, UnweightedOptions, WeightedOptions } from './clebsch_gordan'
-export type { ConnectionMode, Instruction } from './weighted'
+export type { ConnectionMode, Instruction, NormalizationOptions } from './weighted'
+export type { FactorOptions } from './channel_product'
 export type { TensorSquareOptions } from './tensor_square'
 export type { GauntOptions, SphereGrid } from './gaunt'
 export type { GauntProductOptions } from './gaunt_product'
 export type { MatrixOptions } from './matrix'
 export type { ConvolutionOptions } from './convolution'
-export type { LinearOptions, LinearPath } from './linear'
-export type { SymmetricContractionOptions, SymmetricPath } from './symmetric_contraction'
+export type {
+  LinearBackwardOptions, LinearDirections, LinearDoubleBackwardOptions, LinearGradients, LinearOptions, LinearPath, LinearSecondGradients,
+} from './linear'
+export type {
+  ContractionDirections, ContractionGradients, ContractionSecondGradients, SymmetricContractionOptions, SymmetricPath,
+} from './symmetric_contraction'
 export type { Backends } from './backends'
-export type { CudaDevice } from './native'
+export type { CudaDevice, Pass } from './native'
 export type { ErrorCode } from './errors'

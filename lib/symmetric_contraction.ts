@@ -33,18 +33,18 @@ type Results<A, Name extends string> = {
   accumulate?: boolean
 }
 /** Absent where `needs` said so. */
-interface ContractionGradients<A> {
+export interface ContractionGradients<A> {
   /** Shape of x. */
   x: A
   /** Shape of weight: a species' set gets the sum over its nodes. */
   weight: A
 }
-interface ContractionSecondGradients<A> extends ContractionGradients<A> {
+export interface ContractionSecondGradients<A> extends ContractionGradients<A> {
   /** Shape of the result. */
   gradOut: A
 }
 /** Cotangents of the gradients, or tangents of the operands. A missing one is zero. */
-interface ContractionDirections<A> {
+export interface ContractionDirections<A> {
   x?: A | undefined
   weight?: A | undefined
 }

@@ -1,6 +1,6 @@
 // The package as it is installed: its two entries, its command line, its loader, and what the linker made of the kernels.
 import { execFile, execFileSync, spawn, spawnSync } from 'node:child_process'
-import { chmodSync, copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
@@ -62,6 +62,45 @@ describe('entries', () => {
         expect(existsSync(path.join(root, file)), file).toBe(true)
       }
     }
+  })
+})
+
+describe('programs that use it', () => {
+  const project = path.join(scratch, 'project')
+  /** Compiles programs as a project of its own does, strictly and with declarations of what they export. */
+  function compile(programs: Record<string, string>) {
+    mkdirSync(path.join(project, 'node_modules'), { recursive: true })
+    for (const name of ['@tensorflow', '@types']) if (!existsSync(path.join(project, 'node_modules', name))) symlinkSync(path.join(root, 'node_modules', name), path.join(project, 'node_modules', name))
+    if (!existsSync(path.join(project, 'node_modules/equitensor'))) symlinkSync(root, path.join(project, 'node_modules/equitensor'))
+    const files = Object.entries(programs).map(([name, text]) => {
+      writeFileSync(path.join(project, `${name}.mts`), text)
+      return `${name}.mts`
+    })
+    const options = ['--strict', '--declaration', '--skipLibCheck', '--module', 'nodenext', '--target', 'es2022', '--lib', 'es2022,esnext.disposable', '--types', 'node']
+    const { stdout } = spawnSync(process.execPath, [path.join(root, 'node_modules/typescript/bin/tsc'), ...options, ...files], { cwd: project, encoding: 'utf8' })
+    return stdout
+  }
+
+  test('the types of all results can be named', () => {
+    const program = `
+      import { backends, ClebschGordanTensorProduct, Convolution, GauntPower, GauntProduct, GauntTensorProduct, Graph, Linear, sphericalHarmonics, SymmetricContraction, TensorSquare } from 'equitensor'
+      import type { AsyncOptions, BackwardOptions, Directions, DoubleBackwardOptions, ForwardOptions } from 'equitensor'
+      declare const f: Float32Array, s: Int32Array, graph: Graph
+      declare const op: ClebschGordanTensorProduct, gaunt: GauntTensorProduct, conv: Convolution, linear: Linear, symmetric: SymmetricContraction
+      declare const product: GauntProduct, power: GauntPower, square: TensorSquare
+      export const product2 = [op.backward(f, f, f, f), op.doubleBackward(f, f, f, f, {}), gaunt.backwardAsync(f, f, f, f)] as const
+      export const convolution = [conv.forwardAsync(graph, f, f, f), conv.backward(graph, f, f, f, f), conv.doubleBackward(graph, f, f, f, f, {})] as const
+      export const layer = [linear.backward(f, f, f), linear.doubleBackwardAsync(f, f, f, {})] as const
+      export const manyBody = [symmetric.backward(f, s, f, f), symmetric.doubleBackward(f, s, f, f, {})] as const
+      export const onSphere = [product.backward([f], f), product.doubleBackward([f], f, {}), power.doubleBackward(f, f, {}), square.backward(f, undefined, f)] as const
+      export const harmonics = sphericalHarmonics.doubleBackward(2, f, f, f)
+      export const properties = [op.choice, op.cost, op.paths, linear.paths, symmetric.paths, power.grid, op.layout, backends()] as const
+      export class Layer {
+        forward = (x: Float32Array, options: ForwardOptions<Float32Array> & AsyncOptions) => linear.forwardAsync(x, f, options)
+        backward = (options: BackwardOptions<Float32Array>) => op.backward(f, f, f, f, options)
+        doubleBackward = (along: Directions<Float32Array>, options: DoubleBackwardOptions<Float32Array>) => op.doubleBackward(f, f, f, f, along, options)
+      }`
+    expect(compile({ named: program })).toBe('')
   })
 })
 
