@@ -102,6 +102,19 @@ describe('programs that use it', () => {
       }`
     expect(compile({ named: program })).toBe('')
   })
+
+  test("README's are right and run", () => {
+    const readme = readFileSync(path.join(root, 'README.md'), 'utf8')
+    // Of those that are whole the ones that need nothing but this package.
+    const programs = Array.from(readme.matchAll(/^```ts\n(.*?)^```/gms), ([, text]) => text!).filter((text) => !/tf|jax/.test(text))
+    expect(programs.length).toBeGreaterThan(3)
+    expect(compile(Object.fromEntries(programs.map((text, n) => [`readme${n}`, text])))).toBe('')
+    programs.forEach((text, n) => {
+      if (text.includes("'cuda'") && !native.cuda?.devices().devices.length) return
+      const { status, stderr } = spawnSync(process.execPath, [path.join(project, `readme${n}.mjs`)], { encoding: 'utf8' })
+      expect([status, stderr], text).toEqual([0, ''])
+    })
+  })
 })
 
 describe('command line', () => {
