@@ -3,6 +3,7 @@ import type { DType } from './arrays'
 import { argumentError, describe, EquitensorError } from './errors'
 import { formatIrrep, Irreps, irrepKey, type Irrep, type IrrepsLike } from './irreps'
 import { channelsOf, packChannels, packDims } from './layout'
+import type { NativeChannelProduct } from './native'
 import type { Path } from './operation'
 import { inputIrreps, outputIrreps, resolveOptions, type CommonOptions, type ResolvedOptions } from './options'
 
@@ -165,7 +166,7 @@ export function packChannelProduct<D extends DType>(
   couples: (l1: number, l2: number, l3: number) => boolean,
   options: ResolvedOptions<D>,
   rank: number,
-) {
+): NativeChannelProduct {
   const { in1, in2, out, mul } = form
   const mixes = in1.blocks.some((b1) =>
     in2.blocks.some((b2) => out.blocks.some((b3) => b1.ir.p * b2.ir.p !== b3.ir.p && couples(b1.ir.l, b2.ir.l, b3.ir.l))),

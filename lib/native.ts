@@ -81,7 +81,7 @@ export interface NativeCall extends NativeArrays<Floats> {
 
 /** In shared memory, not 0 once nobody wants the results of an asynchronous call. */
 export interface Cancellable {
-  cancel?: Int32Array<SharedArrayBuffer> | undefined
+  cancel?: Int32Array | undefined
 }
 
 interface NativeProduct {
@@ -93,7 +93,7 @@ interface NativeProduct {
   in2: Int32Array
 }
 
-interface NativeChannelProduct extends NativeProduct {
+export interface NativeChannelProduct extends NativeProduct {
   out: Int32Array
   mul: number
   /** Of the factors for each irrep and channel; 0: there are none. */
