@@ -77,8 +77,10 @@ describe('programs that use it', () => {
   /** Compiles programs as a project of its own does, strictly and with declarations of what they export. */
   function compile(programs: Record<string, string>) {
     mkdirSync(path.join(project, 'node_modules'), { recursive: true })
-    for (const name of ['@tensorflow', '@types']) if (!existsSync(path.join(project, 'node_modules', name))) symlinkSync(path.join(root, 'node_modules', name), path.join(project, 'node_modules', name))
-    if (!existsSync(path.join(project, 'node_modules/equitensor'))) symlinkSync(root, path.join(project, 'node_modules/equitensor'))
+    for (const [name, at] of Object.entries({ equitensor: root, '@types': path.join(root, 'node_modules/@types') })) {
+      const link = path.join(project, 'node_modules', name)
+      if (!existsSync(link)) symlinkSync(at, link)
+    }
     const files = Object.entries(programs).map(([name, text]) => {
       writeFileSync(path.join(project, `${name}.mts`), text)
       return `${name}.mts`
