@@ -43,13 +43,6 @@ EQUITENSOR_INLINE void for_each_output(const PlanPair<T>& pair, int u, int v, Co
   }
 }
 
-// products = x_i y_j, or products += x_i y_j; x and y are tiles of channel (u, v), apart by the rows of the plan.
-template <int tiles, bool add, class T>
-EQUITENSOR_INLINE void outer_product(const ClebschGordanPlan<T>& plan, const PlanPair<T>& pair, const Vector<T>* x, const Vector<T>* y,
-                                     Vector<T>* products) {
-  for (int t = 0; t < tiles; ++t, x += plan.dim[0], y += plan.dim[1], products += plan.max_products) multiply_components<add>(pair, x, y, products);
-}
-
 template <int tiles, class T>
 inline void multiply_pair(const ClebschGordanPlan<T>& plan, const PlanPair<T>& pair, const Terms& terms, ClebschGordanBuffers<T>& buffer,
                           RowWriter<T>& z) {
@@ -60,9 +53,9 @@ inline void multiply_pair(const ClebschGordanPlan<T>& plan, const PlanPair<T>& p
       const Vector<T>* x = buffer.in[term.a] + pair.x_offset + u * pair.x_channel;
       const Vector<T>* y = buffer.in[term.b] + pair.y_offset + v * pair.y_channel;
       if (term.first)
-        outer_product<tiles, false>(plan, pair, x, y, buffer.products);
+        multiply_components<false, tiles>(pair, x, y, buffer.products, plan.dim[0], plan.dim[1], plan.max_products);
       else
-        outer_product<tiles, true>(plan, pair, x, y, buffer.products);
+        multiply_components<true, tiles>(pair, x, y, buffer.products, plan.dim[0], plan.dim[1], plan.max_products);
     }
     if (pair.direct) return apply<tiles>(pair.forward, buffer.products, z.tile(), plan.max_products, z.slot_vectors());
     apply<tiles>(pair.forward, buffer.products, buffer.compact, plan.max_products, plan.max_compact);
@@ -87,10 +80,8 @@ inline void multiply_pair_backward(const ClebschGordanPlan<T>& plan, const PlanP
       apply<tiles>(pair.backward, buffer.compact, buffer.products, plan.max_compact, plan.max_products);
     }
     const int x_first = pair.x_offset + u * pair.x_channel, y_first = pair.y_offset + v * pair.y_channel;
-    for (int t = 0; t < tiles; ++t) {
-      const Vector<T>*xt = x + t * plan.dim[0] + x_first, *yt = y + t * plan.dim[1] + y_first;
-      add_gradients(pair, y != nullptr, x != nullptr, buffer.products + t * plan.max_products, xt, yt, x_out.tile(t) + x_first, y_out.tile(t) + y_first);
-    }
+    add_gradients<tiles>(pair, y != nullptr, x != nullptr, buffer.products, x + x_first, y + y_first, x_out.tile() + x_first, y_out.tile() + y_first, plan.dim[0],
+                         plan.dim[1], plan.max_products, x_out.slot_vectors(), y_out.slot_vectors());
   });
 }
 

@@ -70,17 +70,18 @@ inline void contract_channel(const MatrixBlockPlan<T>& plan, const Terms& terms,
     const PlanProducts<T>& chunk = plan.chunks[c];
     for (int i = 0; i < terms.count; ++i) {
       const Term& term = terms.term[i];
-      for (int t = 0; term.out == 2 && t < tiles; ++t) {
-        if (term.first)
-          multiply_components<false>(chunk, in[term.a][t], in[term.b][t], products[t]);
-        else
-          multiply_components<true>(chunk, in[term.a][t], in[term.b][t], products[t]);
-      }
+      if (term.out != 2) continue;
+      const Channel<T>&a = in[term.a], &b = in[term.b];
+      if (term.first)
+        multiply_components<false, tiles>(chunk, a.first, b.first, products.first, a.pitch, b.pitch, products.pitch);
+      else
+        multiply_components<true, tiles>(chunk, a.first, b.first, products.first, a.pitch, b.pitch, products.pitch);
     }
     if (terms.writes[2]) apply<tiles, true>(chunk.forward, products.first, out[2].first, products.pitch, out[2].pitch);
     if (!terms.writes[0] && !terms.writes[1]) continue;
     apply<tiles>(chunk.backward, in[z_operand].first, products.first, in[z_operand].pitch, products.pitch);
-    for (int t = 0; t < tiles; ++t) add_gradients(chunk, terms.writes[0], terms.writes[1], products[t], x[t], y[t], out[0][t], out[1][t]);
+    add_gradients<tiles>(chunk, terms.writes[0], terms.writes[1], products.first, x.first, y.first, out[0].first, out[1].first, x.pitch, y.pitch, products.pitch,
+                         out[0].pitch, out[1].pitch);
   }
   for (int s = 0; s < slot_count; ++s)
     for (int t = 0; terms.writes[s] && t < tiles; ++t) scatter_channel<T>(plan.slots[s], writers[s].tile(t), u, out[s][t]);
