@@ -2,7 +2,7 @@
 import os from 'node:os'
 import { instructionTerms, weightedPasses, type WeightedArrays } from '../test/reference'
 import { arrayError, blockError } from '../test/support'
-import { ClebschGordanTensorProduct, wigner3j, type Instruction } from '../lib/index'
+import { ClebschGordanTensorProduct, wigner3j, type Backend, type Instruction } from '../lib/index'
 import { native } from '../lib/native'
 import { hostMemory, measureFootprint, timeCalls } from './cpu'
 import { describeMachine, median, type Speed } from './machine'
@@ -11,6 +11,7 @@ import { passes as allPasses, type PassName } from './passes'
 import { weightedProblems, type Layout, type Numbers, type WeightedProblem } from './problems'
 import { giga, MiB, number, percent } from './report'
 import type { Suite, SuiteSettings } from './suites'
+import { runCounted } from './weighted_counted'
 
 export const passNames = allPasses.map(({ name }) => name)
 
@@ -26,8 +27,8 @@ export const weightedArrays: Record<PassName, { reads: Record<string, WeightedSl
 export type WeightedSlot = 'x' | 'y' | 'w' | 'z'
 type Product = ClebschGordanTensorProduct<any>
 
-export function makeProduct({ kind, in1, in2, out }: WeightedProblem, options: { dtype: SuiteSettings['dtype']; layout: Layout; threads: number }): Product {
-  const all = { ...options, backend: 'cpu' as const }
+export function makeProduct({ kind, in1, in2, out }: WeightedProblem, options: { dtype: SuiteSettings['dtype']; layout: Layout; threads?: number; backend?: Backend }): Product {
+  const all = { backend: 'cpu' as const, ...options }
   return kind === 'fullyConnected' ? ClebschGordanTensorProduct.fullyConnected(in1, in2, out, all) : ClebschGordanTensorProduct.channelwise(in1, in2, out, all)
 }
 
@@ -115,9 +116,11 @@ export const models: Suite = {
   name: 'models',
   meaning: 'products with weights as MACE, NequIP, SevenNet, nequix and DiffDock have them, and single paths to l = 7',
   problems: weightedProblems,
+  isCounted: true,
   run(settings, progress) {
     const { dtype, threads, layouts } = settings, size = bytesOf[dtype]
     const chosen = weightedProblems.filter(({ name }) => settings.problems.includes(name))
+    if (settings.backend === 'cuda') return runCounted(settings, chosen, progress)
     const tasks = chosen.flatMap((problem) => settings.passes.map((pass) => ({ problem, pass })))
     const { bytes: footprint } = measureFootprint()
     progress(0, tasks.length, 'preparing memory')
