@@ -12,7 +12,7 @@ export const help = `Compares tensor product operations head to head on this mac
 
   npm run compare -- [flags]
 
-  --suite NAME        instead of the head-to-head: ${namesOf(suites).join(', ')}, on the CPU; many-body also counted on the emulation of CUDA
+  --suite NAME        instead of the head-to-head: ${namesOf(suites).join(', ')}, on the CPU; convolution and many-body also counted on the emulation of CUDA
 ${suites.map(({ name, meaning }) => `                      ${name}: ${meaning}`).join('\n')}
   --problem NAMES     ${namesOf(problems).join(', ')}, or those of the suite; default all
   --operation NAMES   ${namesOf(operations).join(', ')}; default all

@@ -24,6 +24,13 @@ export const weightedArrays: Record<PassName, { reads: Record<string, WeightedSl
   },
 }
 export type WeightedSlot = 'x' | 'y' | 'w' | 'z'
+/** Of a graph. */
+export interface Edges {
+  name: string
+  nodes: number
+  senders: Int32Array
+  receivers: Int32Array
+}
 type Product = ClebschGordanTensorProduct<any>
 
 export function makeProduct({ kind, in1, in2, out }: WeightedProblem, options: { dtype: SuiteSettings['dtype']; layout: Layout; threads: number }): Product {

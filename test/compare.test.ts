@@ -58,11 +58,11 @@ describe('suites', () => {
     expect(suite!.settings).toEqual({ problems: ['mace-large', '7-7-7'], passes: ['forward'], layouts: ['ir_mul', 'mul_ir'], batch: 50_000, dtype: 'float32', threads: 1 })
     expect(parseFlags(['--suite', 'convolution', '--layout', 'mul_ir', '--molecules', 'a.xyz']).suite!.settings).toMatchObject({ layouts: ['mul_ir'], molecules: 'a.xyz', problems: ['mace-large', 'mace-medium'] })
   })
-  test('many-body is counted on the emulation, too', () => {
-    expect(parseFlags(['--suite', 'many-body']).suite!.settings.backend).toBeUndefined()
-    const { settings, suite } = parseFlags(['--suite', 'many-body', '--backend', 'cuda'])
+  test.each(['many-body', 'convolution'])('%s is counted on the emulation, too', (name) => {
+    expect(parseFlags(['--suite', name]).suite!.settings.backend).toBeUndefined()
+    const { settings, suite } = parseFlags(['--suite', name, '--backend', 'cuda'])
     expect([settings.backend, suite!.settings.backend]).toEqual(['cuda', 'cuda'])
-    expect(() => parseFlags(['--suite', 'many-body', '--backend', 'cuda', '--threads', '2'])).toThrow('--threads 2: the backend cuda takes none')
+    expect(() => parseFlags(['--suite', name, '--backend', 'cuda', '--threads', '2'])).toThrow('--threads 2: the backend cuda takes none')
   })
   test.each([
     [['--suite', 'model'], '--suite model: there is models, convolution'],

@@ -168,7 +168,7 @@ test.runIf(backends().cuda.available)('arrays of a device give the bits that hos
 describe.runIf(defaultBackend === 'cuda')('atomic sums', () => {
   const star: Edges = { name: 'many edges of one node', senders: Array.from({ length: 90 }, (_, e) => (e % 3 === 0 ? e % 7 : 0)), receivers: Array.from({ length: 90 }, (_, e) => (e % 4 === 0 ? e % 5 : 1)), nodes: { senders: 7, receivers: 5 } }
 
-  test.each([...graphs, star].flatMap((edges) => problems.map((problem, n) => [edges.name, problem.name, edges, problem, layouts[n % 2]!] as const)))('%s, %s', (_graph, _name, edges, problem, layout) => {
+  test.each([...graphs.filter(({ name }) => !/one|repeated/.test(name)), star].flatMap((edges) => problems.map((problem, n) => [edges.name, problem.name, edges, problem, layouts[n % 2]!] as const)))('%s, %s', (_graph, _name, edges, problem, layout) => {
     using graph = graphOf(edges)
     for (const dtype of dtypes) {
       using conv = makeConvolution(problem, dtype, layout), atomic = makeConvolution(problem, dtype, layout, { atomic: true })
@@ -218,7 +218,13 @@ describe.runIf(defaultBackend === 'cuda')('atomic sums', () => {
           native.cuda?.counting?.(true)
           call(op).forEach((result) => result.download())
           const counts = native.cuda?.counting?.(false)
-          if (counts) expect([counts.atomics, counts.launches]).toEqual(op === conv ? [0, launches] : [numbers, 1])
+          if (!counts) continue
+          expect([counts.atomics, counts.launches]).toEqual(op === conv ? [0, launches] : [numbers, 1])
+          // Zeros for every row of nodes, and node by node a row of sums is written once for eight of its edges.
+          if (launches === 1 && numbers === dim3 * runs && factory === 'channelwise') {
+            const inEights = Array.from({ length: edges.nodes.receivers }, (_, node) => Math.ceil(edges.receivers.filter((of) => of === node).length / 8)).reduce((sum, n) => sum + n)
+            expect([counts.cleared, counts.stored.requested]).toEqual([4 * arrays.z.length, 4 * dim3 * (op === conv ? inEights : runs)])
+          }
         }
       }
       // Zeros that sums begin with are a part of what is captured.
