@@ -120,7 +120,7 @@ inline std::vector<MatrixBlockPath> read_block_paths(const Napi::Object& o) {
   return paths;
 }
 
-// Of a call: { x, y, z, ax, ay, w, aw, species, xOut, yOut, zOut, wOut, batch, xShared, yShared, wShared, accumulate, threads, sweeps }, and of
+// Of a call: { x, y, z, ax, ay, w, aw, species, xOut, yOut, zOut, wOut, batch, xShared, yShared, wShared, accumulate, threads, sweeps, atomic }, and of
 // a product of many factors (factors: true) f1, f2, ..., their directions af1, ... and results f1Out, ... .
 inline constexpr int weight_operand = operand_count, weight_direction_operand = operand_count + 1, species_operand = operand_count + 2;
 inline constexpr int factor_operand = operand_count + 3, factor_direction_operand = factor_operand + max_factors;
@@ -134,7 +134,7 @@ inline constexpr const char* result_names[result_arrays] = {"xOut", "yOut", "zOu
 inline Call read_call(const Napi::Object& o) {
   Call call{};
   call.shared[0] = boolean(o, "xShared"), call.shared[1] = boolean(o, "yShared"), call.weight_shared = boolean(o, "wShared");
-  call.accumulate = boolean(o, "accumulate");
+  call.accumulate = boolean(o, "accumulate"), call.atomic = boolean(o, "atomic");
   call.batch = o.Get("batch").As<Napi::Number>().Int64Value();
   return call;
 }

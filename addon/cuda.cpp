@@ -349,14 +349,17 @@ Napi::Value create_sweeps(const Napi::CallbackInfo& info) {
   const OnDevice on(device);
   const auto result = std::make_shared<DeviceSweeps>();
   result->sweeps = sweeps_of(info[1].As<Napi::Object>());
-  for (Sweep* sweep : {&result->sweeps.senders, &result->sweeps.receivers}) {
-    const auto place = [&](const int*& array, int count) {
-      result->memory.emplace_back(device, array, size_t(count) * sizeof(int));
-      array = result->memory.back().as<int>();
-    };
-    const int edges = sweep->begin[sweep->nodes];
-    place(sweep->begin, sweep->nodes + 1), place(sweep->edge, edges), place(sweep->other, edges);
-  }
+  Sweep &senders = result->sweeps.senders, &receivers = result->sweeps.receivers;
+  std::vector<int> receiver;
+  for (int n = 0; n < receivers.nodes; ++n) receiver.insert(receiver.end(), size_t(receivers.begin[n + 1] - receivers.begin[n]), n);
+  receivers.node = receiver.data();
+  const auto place = [&](const int*& array, int count) {
+    result->memory.emplace_back(device, array, size_t(count) * sizeof(int));
+    array = result->memory.back().as<int>();
+  };
+  const int edges = int(receiver.size());
+  for (Sweep* sweep : {&senders, &receivers}) place(sweep->begin, sweep->nodes + 1), place(sweep->edge, edges), place(sweep->other, edges);
+  place(receivers.node, edges);
   return wrap(info.Env(), result);
 }
 
@@ -389,7 +392,8 @@ void enqueue(const Operation& operation, const Call& call, const Stream& stream)
   for (int s = 0; s < slot_count; ++s) clear(call.out[s], call.shared[s], operation.dim[s]);
   clear(call.weight_out, call.weight_shared, operation.weights);
   // And the nodes of a graph without edges.
-  if (call.sweep) clear(call.out[call.sweep->slot], true, (long long)call.sweep->nodes * operation.dim[call.sweep->slot]);
+  if (call.sweep)
+    for (const int s : {0, 2}) clear(call.out[s], true, (long long)(s == call.sweep->slot ? call.sweep->nodes : call.sweep->others) * operation.dim[s]);
 }
 
 Box<DeviceSweeps> sweeps_in(const Napi::Object& call) {
@@ -397,7 +401,7 @@ Box<DeviceSweeps> sweeps_in(const Napi::Object& call) {
   return value.IsExternal() ? live<DeviceSweeps>(value) : nullptr;
 }
 void enqueue(const Operation& operation, const Call& call, const Box<DeviceSweeps>& sweeps, const Stream& stream) {
-  for_each_sweep(call, sweeps ? std::optional(sweeps->sweeps) : std::nullopt, false, [&](const Call& part) { enqueue(operation, part, stream); });
+  for_each_sweep(call, sweeps ? std::optional(sweeps->sweeps) : std::nullopt, call.atomic, [&](const Call& part) { enqueue(operation, part, stream); });
 }
 
 Box<DeviceSpecies> species_in(const Napi::Object& call) {
@@ -668,6 +672,8 @@ Napi::Value counting(const Napi::CallbackInfo& info) {
   result.Set("accesses", accesses);
   result.Set("launches", double(counts.launches));
   result.Set("barriers", double(counts.barriers));
+  result.Set("cleared", double(counts.cleared));
+  result.Set("atomics", double(counts.atomics));
   traffic("loaded", counts.loaded);
   traffic("stored", counts.stored);
   traffic("table", counts.table);

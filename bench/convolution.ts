@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs'
 import os from 'node:os'
 import { Convolution, Graph, type Instruction } from '../lib/index'
+import { runCounted } from './convolution_counted'
 import { timeCalls, measureFootprint } from './cpu'
 import { BadFlag } from './flags'
 import { median } from './machine'
@@ -11,15 +12,9 @@ import { convolutionProblems, type Dtype, type Numbers, type WeightedProblem } f
 import { number } from './report'
 import type { Suite } from './suites'
 import {
-  bindWeighted, errorOf, expectedOf, heading, makeProduct, multiplyAdds, sources, speedOf, table, termsOf, tolerance, verdict, weightedArrays, weightedDims, type WeightedSlot,
+  bindWeighted, errorOf, expectedOf, heading, makeProduct, multiplyAdds, sources, speedOf, table, termsOf, tolerance, verdict, weightedArrays, weightedDims, type Edges, type WeightedSlot,
 } from './weighted'
 
-interface Edges {
-  name: string
-  nodes: number
-  senders: Int32Array
-  receivers: Int32Array
-}
 type Point = readonly [number, number, number]
 
 /** xorshift: the same graph in every run. */
@@ -113,9 +108,10 @@ export const convolution: Suite = {
   meaning: 'message passing of MACE over a random geometric graph of 2000 nodes with about 30 neighbours, fused, and as gather, product and sum',
   problems: convolutionProblems,
   run(settings, progress) {
+    const chosen = convolutionProblems.filter(({ name }) => settings.problems.includes(name))
+    if (settings.backend === 'cuda') return runCounted(settings, geometric(64, 30), chosen, progress)
     const { dtype, threads, layouts } = settings, size = bytesOf[dtype], make = (length: number): Numbers => new (dtype === 'float32' ? Float32Array : Float64Array)(length)
     const graphs = [geometric(2000, 30), ...(settings.molecules === undefined ? [] : [molecules(settings.molecules, 2000)])]
-    const chosen = convolutionProblems.filter(({ name }) => settings.problems.includes(name))
     const tasks = graphs.flatMap((edges) => chosen.flatMap((problem) => layouts.flatMap((layout) => settings.passes.map((pass) => ({ edges, problem, layout, pass })))))
     const { bytes: footprint } = measureFootprint(), speeds = [speedOf(settings, footprint)], next = random()
     const drawn = (length: number) => make(length).map(() => 2 * next() - 1)

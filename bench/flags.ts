@@ -60,7 +60,6 @@ export function parseFlags(args: string[]): Flags {
     const suite = suites.find(({ name }) => name === values.suite)
     if (!suite) throw new BadFlag(`--suite ${values.suite}: there is ${namesOf(suites).join(', ')}`)
     for (const flag of ['operation', 'L', 'parity', 'order', 'device'] as const) if (values[flag] !== undefined) throw new BadFlag(`--${flag}: not with --suite`)
-    if (backend !== 'cpu' && !suite.isCounted) throw new BadFlag(`--backend ${backend}: suites run on the cpu, but for ${namesOf(suites.filter(({ isCounted }) => isCounted)).join(', ')}`)
     if (backend !== 'cpu' && values.threads !== undefined) throw new BadFlag(`--threads ${values.threads}: the backend ${backend} takes none`)
     if (values.molecules !== undefined && suite.name !== 'convolution') throw new BadFlag('--molecules: only with --suite convolution')
     const settings: SuiteSettings = {

@@ -30,7 +30,6 @@ export const manyBody: Suite = {
   name: 'many-body',
   meaning: "MACE's symmetric contraction, and powers and products of signals on the sphere, with 128 channels",
   problems: manyBodyProblems,
-  isCounted: true,
   run(settings: SuiteSettings, progress) {
     if (settings.backend === 'cuda') return runCounted(settings, progress)
     const { dtype, threads, layouts } = settings

@@ -13,7 +13,7 @@ export interface SuiteSettings {
   batch: number
   dtype: Dtype
   threads: number
-  /** Where a suite is counted on the emulation of CUDA; otherwise it is timed on the CPU. */
+  /** Counted on the emulation of CUDA; otherwise timed on the CPU. */
   backend?: 'cuda'
   /** A file in extended XYZ. */
   molecules?: string
@@ -31,8 +31,6 @@ export interface Suite {
   name: string
   meaning: string
   problems: readonly { name: string }[]
-  /** Whether it can be counted on the emulation. */
-  isCounted?: boolean
   run(settings: SuiteSettings, progress: (done: number, all: number, text: string) => void): SuiteRun
 }
 

@@ -25,6 +25,13 @@ export const weightedArrays: Record<PassName, { reads: Record<string, WeightedSl
   },
 }
 export type WeightedSlot = 'x' | 'y' | 'w' | 'z'
+/** Of a graph. */
+export interface Edges {
+  name: string
+  nodes: number
+  senders: Int32Array
+  receivers: Int32Array
+}
 type Product = ClebschGordanTensorProduct<any>
 
 export function makeProduct({ kind, in1, in2, out }: WeightedProblem, options: { dtype: SuiteSettings['dtype']; layout: Layout; threads?: number; backend?: Backend }): Product {
@@ -116,7 +123,6 @@ export const models: Suite = {
   name: 'models',
   meaning: 'products with weights as MACE, NequIP, SevenNet, nequix and DiffDock have them, and single paths to l = 7',
   problems: weightedProblems,
-  isCounted: true,
   run(settings, progress) {
     const { dtype, threads, layouts } = settings, size = bytesOf[dtype]
     const chosen = weightedProblems.filter(({ name }) => settings.problems.includes(name))

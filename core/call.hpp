@@ -41,6 +41,7 @@ struct Sweep {
   const int* edge;    // their rows of y and of the weights
   const int* other;   // their rows of the other slot
   int others;         // how many of those there are
+  const int* node = nullptr;  // on a device, of the receivers: whose edges they are
 };
 
 // Nodes of a symmetric contraction by species, in tasks of nodes of one species, on a device: one of them is a block of threads' work.
@@ -72,6 +73,7 @@ struct Call {
   bool accumulate;  // add to what the results hold
   long long batch;
   const Sweep* sweep;  // of a convolution, whose batch is the number of its edges; otherwise null
+  bool atomic;  // on a device, of a convolution: edge by edge, with atomic sums
   // CPU only: the number of threads, and what is not 0 once nobody wants the results, in which case the work stops where it is.
   int threads;
   const std::atomic<int>* cancel;

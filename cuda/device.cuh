@@ -30,6 +30,30 @@ __device__ __forceinline__ void store(T* p, Pack<T, lanes> v) {
 #endif
   *reinterpret_cast<Pack<T, lanes>*>(p) = v;
 }
+// Adds to numbers that other threads add to as well, in no particular order. 16 bytes of float32 are one access from sm_90 on. Not atomicAdd, from which nvcc
+// makes PTX that reads the number, though the machine code does not.
+template <int lanes = 1, class T>
+__device__ __forceinline__ void add_atomically(T* p, Pack<T, lanes> v) {
+#ifdef EQUITENSOR_EMULATED
+  for (int i = 0; i < lanes; ++i) atomicAdd(p + i, v.value[i]);
+#else
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  constexpr bool is_one_access = sizeof(T) == 4 && lanes == 4;
+#else
+  constexpr bool is_one_access = false;
+#endif
+  if constexpr (is_one_access) {
+    asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v.value[0]), "f"(v.value[1]), "f"(v.value[2]), "f"(v.value[3]));
+  } else {
+#pragma unroll
+    for (int i = 0; i < lanes; ++i)
+      if constexpr (sizeof(T) == 4)
+        asm volatile("red.global.add.f32 [%0], %1;" ::"l"(p + i), "f"(v.value[i]));
+      else
+        asm volatile("red.global.add.f64 [%0], %1;" ::"l"(p + i), "d"(v.value[i]));
+  }
+#endif
+}
 // Coefficients and indices of a plan, the same for all items: re-read from cache, so counted apart from operands.
 template <int lanes = 1, class T>
 __device__ __forceinline__ Pack<T, lanes> load_table(const T* p) {

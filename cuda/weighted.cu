@@ -385,12 +385,12 @@ __global__ __launch_bounds__(weighted_threads, 1) void weighted(const __grid_con
         }
         __syncwarp();
         if (rows.a.out[2] && rows.live)
-          for (int i = lane; i < numbers; i += lanes) write(rows.out(2) + at(i), shared[layout.z + i], rows.adds(2));
+          for (int i = lane; i < numbers; i += lanes) write(rows.out(2) + at(i), shared[layout.z + i], rows.adds(2), rows.is_atomic(2));
         __syncwarp();
       }
 #pragma unroll 1
       for (int s = 0; s < 2; ++s)
-        for (int c = lane; differentiates && rows.a.out[s] && rows.live && c < plan.dim[s]; c += lanes) write(rows.out(s) + c, shared[layout.gradient[s] + c], rows.adds(s));
+        for (int c = lane; differentiates && rows.a.out[s] && rows.live && c < plan.dim[s]; c += lanes) write(rows.out(s) + c, shared[layout.gradient[s] + c], rows.adds(s), rows.is_atomic(s));
       __syncwarp();
     }
   }
@@ -513,9 +513,9 @@ class Weighted final : public Operation {
       a.summed[s] = is_summed(call.out[s], call.shared[s], dim[s]);
     }
     a.weight_summed = is_summed(call.weight_out, call.weight_shared, weights);
-    a.is_swept = call.sweep;
+    a.is_swept = call.sweep, a.span = call.atomic ? edges_at_once : 0;
     if (call.sweep) a.sweep = *call.sweep;
-    const long long items = call.sweep ? call.sweep->nodes : call.batch;
+    const long long items = !call.sweep ? call.batch : call.atomic ? (call.batch + edges_at_once - 1) / edges_at_once : call.sweep->nodes;
     a.items = int(summed ? items_of_a_sum(items, summed) : 1);
     const long long rows = (items + a.items - 1) / a.items;
 
@@ -529,7 +529,8 @@ class Weighted final : public Operation {
       return to;
     };
     if (call.sweep && !call.accumulate)
-      if (T* const nodes = static_cast<T*>(call.out[call.sweep->slot])) clear(nodes, items * dim[call.sweep->slot]);
+      for (const int s : {0, 2})
+        if (T* const nodes = static_cast<T*>(call.out[s])) clear(nodes, (long long)(s == call.sweep->slot ? call.sweep->nodes : call.sweep->others) * dim[s]);
     for (int s = 0; s < slot_count; ++s) a.out[s] = place(s, call.out[s], a.summed[s], dim[s]);
     a.weight_out = place(slot_count, call.weight_out, a.weight_summed, weights);
     const bool is_general = !channelwise_ || (has_directions(a) && !channelwise_has_directions<T>);

@@ -10,6 +10,9 @@ namespace equitensor::cuda {
 // Occupancy is 12 to 25 %, for the registers: what hides the latency is that a thread has the loads of a whole path in flight, up to 14 of 16 bytes.
 constexpr int weighted_threads = 128;
 
+// Edges of a convolution whose sum a thread has in registers (forward, by channelwise): what it adds to a node's row passes through the cache once for all of them.
+constexpr int edges_at_once = 8;
+
 // ---- what both kernels are given
 
 // Component m of channel u lies at offset + u * channel + m * component.
@@ -41,6 +44,7 @@ struct WeightedCall {
   int items;     // of a set, one after another; of a convolution nodes
   Sweep sweep;   // of a convolution, whose results are there already: sums of no edges
   bool is_swept;
+  int span;      // so many edges, one after another in the sweep, take the place of a node's, and what they add to rows of nodes is atomic; 0: nodes it is
 };
 
 // A set's items, or its nodes' edges, one after another; those of a warp's sets side by side, for all of its lanes to be together.
@@ -50,9 +54,14 @@ struct WeightedItems {
   __device__ __forceinline__ WeightedItems(const WeightedCall<T>& a, long long set, int n) : begin(0), count(1), most(1) {
     if (!a.is_swept) return;
     const long long node = set * a.items + n;
-    const bool is_there = node < a.sweep.nodes;
-    begin = is_there ? load_table(a.sweep.begin + node).value[0] : 0;
-    most = count = is_there ? load_table(a.sweep.begin + node + 1).value[0] - begin : 0;
+    int end = 0;
+    if (a.span) {
+      const auto within = [&](long long place) { return int(place < a.batch ? place : a.batch); };
+      begin = within(node * a.span), end = within((node + 1) * a.span);
+    } else if (node < a.sweep.nodes) {
+      begin = load_table(a.sweep.begin + node).value[0], end = load_table(a.sweep.begin + node + 1).value[0];
+    }
+    most = count = end - begin;
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) most = maximum(most, __shfl_xor_sync(0xffffffff, most, distance));
   }
@@ -78,7 +87,7 @@ struct WeightedRows {
     live = e < items.count;
     const long long place = live ? items.begin + e : 0;
     item = load_table(a.sweep.edge + place).value[0];
-    const int other = load_table(a.sweep.other + place).value[0], mine = live ? int(node) : 0;
+    const int other = load_table(a.sweep.other + place).value[0], mine = a.span ? load_table(a.sweep.node + place).value[0] : live ? int(node) : 0;
     sender = a.sweep.slot == 0 ? mine : other, receiver = a.sweep.slot == 0 ? other : mine;
   }
   // Computed where they are needed: arrays of pointers that are indexed at run time would be in local memory.
@@ -92,12 +101,19 @@ struct WeightedRows {
     return a.summed[slot] ? again || a.is_swept : a.accumulate || (a.is_swept && slot == a.sweep.slot && again);
   }
   __device__ __forceinline__ bool adds_weight() const { return a.weight_summed ? again || a.is_swept : a.accumulate; }
+  // A node's row, which the threads of its other edges add to at the same time.
+  __device__ __forceinline__ bool is_atomic(int slot) const { return a.span && slot != 1; }
 };
 
 template <class T>
 __device__ __forceinline__ T read(const T* p) { return load(p).value[0]; }
 template <class T>
-__device__ __forceinline__ void write(T* p, T value, bool adds) { store(p, Pack<T, 1>{adds ? read(p) + value : value}); }
+__device__ __forceinline__ void write(T* p, T value, bool adds, bool is_atomic = false) {
+  if (is_atomic)
+    add_atomically(p, Pack<T, 1>{value});
+  else
+    store(p, Pack<T, 1>{adds ? read(p) + value : value});
+}
 
 // sum of coefficient * from[...]
 template <class T, class From>

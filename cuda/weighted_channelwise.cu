@@ -47,11 +47,18 @@ struct ChannelwisePlan {
   const WeightedSum *entries, *sums;  // of M, from targets; of targets, from M's gradient
   const WeightedTerm<T>*entry_terms, *sum_terms;
   int matrix_size;
-  int lanes;  // of a group
-  int shared;  // numbers of an item
+  int lanes;     // of a group
+  int together;  // items of a group at a time, more than one forward only
+  int shared;    // numbers of an item
 };
 
 enum class WeightedPass { forward, backward, directional };
+
+// Numbers of an item in shared memory for the targets, so that M begins at 16 bytes.
+template <class T>
+__host__ __device__ constexpr int targets_of(const ChannelwisePlan<T>& plan, WeightedPass pass) {
+  return ((pass == WeightedPass::forward ? 1 : 3) * plan.target_count + 3) / 4 * 4;
+}
 
 // n components of `packed` channels, beginning at `at`. Channels that are neighbours (ir_mul) are one access for each component, and so many are a whole
 // block's channels of mul_ir, [channel][component], accessed as they lie; of a piece of such a block numbers are accessed one by one.
@@ -77,15 +84,18 @@ __device__ __forceinline__ void load_channels(const T* at, const Place& place, b
   });
 }
 template <class T, int packed, int n>
-__device__ __forceinline__ void store_channels(T* at, const Place& place, bool is_whole, bool adds, const T (&v)[n][packed]) {
+__device__ __forceinline__ void store_channels(T* at, const Place& place, bool is_whole, bool adds, const T (&v)[n][packed], bool is_atomic = false) {
   for_each_access<packed, n>(place, is_whole, [&](int offset, auto count, auto first, auto by_channel) {
     Pack<T, count> pack{};
-    if (adds) pack = load<count>(at + offset);
+    if (adds && !is_atomic) pack = load<count>(at + offset);
     each(Int<0>{}, Int<count - 1>{}, [&](auto p) {
       constexpr int f = first + p;
       pack.value[p] += v[by_channel ? f % n : f / packed][by_channel ? f / n : f % packed];
     });
-    store<count>(at + offset, pack);
+    if (is_atomic)
+      add_atomically<count>(at + offset, pack);
+    else
+      store<count>(at + offset, pack);
   });
 }
 
@@ -108,15 +118,24 @@ struct ChannelwiseThread {
   static constexpr bool directional = pass == WeightedPass::directional;
   static_assert(!directional || packed == 1);
   const ChannelwisePlan<T>& plan;
-  const WeightedRows<T>& rows;
+  const WeightedRows<T>& rows;  // of the item; forward of the first one
   const T *matrix, *matrix_direction;
   T* matrix_gradient;
   int lane;
   bool wants_matrix, differentiates;
   int c;
   bool active, first_round;
+  // Forward: items e to e + count - 1 of set n's, with M `plan.shared` apart.
+  const WeightedItems& items;
+  int n, e, count;
 
-  __device__ __forceinline__ void load_weights(const T* weights, const ChannelPath& path, T missing, T (&w)[1][packed]) const {
+  __device__ __forceinline__ WeightedRows<T> rows_at(int k) const { return {rows.a, rows.set, n, items, e + k}; }
+  // Whether item k is the last one of `row`, that of its result.
+  __device__ __forceinline__ bool is_last(int k, int row) const {
+    return k + 1 == count || (rows.a.span && load_table(rows.a.sweep.node + items.begin + e + k + 1).value[0] != row);
+  }
+
+  __device__ __forceinline__ void load_weights(const WeightedRows<T>& rows, const T* weights, const ChannelPath& path, T missing, T (&w)[1][packed]) const {
     if (!weights || path.weight < 0) {
 #pragma unroll
       for (int p = 0; p < packed; ++p) w[0][p] = missing;
@@ -151,7 +170,7 @@ struct ChannelwiseThread {
     const int at = piece.place.offset + c * piece.place.channel + piece.first * piece.place.component;
     T x[inputs][packed], ax[directional ? inputs : 1][packed] = {}, dx[pass == WeightedPass::forward ? 1 : inputs][packed] = {};
     const bool is_whole = piece.count == piece.components;
-    load_channels(rows.in(s) + at, piece.place, is_whole, x);
+    if constexpr (pass != WeightedPass::forward) load_channels(rows.in(s) + at, piece.place, is_whole, x);
     if constexpr (directional)
       if (rows.a.in[d]) load_channels(rows.in(d) + at, piece.place, is_whole, ax);
 #pragma unroll 1
@@ -169,49 +188,54 @@ struct ChannelwiseThread {
         }
     }
     if constexpr (pass != WeightedPass::forward)
-      if (rows.a.out[s] && active && rows.live) store_channels(rows.out(s) + at, piece.place, is_whole, rows.adds(s), dx);
+      if (rows.a.out[s] && active && rows.live) store_channels(rows.out(s) + at, piece.place, is_whole, rows.adds(s), dx, rows.is_atomic(s));
   }
 
   // Of a block in pieces: outputs, each a sum over all of them, so that it is stored once.
   __device__ __forceinline__ void run_in_pieces(const ChannelPiece& piece) {
-    const int s = piece.operand, d = s == 0 ? x_direction : y_direction, at = piece.place.offset + c * piece.place.channel;
-    const T* const x = rows.in(s) + at;
-    const T* const ax = directional && rows.a.in[d] ? rows.in(d) + at : nullptr;
 #pragma unroll 1
     for (int n = piece.path_begin; n < piece.path_end; ++n) {
       const ChannelPath path = load_table(plan.paths + n).value[0];
       if (path.is_scalar) continue;
       switch (path.outputs) {
-        case 1: sum_pieces<1>(piece, path, x, ax); break;
-        case 3: sum_pieces<3>(piece, path, x, ax); break;
-        case 5: sum_pieces<5>(piece, path, x, ax); break;
-        default: sum_pieces<7>(piece, path, x, ax);
+        case 1: sum_pieces<1>(piece, path); break;
+        case 3: sum_pieces<3>(piece, path); break;
+        case 5: sum_pieces<5>(piece, path); break;
+        default: sum_pieces<7>(piece, path);
       }
     }
   }
   template <int outputs>
-  __device__ __forceinline__ void sum_pieces(const ChannelPiece& piece, const ChannelPath& path, const T* x, const T* ax) {
-    T w[1][packed], aw[1][packed], sum[outputs][packed] = {};
-    load_weights(rows.a.weight, path, T(1), w);
-    if constexpr (directional) load_weights(rows.a.weight_direction, path, T(0), aw);
+  __device__ __forceinline__ void sum_pieces(const ChannelPiece& piece, const ChannelPath& path) {
+    const int s = piece.operand, d = s == 0 ? x_direction : y_direction, at = piece.place.offset + c * piece.place.channel;
+    T sum[outputs][packed] = {};
 #pragma unroll 1
-    for (int i = 0; i < piece.components; ++i) {
-      T xs[1][packed], axs[1][packed] = {}, m[outputs], md[outputs];
-      load_channels(x + i * piece.place.component, piece.place, false, xs);
-      if (ax) load_channels(ax + i * piece.place.component, piece.place, false, axs);
-      load_row(matrix + path.matrix + i * path.pitch, m);
-      if constexpr (directional) load_row(matrix_direction + path.matrix + i * path.pitch, md);
+    for (int n = 0; n < count; ++n) {
+      const WeightedRows<T> mine = rows_at(n);
+      const T* const x = mine.in(s) + at;
+      const T* const ax = directional && mine.a.in[d] ? mine.in(d) + at : nullptr;
+      T w[1][packed], aw[1][packed];
+      load_weights(mine, mine.a.weight, path, T(1), w);
+      if constexpr (directional) load_weights(mine, mine.a.weight_direction, path, T(0), aw);
+#pragma unroll 1
+      for (int i = 0; i < piece.components; ++i) {
+        T xs[1][packed], axs[1][packed] = {}, m[outputs], md[outputs];
+        load_channels(x + i * piece.place.component, piece.place, false, xs);
+        if (ax) load_channels(ax + i * piece.place.component, piece.place, false, axs);
+        load_row(matrix + n * plan.shared + path.matrix + i * path.pitch, m);
+        if constexpr (directional) load_row(matrix_direction + path.matrix + i * path.pitch, md);
 #pragma unroll
-      for (int p = 0; p < packed; ++p) {
-        const T t = directional ? w[0][p] * axs[0][p] + aw[0][p] * xs[0][p] : w[0][p] * xs[0][p];
+        for (int p = 0; p < packed; ++p) {
+          const T t = directional ? w[0][p] * axs[0][p] + aw[0][p] * xs[0][p] : w[0][p] * xs[0][p];
 #pragma unroll
-        for (int k = 0; k < outputs; ++k) {
-          sum[k][p] += m[k] * t;
-          if constexpr (directional) sum[k][p] += md[k] * (w[0][p] * xs[0][p]);
+          for (int k = 0; k < outputs; ++k) {
+            sum[k][p] += m[k] * t;
+            if constexpr (directional) sum[k][p] += md[k] * (w[0][p] * xs[0][p]);
+          }
         }
       }
+      if (is_last(n, mine.receiver)) store_outputs(mine, path, sum), clear(sum);
     }
-    store_outputs(path, sum);
   }
 
   // Row i of M. Where M is a number times the identity only [i] is set, and the others must not be read: of a row these are the entries from row_begin on.
@@ -228,9 +252,9 @@ struct ChannelwiseThread {
   static __device__ __forceinline__ int row_end(int i, int outputs) { return is_scalar ? i + 1 : outputs; }
 
   template <int outputs>
-  __device__ __forceinline__ void store_outputs(const ChannelPath& path, const T (&sum)[outputs][packed]) const {
+  __device__ __forceinline__ void store_outputs(const WeightedRows<T>& to, const ChannelPath& path, const T (&sum)[outputs][packed]) const {
     if (rows.a.out[2] && active && rows.live)
-      store_channels(rows.out(2) + path.out.offset + c * path.out.channel, path.out, path.is_whole, rows.adds(2) || path.adds, sum);
+      store_channels(to.out(2) + path.out.offset + c * path.out.channel, path.out, path.is_whole, rows.adds(2) || path.adds, sum, rows.is_atomic(2));
   }
   template <int outputs>
   __device__ __forceinline__ void load_cotangents(const ChannelPath& path, T (&z)[outputs][packed]) const {
@@ -244,30 +268,44 @@ struct ChannelwiseThread {
     add_row(to, adds, ones, diagonal);
   }
 
-  template <int inputs, int outputs, bool is_scalar>
-  __device__ __forceinline__ void forward(const ChannelPath& path, int first, const T (&x)[inputs][packed]) const {
-    T w[1][packed], sum[outputs][packed] = {};
-    load_weights(rows.a.weight, path, T(1), w);
-#pragma unroll
-    for (int i = 0; i < inputs; ++i) {
-      T m[outputs];
-      load_entries<is_scalar>(matrix + first, path, i, m);
-#pragma unroll
-      for (int k = row_begin<is_scalar>(i); k < row_end<is_scalar>(i, outputs); ++k)
-#pragma unroll
-        for (int p = 0; p < packed; ++p) sum[k][p] += m[k] * x[i][p];
-    }
+  template <int outputs>
+  static __device__ __forceinline__ void clear(T (&sum)[outputs][packed]) {
 #pragma unroll
     for (int k = 0; k < outputs; ++k)
 #pragma unroll
-      for (int p = 0; p < packed; ++p) sum[k][p] *= w[0][p];
-    store_outputs(path, sum);
+      for (int p = 0; p < packed; ++p) sum[k][p] = 0;
+  }
+
+  // Path by path, and x is read again for each: it is in the cache, where sums would have to go, and come from, at every item.
+  template <int inputs, int outputs, bool is_scalar>
+  __device__ __forceinline__ void forward(const ChannelPiece& piece, const ChannelPath& path, int first) const {
+    const int at = piece.place.offset + c * piece.place.channel + piece.first * piece.place.component;
+    T sum[outputs][packed] = {};
+#pragma unroll 1
+    for (int n = 0; n < count; ++n) {
+      const WeightedRows<T> mine = rows_at(n);
+      T w[1][packed], x[inputs][packed];
+      load_weights(mine, mine.a.weight, path, T(1), w);
+      load_channels(mine.in(piece.operand) + at, piece.place, piece.count == piece.components, x);
+#pragma unroll
+      for (int i = 0; i < inputs; ++i) {
+        T m[outputs];
+        load_entries<is_scalar>(matrix + n * plan.shared + first, path, i, m);
+#pragma unroll
+        for (int p = 0; p < packed; ++p) {
+          const T t = w[0][p] * x[i][p];
+#pragma unroll
+          for (int k = row_begin<is_scalar>(i); k < row_end<is_scalar>(i, outputs); ++k) sum[k][p] += m[k] * t;
+        }
+      }
+      if (is_last(n, mine.receiver)) store_outputs(mine, path, sum), clear(sum);
+    }
   }
 
   template <int inputs, int outputs, bool is_scalar>
   __device__ __forceinline__ void backward(const ChannelPath& path, int first, const T (&x)[inputs][packed], T (&dx)[inputs][packed]) const {
     T w[1][packed], dw[1][packed] = {}, z[outputs][packed], diagonal[1][packed] = {};
-    load_weights(rows.a.weight, path, T(1), w);
+    load_weights(rows, rows.a.weight, path, T(1), w);
     load_cotangents(path, z);
     const bool adds_matrix = path.adds_matrix || !first_round;
 #pragma unroll
@@ -293,7 +331,7 @@ struct ChannelwiseThread {
   template <int inputs, int outputs, bool is_scalar>
   __device__ __forceinline__ void with_directions(const ChannelPath& path, int first, bool is_whole, const T (&x)[inputs][1], const T (&ax)[inputs][1], T (&dx)[inputs][1]) const {
     T w[1][1], aw[1][1], dw[1][1] = {}, sum[outputs][1] = {}, z[outputs][1], diagonal[1][1] = {};
-    load_weights(rows.a.weight, path, T(1), w), load_weights(rows.a.weight_direction, path, T(0), aw);
+    load_weights(rows, rows.a.weight, path, T(1), w), load_weights(rows, rows.a.weight_direction, path, T(0), aw);
     if (differentiates) load_cotangents(path, z);
     const bool adds_matrix = path.adds_matrix || !first_round;
 #pragma unroll
@@ -314,7 +352,7 @@ struct ChannelwiseThread {
     }
     if (is_scalar && wants_matrix) add_scalar(matrix_gradient + first, adds_matrix, diagonal);
     if (differentiates) store_weight_gradient(path, dw);
-    if (is_scalar || is_whole) store_outputs(path, sum);
+    if (is_scalar || is_whole) store_outputs(rows, path, sum);
   }
 
   template <int inputs, int outputs, bool is_scalar, int directions, int gradients>
@@ -326,7 +364,7 @@ struct ChannelwiseThread {
     else if constexpr (pass == WeightedPass::backward)
       backward<inputs, outputs, is_scalar>(path, first, x, dx);
     else
-      forward<inputs, outputs, is_scalar>(path, first, x);
+      forward<inputs, outputs, is_scalar>(piece, path, first);
   }
 };
 
@@ -334,10 +372,11 @@ template <class T, WeightedPass pass, int packed>
 __global__ __launch_bounds__(weighted_threads, 1) void channelwise(const __grid_constant__ ChannelwisePlan<T> plan, const __grid_constant__ WeightedCall<T> a) {
   constexpr bool directional = pass == WeightedPass::directional;
   const int lanes = plan.lanes, lane = int(threadIdx.x) % lanes, group = int(threadIdx.x) / lanes;
-  T* const values = dynamic_shared<T>() + group * plan.shared;  // of the targets, and of their directions; then their gradients
+  // Of an item: values of the targets, and of their directions; their gradients; M.
+  T* const values = dynamic_shared<T>() + group * plan.together * plan.shared;
   T* const directions = values + plan.target_count;
   T* const gradients = directions + plan.target_count;
-  T* const matrix = values + (3 * plan.target_count + 3) / 4 * 4;
+  T* const matrix = values + targets_of(plan, pass);
   T* const matrix_direction = matrix + plan.matrix_size;
   T* const matrix_gradient = directional ? matrix_direction + plan.matrix_size : matrix_direction;
   const long long set = (long long)blockIdx.x * (blockDim.x / lanes) + group;
@@ -345,24 +384,29 @@ __global__ __launch_bounds__(weighted_threads, 1) void channelwise(const __grid_
   for (int n = 0; n < a.items; ++n) {
     const WeightedItems items(a, set, n);
 #pragma unroll 1
-    for (int e = 0; e < items.most; ++e) {
+    for (int e = 0; e < items.most; e += plan.together) {
       const WeightedRows<T> rows(a, set, n, items, e);
+      const int count = pass != WeightedPass::forward ? 1 : rows.live ? minimum(plan.together, items.count - e) : 0;
       const bool differentiates = pass == WeightedPass::backward || (directional && a.in[z_operand] && (a.out[0] || a.out[1] || a.weight_out));
       const bool wants_matrix = differentiates && (a.out[0] || a.out[1]);
-      for (int t = lane; t < plan.target_count; t += lanes) {
-        const ChannelTarget target = load_table(plan.targets + t).value[0];
-        values[t] = read(rows.in(target.operand) + target.offset);
-        const int direction = target.operand == 0 ? x_direction : y_direction;
-        if constexpr (directional) directions[t] = a.in[direction] ? read(rows.in(direction) + target.offset) : T(0);
-        if constexpr (pass != WeightedPass::forward) gradients[t] = 0;
+#pragma unroll 1
+      for (int k = 0; k < count; ++k) {
+        const WeightedRows<T> mine(a, set, n, items, e + k);
+        for (int t = lane; t < plan.target_count; t += lanes) {
+          const ChannelTarget target = load_table(plan.targets + t).value[0];
+          values[k * plan.shared + t] = read(mine.in(target.operand) + target.offset);
+          const int direction = target.operand == 0 ? x_direction : y_direction;
+          if constexpr (directional) directions[t] = a.in[direction] ? read(mine.in(direction) + target.offset) : T(0);
+          if constexpr (pass != WeightedPass::forward) gradients[t] = 0;
+        }
       }
 #pragma unroll 1
       for (int chunk_index = 0; chunk_index < plan.chunk_count; ++chunk_index) {
         const ChannelChunk chunk = load_table(plan.chunks + chunk_index).value[0];
         __syncwarp();
-        for (int e = chunk.entry_begin + lane; e < chunk.entry_end; e += lanes) {
-          const WeightedSum entry = load_table(plan.entries + e).value[0];
-          matrix[entry.to] = sum_of(plan.entry_terms, entry.begin, entry.end, [&](int t) { return values[t]; });
+        for (int i = chunk.entry_begin + lane; i < chunk.entry_end; i += lanes) {
+          const WeightedSum entry = load_table(plan.entries + i).value[0];
+          for (int at = 0; at < count * plan.shared; at += plan.shared) matrix[at + entry.to] = sum_of(plan.entry_terms, entry.begin, entry.end, [&](int t) { return values[at + t]; });
           if constexpr (directional) matrix_direction[entry.to] = sum_of(plan.entry_terms, entry.begin, entry.end, [&](int t) { return directions[t]; });
         }
         __syncwarp();
@@ -373,7 +417,7 @@ __global__ __launch_bounds__(weighted_threads, 1) void channelwise(const __grid_
           for (int begin = 0; begin < piece.mul; begin += lanes * packed) {
             const int c = begin + lane * packed;
             ChannelwiseThread<T, pass, packed> thread{plan,  rows,         matrix,         matrix_direction, matrix_gradient,
-                                                            lane, wants_matrix, differentiates, minimum(c, piece.mul - packed), c < piece.mul, begin == 0};
+                                                            lane, wants_matrix, differentiates, minimum(c, piece.mul - packed), c < piece.mul, begin == 0, items, n, e, count};
             if constexpr (pass != WeightedPass::backward)
               if (piece.first == 0 && piece.count < piece.components && a.out[2]) thread.run_in_pieces(piece);
             switch (piece.count) {
@@ -396,7 +440,7 @@ __global__ __launch_bounds__(weighted_threads, 1) void channelwise(const __grid_
       if constexpr (pass != WeightedPass::forward)
         for (int t = lane; wants_matrix && rows.live && t < plan.target_count; t += lanes) {
           const ChannelTarget target = load_table(plan.targets + t).value[0];
-          if (a.out[target.operand]) write(rows.out(target.operand) + target.offset, gradients[t], target.is_lane || rows.adds(target.operand));
+          if (a.out[target.operand]) write(rows.out(target.operand) + target.offset, gradients[t], target.is_lane || rows.adds(target.operand), rows.is_atomic(target.operand));
         }
       __syncwarp();
     }
@@ -549,8 +593,9 @@ class ChannelwiseKernel final : public WeightedKernel<T> {
     const WeightedPass pass = has_directions(a) ? WeightedPass::directional : has_gradients(a) ? WeightedPass::backward : WeightedPass::forward;
     const bool packed = pass != WeightedPass::directional && has_packs_ && is_aligned(a);
     const long long bytes = item_bytes(pass);
-    const Tiling tiling = weighted_tiling(device_, lanes_for(work_, packed ? pack : 1), bytes);
     ChannelwisePlan<T> plan = plan_;
+    plan.together = pass == WeightedPass::forward && a.is_swept ? int(std::clamp(most_bytes / bytes, 1ll, (long long)edges_at_once)) : 1;
+    const Tiling tiling = weighted_tiling(device_, lanes_for(work_, packed ? pack : 1), plan.together * bytes);
     plan.lanes = tiling.threads / tiling.items, plan.shared = int(bytes / (long long)sizeof(T));
     const Kernel kernel = pass == WeightedPass::forward ? forward[packed] : pass == WeightedPass::backward ? backward[packed] : directional;
     check(cuda::launch(kernel, tiling.grid(sets), tiling.threads, tiling.shared_bytes, stream, plan, a), "cudaLaunchKernel");
@@ -558,10 +603,11 @@ class ChannelwiseKernel final : public WeightedKernel<T> {
 
  private:
   static constexpr int pack = 16 / sizeof(T);
+  static constexpr long long most_bytes = 8192;  // of a group's items: registers, and not shared memory, are to limit how many blocks an SM holds
 
   long long item_bytes(WeightedPass pass) const {
     const int matrices = pass == WeightedPass::forward ? 1 : pass == WeightedPass::backward ? 2 : 3;
-    return ((3 * plan_.target_count + 3) / 4 * 4 + matrices * plan_.matrix_size) * (long long)sizeof(T);
+    return (targets_of(plan_, pass) + matrices * plan_.matrix_size) * (long long)sizeof(T);
   }
 
   // Whether a thread can have the channels of 16 bytes: all that it reads and writes begins there, in every item.

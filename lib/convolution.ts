@@ -12,7 +12,18 @@ import {
 import type { Backend, Layout } from './options'
 import type { Instruction } from './weighted'
 
-export interface ConvolutionOptions<D extends DType> extends WeightedOptions<D> {
+/** Of the factories. */
+export interface EdgeSumOptions<D extends DType> extends WeightedOptions<D> {
+  /**
+   * With backend 'cuda' only. Threads then share out the edges, eight at a time, instead of the nodes, and what they add to rows of nodes is added atomically: a small
+   * graph, or one whose nodes have very different numbers of edges, occupies more of the device, every pass goes in the order of the receivers, and a double
+   * backward is one launch instead of two. Sums that are rows of nodes (forward and jvp: the result; backward: the gradient of x; double backward: those of x
+   * and gradOut) then differ by roundings from call to call; gradients of y and of the weights do not. Default false.
+   */
+  atomic?: boolean
+}
+
+export interface ConvolutionOptions<D extends DType> extends EdgeSumOptions<D> {
   irrepsOut: IrrepsLike
   instructions: readonly Instruction[]
 }
@@ -25,7 +36,7 @@ type Over<Call extends unknown[]> = [graph: Graph, ...call: Call]
  *     out[r] = sum over edges e into r of product(x[sender(e)], y[e], weight[e])
  *
  * with the product of {@link ClebschGordanTensorProduct}'s `instructions`. It is fused: products of edges are never written to memory. Sums are not
- * normalised by the number of neighbours. The result does not depend on the number of threads.
+ * normalised by the number of neighbours. Results do not depend on the number of threads and are the same bits in every call, unless `atomic` is asked for.
  *
  * x is (senders, irrepsIn1.dim), y (edges, irrepsIn2.dim) or one row for all edges, `weight` (edges, weightNumel) or (weightNumel) for all edges, the result
  * (receivers, irrepsOut.dim), with edges in the order of the graph's edge index; row-major in the operation's dtype and layout. The passes and their options are
@@ -46,12 +57,14 @@ export class Convolution<D extends DType = 'float32'> {
   /** In words: which algorithm and which backend were taken, and why. */
   readonly choice: Choice
   readonly expressivity: number
+  /** Whether sums over edges are atomic. */
+  readonly atomic: boolean
   /** Of an edge, as those of an item of {@link ClebschGordanTensorProduct}. Rows of nodes that are in a cache, and sums that stay there, move fewer bytes. */
   readonly cost: Readonly<Record<Pass, PassCost>>
 
   readonly #product: ClebschGordanTensorProduct<D>
 
-  /** @throws EquitensorError as {@link ClebschGordanTensorProduct}, with instructions. */
+  /** @throws EquitensorError as {@link ClebschGordanTensorProduct}, with instructions; `invalid_option` for `atomic` without backend 'cuda'. */
   constructor(
     irrepsIn1: IrrepsLike,
     irrepsIn2: IrrepsLike,
@@ -59,7 +72,13 @@ export class Convolution<D extends DType = 'float32'> {
     /** @internal */ product?: ClebschGordanTensorProduct<D>,
   ) {
     if (!product && !Array.isArray(options?.instructions)) throw argumentError('invalid_option', 'options.instructions', 'an array', describe(options?.instructions))
-    this.#product = product ?? new ClebschGordanTensorProduct(irrepsIn1, irrepsIn2, options as ClebschGordanOptions<D>)
+    const { atomic, rest } = apart(options)
+    this.#product = product ?? new ClebschGordanTensorProduct(irrepsIn1, irrepsIn2, rest as ClebschGordanOptions<D>)
+    if (atomic && this.#product.backend !== 'cuda') {
+      this.#product.dispose()
+      throw argumentError('invalid_option', 'options.atomic', "false without backend 'cuda'", 'true')
+    }
+    this.atomic = atomic
     this.irrepsIn1 = this.#product.irrepsIn1
     this.irrepsIn2 = this.#product.irrepsIn2
     this.irrepsOut = this.#product.irrepsOut
@@ -75,14 +94,14 @@ export class Convolution<D extends DType = 'float32'> {
     this.cost = this.#product.cost
   }
 
-  /** With the product of {@link ClebschGordanTensorProduct.channelwise}: that of MACE and NequIP. @throws EquitensorError as it. */
-  static channelwise<D extends DType = 'float32'>(in1: IrrepsLike, in2: IrrepsLike, filterIrrepsOut?: IrrepsLike, options: WeightedOptions<D> = {}): Convolution<D> {
-    return ofProduct(ClebschGordanTensorProduct.channelwise(in1, in2, filterIrrepsOut, options))
+  /** With the product of {@link ClebschGordanTensorProduct.channelwise}: that of MACE and NequIP. @throws EquitensorError as it, and as the constructor. */
+  static channelwise<D extends DType = 'float32'>(in1: IrrepsLike, in2: IrrepsLike, filterIrrepsOut?: IrrepsLike, options: EdgeSumOptions<D> = {}): Convolution<D> {
+    return ofProduct(ClebschGordanTensorProduct.channelwise(in1, in2, filterIrrepsOut, apart(options).rest), options)
   }
 
-  /** With the product of {@link ClebschGordanTensorProduct.fullyConnected}: that of DiffDock. @throws EquitensorError as it. */
-  static fullyConnected<D extends DType = 'float32'>(in1: IrrepsLike, in2: IrrepsLike, out: IrrepsLike, options: WeightedOptions<D> = {}): Convolution<D> {
-    return ofProduct(ClebschGordanTensorProduct.fullyConnected(in1, in2, out, options))
+  /** With the product of {@link ClebschGordanTensorProduct.fullyConnected}: that of DiffDock. @throws EquitensorError as it, and as the constructor. */
+  static fullyConnected<D extends DType = 'float32'>(in1: IrrepsLike, in2: IrrepsLike, out: IrrepsLike, options: EdgeSumOptions<D> = {}): Convolution<D> {
+    return ofProduct(ClebschGordanTensorProduct.fullyConnected(in1, in2, out, apart(options).rest), options)
   }
 
   /** The triples of degrees with a nonzero coefficient, in order. */
@@ -96,13 +115,13 @@ export class Convolution<D extends DType = 'float32'> {
    */
   forward<A extends OperandOf<D>>(...call: Over<ForwardArguments<A>>): A
   forward(...[graph, x, y, weight, options]: Over<ForwardArguments<ArrayOf<D>>>): ArrayOf<D> {
-    return this.#product.forward(x, y, weight, over(graph, options))
+    return this.#product.forward(x, y, weight, over(graph, this.atomic, options))
   }
 
   /** {@link forward} beside this thread. Inputs must not change before the promise resolves. */
   forwardAsync<A extends OperandOf<D>>(...call: Over<ForwardArguments<A, AsyncOptions>>): Promise<A>
   async forwardAsync(...[graph, x, y, weight, options]: Over<ForwardArguments<ArrayOf<D>, AsyncOptions>>): Promise<ArrayOf<D>> {
-    return this.#product.forwardAsync(x, y, weight, over(graph, options))
+    return this.#product.forwardAsync(x, y, weight, over(graph, this.atomic, options))
   }
 
   /**
@@ -112,13 +131,13 @@ export class Convolution<D extends DType = 'float32'> {
    */
   backward<A extends OperandOf<D>>(...call: Over<BackwardArguments<A>>): Gradients<D, A>
   backward(...[graph, x, y, weight, gradOut, options]: Over<BackwardArguments<ArrayOf<D>>>): Gradients<D> {
-    return this.#product.backward(x, y, weight, gradOut, over(graph, options))
+    return this.#product.backward(x, y, weight, gradOut, over(graph, this.atomic, options))
   }
 
   /** {@link backward} beside this thread. */
   backwardAsync<A extends OperandOf<D>>(...call: Over<BackwardArguments<A, AsyncOptions>>): Promise<Gradients<D, A>>
   async backwardAsync(...[graph, x, y, weight, gradOut, options]: Over<BackwardArguments<ArrayOf<D>, AsyncOptions>>): Promise<Gradients<D>> {
-    return this.#product.backwardAsync(x, y, weight, gradOut, over(graph, options))
+    return this.#product.backwardAsync(x, y, weight, gradOut, over(graph, this.atomic, options))
   }
 
   /**
@@ -129,7 +148,7 @@ export class Convolution<D extends DType = 'float32'> {
    */
   doubleBackward<A extends OperandOf<D>>(...call: Over<DoubleBackwardArguments<A>>): SecondGradients<D, A>
   doubleBackward(...[graph, x, y, weight, gradOut, cotangents, options]: Over<DoubleBackwardArguments<ArrayOf<D>>>): SecondGradients<D> {
-    return this.#product.doubleBackward(x, y, weight, gradOut, cotangents, over(graph, options))
+    return this.#product.doubleBackward(x, y, weight, gradOut, cotangents, over(graph, this.atomic, options))
   }
 
   /** {@link doubleBackward} beside this thread. */
@@ -137,7 +156,7 @@ export class Convolution<D extends DType = 'float32'> {
   async doubleBackwardAsync(
     ...[graph, x, y, weight, gradOut, cotangents, options]: Over<DoubleBackwardArguments<ArrayOf<D>, AsyncOptions>>
   ): Promise<SecondGradients<D>> {
-    return this.#product.doubleBackwardAsync(x, y, weight, gradOut, cotangents, over(graph, options))
+    return this.#product.doubleBackwardAsync(x, y, weight, gradOut, cotangents, over(graph, this.atomic, options))
   }
 
   /**
@@ -148,13 +167,13 @@ export class Convolution<D extends DType = 'float32'> {
    */
   jvp<A extends OperandOf<D>>(...call: Over<JvpArguments<A>>): A
   jvp(...[graph, x, y, weight, tangents, options]: Over<JvpArguments<ArrayOf<D>>>): ArrayOf<D> {
-    return this.#product.jvp(x, y, weight, tangents, over(graph, options))
+    return this.#product.jvp(x, y, weight, tangents, over(graph, this.atomic, options))
   }
 
   /** {@link jvp} beside this thread. */
   jvpAsync<A extends OperandOf<D>>(...call: Over<JvpArguments<A, AsyncOptions>>): Promise<A>
   async jvpAsync(...[graph, x, y, weight, tangents, options]: Over<JvpArguments<ArrayOf<D>, AsyncOptions>>): Promise<ArrayOf<D>> {
-    return this.#product.jvpAsync(x, y, weight, tangents, over(graph, options))
+    return this.#product.jvpAsync(x, y, weight, tangents, over(graph, this.atomic, options))
   }
 
   /** Frees the native memory; later calls throw `disposed`. */
@@ -166,13 +185,23 @@ export class Convolution<D extends DType = 'float32'> {
   }
 }
 
-function ofProduct<D extends DType>(product: ClebschGordanTensorProduct<D>): Convolution<D> {
-  return new Convolution(product.irrepsIn1, product.irrepsIn2, undefined as never, product)
+function ofProduct<D extends DType>(product: ClebschGordanTensorProduct<D>, options: EdgeSumOptions<D>): Convolution<D> {
+  return new Convolution(product.irrepsIn1, product.irrepsIn2, options as ConvolutionOptions<D>, product)
 }
 
-/** The options of a pass over the edges of a graph. Options that are no object are left to the product's checks. */
-function over<O extends object>(graph: Graph, options: O | undefined): O {
+// In both, options that are no object are left to the product's checks.
+
+/** `atomic`, and the options of the product. @throws EquitensorError `invalid_option`. */
+function apart<D extends DType>(options: EdgeSumOptions<D> | undefined): { atomic: boolean; rest: WeightedOptions<D> } {
+  if (typeof options !== 'object' || options === null) return { atomic: false, rest: options as never }
+  const { atomic = false, ...rest } = options
+  if (typeof atomic !== 'boolean') throw argumentError('invalid_option', 'options.atomic', 'a boolean', describe(atomic))
+  return { atomic, rest }
+}
+
+/** The options of a pass over the edges of a graph. */
+function over<O extends object>(graph: Graph, atomic: boolean, options: O | undefined): O {
   if (!(graph instanceof Graph)) throw argumentError('invalid_argument', 'graph', 'a Graph', describe(graph))
   if (options !== undefined && (typeof options !== 'object' || options === null)) return options
-  return { ...options, [overGraph]: graph } as O
+  return { ...options, [overGraph]: { graph, atomic } } as O
 }

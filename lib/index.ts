@@ -33,7 +33,7 @@ export type { TensorSquareOptions } from './tensor_square'
 export type { GauntOptions, SphereGrid } from './gaunt'
 export type { GauntProductOptions } from './gaunt_product'
 export type { MatrixOptions } from './matrix'
-export type { ConvolutionOptions } from './convolution'
+export type { ConvolutionOptions, EdgeSumOptions } from './convolution'
 export type {
   LinearBackwardOptions, LinearDirections, LinearDoubleBackwardOptions, LinearGradients, LinearOptions, LinearPath, LinearSecondGradients,
 } from './linear'

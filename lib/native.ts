@@ -45,6 +45,8 @@ export interface NativeArrays<A> {
   /** Of a convolution, whose items are the edges. */
   sweeps?: NativeSweeps | undefined
   deviceSweeps?: NativeDeviceSweeps | undefined
+  /** On a device, add to the rows of nodes atomically, edge by edge. */
+  atomic?: boolean
 }
 
 export interface NativeSpecies {
@@ -230,6 +232,10 @@ export interface DeviceCounts {
   launches: number
   /** __syncthreads of a block. */
   barriers: number
+  /** Bytes of memsets, which are no launches. */
+  cleared: number
+  /** Numbers of global memory that were added to atomically; they are in `stored` too. */
+  atomics: number
   loaded: DeviceTraffic
   stored: DeviceTraffic
   /** Of plans: coefficients and indices, the same for all items. */

@@ -75,7 +75,7 @@ export type JvpArguments<A, O = {}> = [x: A, y: A, weight: A | undefined, tangen
 /** @internal Key of a pass's options: the graph whose edges are the items, where {@link Convolution} makes the call. */
 export const overGraph: unique symbol = Symbol('graph')
 interface OverGraph {
-  [overGraph]?: Graph
+  [overGraph]?: { graph: Graph; atomic: boolean }
 }
 
 /** A plan in the memory of the host, and one on the device where that is the backend. */
@@ -491,8 +491,8 @@ export abstract class TensorProduct<D extends DType> {
     else requireArray(value, argument, this.dtype)
   }
 
-  #inputs(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, { [overGraph]: graph }: OverGraph): NativeArrays<OperandOf<D>> {
-    const numel = this.weightNumel, items = graph ? 'edges' : 'items'
+  #inputs(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, { [overGraph]: over }: OverGraph): NativeArrays<OperandOf<D>> {
+    const numel = this.weightNumel, items = over ? 'edges' : 'items'
     if (numel && (weight === undefined || weight === null)) {
       throw argumentError('weight_missing', 'weight', `${numel} numbers shared by all ${items}, or as many for each`, describe(weight))
     }
@@ -503,11 +503,11 @@ export abstract class TensorProduct<D extends DType> {
     this.#require(y, 'y', x)
     const { dim: dim1 } = this.irrepsIn1, { dim: dim2 } = this.irrepsIn2
     let inputs: NativeArrays<OperandOf<D>>
-    if (graph) {
-      const { sweeps, numSenders, numEdges: batch } = graph
+    if (over) {
+      const { sweeps, numSenders, numEdges: batch } = over.graph
       requireLength(x, 'x', numSenders * dim1, `(senders ${numSenders}, irrepsIn1.dim ${dim1})`)
       if (y.length !== dim2) requireLength(y, 'y', batch * dim2, `(edges ${batch}, irrepsIn2.dim ${dim2}), or ${dim2} shared by all edges`)
-      inputs = { x, y, batch, yShared: y.length !== batch * dim2, sweeps }
+      inputs = { x, y, batch, yShared: y.length !== batch * dim2, sweeps, atomic: over.atomic }
     } else {
       const xBatch = rowCount(x, 'x', dim1, `(batch, irrepsIn1.dim ${dim1})`), yBatch = rowCount(y, 'y', dim2, `(batch, irrepsIn2.dim ${dim2})`)
       if (xBatch !== yBatch && xBatch !== 1 && yBatch !== 1) {
@@ -520,7 +520,7 @@ export abstract class TensorProduct<D extends DType> {
     const w = weight as OperandOf<D>
     this.#require(w, 'weight', x)
     const sets = inputs.batch * numel
-    if (w.length !== numel) requireLength(w, 'weight', sets, `(${graph ? 'edges' : 'batch'} ${inputs.batch}, weightNumel ${numel}), or ${numel} shared by all ${items}`)
+    if (w.length !== numel) requireLength(w, 'weight', sets, `(${over ? 'edges' : 'batch'} ${inputs.batch}, weightNumel ${numel}), or ${numel} shared by all ${items}`)
     return { ...inputs, w, wShared: w.length !== sets }
   }
 

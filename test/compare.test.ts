@@ -12,6 +12,7 @@ import { h100, modelled, occupancy } from '../bench/h100'
 import { orders, correct, type Counted, type Counts, type Run, type Settings } from '../bench/report'
 import { passes } from '../bench/passes'
 import { operations, weightedProblems } from '../bench/problems'
+import { suites } from '../bench/suites'
 import { compare, record, report } from '../bench/run'
 import { bindWeighted, errorOf, expectedOf, makeProduct, multiplyAdds, passNames, termsOf, weightedArrays, weightedDims } from '../bench/weighted'
 import { backends, DeviceArray, GauntTensorProduct } from '../lib/index'
@@ -58,7 +59,7 @@ describe('suites', () => {
     expect(suite!.settings).toEqual({ problems: ['mace-large', '7-7-7'], passes: ['forward'], layouts: ['ir_mul', 'mul_ir'], batch: 50_000, dtype: 'float32', threads: 1 })
     expect(parseFlags(['--suite', 'convolution', '--layout', 'mul_ir', '--molecules', 'a.xyz']).suite!.settings).toMatchObject({ layouts: ['mul_ir'], molecules: 'a.xyz', problems: ['mace-large', 'mace-medium'] })
   })
-  test.each(['models', 'many-body'])('%s is counted on the emulation, too', (name) => {
+  test.each(suites.map(({ name }) => name))('%s is counted on the emulation, too', (name) => {
     expect(parseFlags(['--suite', name]).suite!.settings.backend).toBeUndefined()
     const { settings, suite } = parseFlags(['--suite', name, '--backend', 'cuda'])
     expect([settings.backend, suite!.settings.backend]).toEqual(['cuda', 'cuda'])

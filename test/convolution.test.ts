@@ -1,6 +1,7 @@
 // Convolutions over graphs: what gather, product and sum give, pass by pass; graphs of all kinds; differences; what a call refuses.
 import { describe, expect, test } from 'vitest'
-import { backends, ClebschGordanTensorProduct, Convolution, DeviceArray, Graph, sphericalHarmonics, type ArrayOf, type DType, type Layout } from '../lib/index'
+import { backends, capture, ClebschGordanTensorProduct, Convolution, DeviceArray, Graph, sphericalHarmonics, type ArrayOf, type DType, type Layout } from '../lib/index'
+import { native } from '../lib/native'
 import { caught } from './caught'
 import { arrayError, blockError, constructors, defaultBackend, dtypes, guarded, layouts, random, randomArray, sameBits, tolerance, type Numbers } from './support'
 import { problems, type Problem } from './weighted_problems'
@@ -25,8 +26,10 @@ const graphs: Edges[] = [
 const indexOf = ({ senders, receivers }: Edges) => Int32Array.from([...senders, ...receivers])
 const graphOf = (edges: Edges) => new Graph(indexOf(edges), edges.nodes)
 
-const make = <D extends DType>({ irreps: [in1, in2, irrepsOut], instructions }: Problem, dtype: D, layout: Layout, options: object = {}) => ({
-  conv: new Convolution(in1, in2, { irrepsOut, instructions, dtype, layout, ...options }),
+const makeConvolution = <D extends DType>({ irreps: [in1, in2, irrepsOut], instructions }: Problem, dtype: D, layout: Layout, options: object = {}) =>
+  new Convolution(in1, in2, { irrepsOut, instructions, dtype, layout, ...options })
+const make = <D extends DType>(problem: Problem, dtype: D, layout: Layout, options: object = {}, { irreps: [in1, in2, irrepsOut], instructions } = problem) => ({
+  conv: makeConvolution(problem, dtype, layout, options),
   product: new ClebschGordanTensorProduct(in1, in2, { irrepsOut, instructions, dtype, layout, ...options }),
 })
 
@@ -159,6 +162,80 @@ test.runIf(backends().cuda.available)('arrays of a device give the bits that hos
     // Sums of as many terms again, in an order of their own.
     for (const name of ['x', 'y', 'weight'] as const) expect(arrayError(gradients[name].download(), expected.backward[name]!.map((v: number) => 2 * v)), name).toBeLessThan(tolerance[dtype])
   }
+})
+
+// On a device, with what sums in the same order every time.
+describe.runIf(defaultBackend === 'cuda')('atomic sums', () => {
+  const star: Edges = { name: 'many edges of one node', senders: Array.from({ length: 90 }, (_, e) => (e % 3 === 0 ? e % 7 : 0)), receivers: Array.from({ length: 90 }, (_, e) => (e % 4 === 0 ? e % 5 : 1)), nodes: { senders: 7, receivers: 5 } }
+
+  test.each([...graphs.filter(({ name }) => !/one|repeated/.test(name)), star].flatMap((edges) => problems.map((problem, n) => [edges.name, problem.name, edges, problem, layouts[n % 2]!] as const)))('%s, %s', (_graph, _name, edges, problem, layout) => {
+    using graph = graphOf(edges)
+    for (const dtype of dtypes) {
+      using conv = makeConvolution(problem, dtype, layout), atomic = makeConvolution(problem, dtype, layout, { atomic: true })
+      for (const shared of sharing.slice(edges === graphs[0] ? 0 : 3)) {
+        const arrays = drawArrays(conv, edges, shared), expected = run(conv, graph, arrays), actual = run(atomic, graph, arrays)
+        const { terms } = shared[0] || shared[1] ? runPlainly(make(problem, dtype, layout).product, edges, arrays) : { terms: {} as Record<string, Record<string, number>> }
+        for (const pass of passes) {
+          expect(Object.keys(actual[pass]).sort()).toEqual(Object.keys(expected[pass]).sort())
+          for (const [name, array] of Object.entries(expected[pass])) {
+            const what = `${pass} ${name}, ${dtype} ${layout}, shared ${shared}`
+            expect(errorOf(name, conv, actual[pass][name]!, array, terms[pass]?.[name]), what).toBeLessThan(tolerance[dtype])
+            // What an edge has of its own is no sum.
+            if ((name === 'y' && !shared[0]) || (name === 'weight' && !shared[1])) expect(sameBits(actual[pass][name]!, array), what).toBe(true)
+          }
+        }
+        // Added to what is there: once as much again.
+        const twice = actual.backward
+        atomic.backward(graph, arrays.x, arrays.y, arrays.w, arrays.z, { out: twice as never, accumulate: true })
+        for (const [name, array] of Object.entries(expected.backward)) {
+          expect(errorOf(name, conv, twice[name]!, array.map((v: number) => 2 * v), 2 * (terms.backward?.[name] ?? 0)), `twice ${name}`).toBeLessThan(tolerance[dtype])
+        }
+      }
+    }
+  })
+
+  // Channels in packs and single ones, in both kernels.
+  test.each(layouts.flatMap((layout) => [4, 5].map((mul) => [layout, mul] as const)))('what is counted: %s, %i channels', (layout, mul) => {
+    const edges = star, count = edges.senders.length
+    // Edges in eights by receivers, and of those the edges of one receiver: forward what channels in registers sum up.
+    const receivers = [...edges.receivers].sort((a, b) => a - b), runs = receivers.filter((node, e) => e % 8 === 0 || node !== receivers[e - 1]).length
+    for (const factory of ['channelwise', 'fullyConnected'] as const) {
+      const of = (options: object) => Convolution[factory](`${mul}x0e+${mul}x1o`, '0e+1o', `${mul}x0e+${mul}x1o`, { layout, ...options })
+      using conv = of({}), atomic = of({ atomic: true }), graph = graphOf(edges)
+      expect([conv.atomic, atomic.atomic]).toEqual([false, true])
+      const arrays = drawArrays(atomic, edges, [false, false]), up = (array: Float32Array) => DeviceArray.from(array)
+      const [x, y, w, z] = [up(arrays.x), up(arrays.y), up(arrays.w!), up(arrays.z)], a = { x: up(arrays.a.x), y: up(arrays.a.y), weight: up(arrays.a.w!) }
+      const { irrepsIn1: { dim: dim1 }, irrepsOut: { dim: dim3 } } = conv
+      for (const [call, numbers, launches] of [
+        [(op) => [op.forward(graph, x, y, w)], dim3 * (factory === 'channelwise' ? runs : count), 1],
+        [(op) => Object.values(op.backward(graph, x, y, w, z)), dim1 * count, 1],
+        [(op) => Object.values(op.backward(graph, x, y, w, z, { needs: { x: false } })), 0, 1],
+        [(op) => Object.values(op.doubleBackward(graph, x, y, w, z, a)), (dim1 + dim3) * count, 2],
+        [(op) => [op.jvp(graph, x, y, w, a)], dim3 * count, 1],
+      ] as [call: (op: typeof conv) => DeviceArray[], numbers: number, launches: number][]) {
+        for (const op of [conv, atomic]) {
+          call(op).forEach((result) => result.download()) // by then the device has the graph
+          native.cuda?.counting?.(true)
+          call(op).forEach((result) => result.download())
+          const counts = native.cuda?.counting?.(false)
+          if (!counts) continue
+          expect([counts.atomics, counts.launches]).toEqual(op === conv ? [0, launches] : [numbers, 1])
+          // Zeros for every row of nodes, and node by node a row of sums is written once for eight of its edges.
+          if (launches === 1 && numbers === dim3 * runs && factory === 'channelwise') {
+            const inEights = Array.from({ length: edges.nodes.receivers }, (_, node) => Math.ceil(edges.receivers.filter((of) => of === node).length / 8)).reduce((sum, n) => sum + n)
+            expect([counts.cleared, counts.stored.requested]).toEqual([4 * arrays.z.length, 4 * dim3 * (op === conv ? inEights : runs)])
+          }
+        }
+      }
+      // Zeros that sums begin with are a part of what is captured.
+      using out = DeviceArray.alloc('float32', arrays.z.length), captured = capture(() => atomic.forward(graph, x, y, w, { out }))
+      const expected = conv.forward(graph, arrays.x, arrays.y, arrays.w)
+      for (let n = 0; n < 2; n++) {
+        captured.replay()
+        expect(blockError(out.download(), expected, conv.irrepsOut)).toBeLessThan(tolerance.float32)
+      }
+    }
+  })
 })
 
 // MACE's layer on 50 nodes, whose gradients come in the order of the receivers, and one into scalars, whose come in that of the senders: rows of several
@@ -330,6 +407,10 @@ describe('what is refused', () => {
     ['another option', () => conv.forward(graph, x, y, w, { accumulate: true } as never), 'invalid_option', 'options.accumulate'],
     ['options that are none', () => conv.forward(graph, x, y, w, 3 as never), 'invalid_option', 'options'],
     ['no options at all', () => conv.backward(graph, x, y, w, z, null as never), 'invalid_option', 'options'],
+    ['atomic sums on the CPU', () => new Convolution('1o', '1o', { irrepsOut: '1e', instructions: [{ in1: 0, in2: 0, out: 0, mode: 'uuu', hasWeight: false }], backend: 'cpu', atomic: true }), 'invalid_option', 'options.atomic'],
+    ['atomic sums of a factory on the CPU', () => Convolution.channelwise('1o', '1o', '1e', { backend: 'cpu', atomic: true }), 'invalid_option', 'options.atomic'],
+    ['atomic sums that are no boolean', () => Convolution.fullyConnected('1o', '1o', '1e', { atomic: 1 as never }), 'invalid_option', 'options.atomic'],
+    ['factory options that are none', () => Convolution.channelwise('1o', '1o', '1e', null as never), 'invalid_option', 'options'],
     ['another dtype', () => conv.forward(graph, new Float64Array(12) as never, y, w), 'wrong_dtype', 'x'],
   ])('%s', (_name, call, code, argument) => {
     expect(caught(call)).toMatchObject({ code, argument })

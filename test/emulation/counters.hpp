@@ -34,7 +34,8 @@ struct Accesses {
 struct Counts {
   uint64_t launches = 0;
   uint64_t barriers = 0;  // __syncthreads that a block completed
-  // The rest only while counting(true):
+  uint64_t cleared = 0;   // bytes of memsets, no launches; only while counting(true), as
+  // the rest:
   uint64_t atomics = 0;  // on global memory; what they touch is in `stored` as well
   Traffic loaded, stored, table;
   Instructions instructions;
@@ -102,6 +103,11 @@ inline void count_store(const void* p, size_t bytes) {
   if (!detail::traffic) return;
   const sanitizer::Unobserved unobserved;
   detail::traffic->stored.touch(p, bytes);
+}
+inline void count_cleared(size_t bytes) {
+  if (!detail::is_counting) return;
+  const std::lock_guard lock(detail::totals_mutex);
+  detail::totals.cleared += bytes;
 }
 inline void count_table(const void* p, size_t bytes) {
   if (!detail::traffic) return;

@@ -53,10 +53,7 @@ template <class T, class Operation>
 T read_modify_write(T* p, Operation operation) {
   if (detail::traffic) {
     const sanitizer::Unobserved unobserved;
-    if (!detail::block->is_shared(p)) {
-      ++detail::traffic->atomics;
-      detail::traffic->stored.touch(p, sizeof(T));
-    }
+    if (!detail::block->is_shared(p)) count_store(p, sizeof(T)), ++detail::traffic->atomics;
   }
   T expected, desired;
   __atomic_load(p, &expected, __ATOMIC_RELAXED);

@@ -40,13 +40,14 @@ class Array {
   }
   ~Array() { cudaFree(memory_); }
   void* data() const { return memory_; }
-  void take_hash() {
+  void take_hash(bool is_part = true) {
     if (values_.empty()) return;
     cuda::check(cudaMemcpy(values_.data(), memory_, bytes(), cudaMemcpyDeviceToHost), "cudaMemcpy");
     for (const T& v : values_) {
       unsigned char byte[sizeof(T)];
       std::memcpy(byte, &v, sizeof v);
       if (v != v) std::printf("NaN in a result\n"), std::exit(1);
+      if (!is_part) continue;
       for (const unsigned char b : byte) hash = (hash ^ b) * 1099511628211ull;
     }
   }
@@ -123,6 +124,46 @@ void run_factored() {
   run_weighted<T>(*cuda::with_factors(cuda::make_matrix(0, sizeof(T) == 8, 3, slots, {{0, 0, 0}}, 2), 2, slots));
 }
 
+// A convolution, node by node and edge by edge: of four edges and of one, receivers and senders of their own. Atomic sums are rounded in the order of the threads, and no part
+// of the hash.
+template <class T>
+void run_convolution(const WeightedForm& form) {
+  const auto operation = cuda::make_weighted(0, form);
+  const int (&dims)[3] = operation->dim, weights = operation->weights;
+  using Ints = std::vector<int>;
+  const cuda::DeviceMemory by_receiver(0, Ints{0, 4, 4, 5, 6}), its_edges(0, Ints{0, 1, 2, 3, 4, 5}), its_senders(0, Ints{0, 1, 2, 1, 0, 1}), itself(0, Ints{0, 0, 0, 0, 2, 3});
+  const cuda::DeviceMemory by_sender(0, Ints{0, 2, 5, 6}), its_other_edges(0, Ints{0, 4, 1, 3, 5, 2}), its_receivers(0, Ints{0, 2, 0, 0, 3, 0});
+  const Sweep receivers{2, 4, by_receiver.as<int>(), its_edges.as<int>(), its_senders.as<int>(), 3, itself.as<int>()};
+  const Sweep senders{0, 3, by_sender.as<int>(), its_other_edges.as<int>(), its_receivers.as<int>(), 4};
+  for (const bool shared : {false, true})
+    for (const bool atomic : {false, true}) {
+      cuda::Stream stream(0);
+      Call call{};
+      call.batch = 6, call.weight_shared = call.shared[1] = shared, call.atomic = atomic;
+      const long rows = shared ? 1 : call.batch;
+      Array<T> x(3 * dims[0], 1), y(rows * dims[1], 2), z(4 * dims[2], 3), w(rows * weights, 4), ax(3 * dims[0], 5), ay(rows * dims[1], 6), aw(rows * weights, 7),
+          dx(3 * dims[0], 8), dy(rows * dims[1], 9), dz(4 * dims[2], 10), dw(rows * weights, 11);
+      const auto contract = [&](const Sweep& sweep, std::initializer_list<Array<T>*> results) {
+        call.sweep = &sweep;
+        operation->contract(call, stream.get());
+        stream.synchronize();
+        for (Array<T>* result : results) result->take_hash(!atomic);
+      };
+      call.in[x_operand] = x.data(), call.in[y_operand] = y.data(), call.weight = w.data(), call.out[2] = z.data();
+      contract(receivers, {&z});
+      call.in[z_operand] = z.data(), call.out[2] = nullptr;
+      call.out[0] = dx.data(), call.out[1] = dy.data(), call.weight_out = dw.data();
+      contract(atomic ? receivers : senders, {&dx, &dy, &dw});
+      call.in[x_direction] = ax.data(), call.in[y_direction] = ay.data(), call.weight_direction = aw.data(), call.accumulate = true;
+      if (!atomic) {
+        contract(senders, {&dx, &dy, &dw});
+        call.out[0] = call.out[1] = call.weight_out = nullptr;
+      }
+      call.out[2] = dz.data();
+      contract(receivers, {&dx, &dy, &dz, &dw});
+    }
+}
+
 template <class T>
 void run_all_weighted() {
   const bool is_double = sizeof(T) == 8;
@@ -136,13 +177,16 @@ void run_all_weighted() {
       form.dims[2] += mul * (2 * l3 + 1), form.weights += mul;
     }
     run_weighted<T>(form);
+    run_convolution<T>(form);
   }
   run_weighted<T>({is_double, {9, 6, 9}, 2, {{{0, 1, 4, 9, 1}}, {{0, 2, 1, 3, 1}}, {{0, 1, 4, 9, 1}}}, {{0, 0, 0, Mode::uvu, 0, 1.0}}});
   // All other modes into the same block.
   const std::vector<IrrepsBlock> three = {{0, 3, 1, 3, 1}};
-  run_weighted<T>({is_double, {9, 9, 9}, 27 + 9 + 9 + 3 + 9, {three, three, {{0, 3, 1, 3, 1}}},
-                   {{0, 0, 0, Mode::uvw, 0, 1.0}, {0, 0, 0, Mode::uvv, 27, 1.0}, {0, 0, 0, Mode::uuw, 36, 1.0}, {0, 0, 0, Mode::uuu, 45, 1.0},
-                    {0, 0, 0, Mode::upper, -1, 1.0}, {0, 0, 0, Mode::upper_w, 48, 1.0}}});
+  const WeightedForm others{is_double, {9, 9, 9}, 27 + 9 + 9 + 3 + 9, {three, three, {{0, 3, 1, 3, 1}}},
+                            {{0, 0, 0, Mode::uvw, 0, 1.0}, {0, 0, 0, Mode::uvv, 27, 1.0}, {0, 0, 0, Mode::uuw, 36, 1.0}, {0, 0, 0, Mode::uuu, 45, 1.0},
+                             {0, 0, 0, Mode::upper, -1, 1.0}, {0, 0, 0, Mode::upper_w, 48, 1.0}}};
+  run_weighted<T>(others);
+  run_convolution<T>(others);
 }
 
 // Two species in three tasks; fewer channels than a tile has, and more; in either layout.

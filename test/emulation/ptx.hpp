@@ -87,6 +87,8 @@ struct Form {
 const Form* find_form(std::string_view text);
 // Of ld and st: by type and whether it stores.
 Execute find_access(std::string_view type, bool stores);
+// Of red.global.add, by type.
+Execute find_addition(std::string_view type);
 
 // ---- a launch
 

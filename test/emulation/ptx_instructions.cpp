@@ -369,6 +369,21 @@ void access(Warp& warp, const Instruction& i) {
   });
 }
 
+// red.global.add: lane by lane, each atomic.
+template <class T>
+void add_atomically(Warp& warp, const Instruction& i) {
+  for_each_lane(warp, [&](int lane) {
+    char* memory = resolve(*warp.run, i, warp.registers[i.operand[0]][lane] + uint64_t(i.offset), sizeof(T) * i.width, true);
+    for (int n = 0; n < i.width; ++n) {
+      T sum;
+      std::memcpy(&sum, memory + n * sizeof(T), sizeof(T));
+      sum += get<T>(warp.registers[i.operand[1 + n]][lane]);
+      std::memcpy(memory + n * sizeof(T), &sum, sizeof(T));
+    }
+    if (warp.run->counts) detail::traffic->atomics += i.width;
+  });
+}
+
 template <class T>
 Execute access_of(bool stores) {
   return stores ? access<T, true> : access<T, false>;
@@ -391,6 +406,10 @@ Execute find_access(std::string_view type, bool stores) {
   if (type == "s32") return access_of<int32_t>(stores);
   if (type == "u64" || type == "b64" || type == "f64" || type == "s64") return access_of<uint64_t>(stores);
   return nullptr;
+}
+
+Execute find_addition(std::string_view type) {
+  return type == "f32" ? add_atomically<float> : type == "f64" ? add_atomically<double> : nullptr;
 }
 
 }  // namespace emulated::ptx

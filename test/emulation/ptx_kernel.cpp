@@ -103,7 +103,7 @@ class Reader {
     } else if (name == "bar.sync") {
       i.control = Control::barrier;
       if (operands.size() != 1 || operands[0] != "0" || i.predicate != no_register) unknown(line);
-    } else if (parts[0] == "ld" || parts[0] == "st") {
+    } else if (parts[0] == "ld" || parts[0] == "st" || name.starts_with("red.global.add.")) {
       access(i, parts, operands, line);
     } else {
       // Of the two halves of a register of 64 bits, which are in braces.
@@ -169,18 +169,18 @@ class Reader {
     return text[0] == '-' ? uint64_t(std::strtoll(text.c_str(), nullptr, 0)) : std::strtoull(text.c_str(), nullptr, 0);
   }
 
-  // ld[.space][.cache][.v2].type {d, ...}, [address]; st the other way round
+  // ld[.space][.cache][.v2].type {d, ...}, [address]; st and red.global.add the other way round
   void access(Instruction& i, const std::vector<std::string_view>& parts, std::vector<std::string_view> operands, uint32_t line) {
-    const bool stores = parts[0] == "st";
+    const bool stores = parts[0] != "ld", adds = parts[0] == "red";
     for (size_t p = 1; p + 1 < parts.size(); ++p) {
       if (parts[p] == "global") i.space = Space::global;
       else if (parts[p] == "shared") i.space = Space::shared;
       else if (parts[p] == "param") i.space = Space::param;
       else if (parts[p] == "v2") i.width = 2;
       else if (parts[p] == "v4") i.width = 4;
-      else if (parts[p] != "nc" && parts[p] != "cs" && parts[p] != "cg") unknown(line);
+      else if (parts[p] != "nc" && parts[p] != "cs" && parts[p] != "cg" && !(adds && parts[p] == "add")) unknown(line);
     }
-    i.execute = find_access(parts.back(), stores);
+    i.execute = adds ? find_addition(parts.back()) : find_access(parts.back(), stores);
     if (!i.execute || operands.size() != i.width + 1u || (stores && i.space == Space::param)) unknown(line);
     if (!stores) std::rotate(operands.begin(), operands.end() - 1, operands.end());
     std::string_view address = operands[0];

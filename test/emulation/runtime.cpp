@@ -478,6 +478,7 @@ cudaError_t cudaMemsetAsync(void* memory, int byte, size_t bytes, cudaStream_t s
   if (!is_device_memory(memory, bytes)) return result(cudaErrorInvalidValue);
   return result(push(lock, stream, [=] {
     std::memset(memory, byte, bytes);
+    emulated::count_cleared(bytes);
     return cudaSuccess;
   }));
 }
