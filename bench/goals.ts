@@ -139,13 +139,38 @@ function traffic(problem: string, counted: readonly Counted[]): GoalResult {
   }
 }
 
+const smallProblems: readonly string[] = ['SISO', 'SIMO']
+const ofSmallProblems: readonly string[] = ['cgtp', 'gtp-grid', 'mtp']
+const mostOfFloor = 1.5
+
+/** Forward passes of a problem: the worst operation stands for a degree. */
+function forward(problem: string, counted: readonly Counted[]): GoalResult {
+  const here = counted.filter((o) => o.problem === problem && o.pass === 'forward' && o.L <= highestDegree && ofSmallProblems.includes(o.operation))
+  return {
+    operation: problem,
+    pass: 'forward',
+    text: `${ofSmallProblems.join(', ')}: modelled, at most ${mostOfFloor}x the larger of the floors`,
+    values: [...new Set(here.map(({ L }) => L))].map((L) => {
+      const all = here.filter((o) => o.L === L).map((o) => ({ o, ratio: modelled(o).ratio }))
+      const known = all.flatMap(({ o, ratio }) => (ratio === undefined ? [] : [{ operation: o.operation, ratio }]))
+      const worst = known.length === all.length ? known.reduce((a, b) => (b.ratio > a.ratio ? b : a)) : undefined
+      return {
+        L,
+        value: worst ? `${times(worst.ratio)} ${worst.operation}` : '-',
+        reached: all.every(({ o }) => correct(o)) && (worst && worst.ratio <= mostOfFloor),
+      }
+    }),
+  }
+}
+
 export const modelledGoals: Goals = {
-  title: 'MODELLED for an H100, not measured: MIMO, float32, batch 100,000; traffic of every problem, counted',
+  title: 'MODELLED for an H100, not measured: float32, batch 100,000, MIMO where no problem is named; traffic of every problem, counted',
   results({ outcomes, settings: s }) {
     if (s.dtype !== 'float32' || s.batch !== modelledBatch) return []
     const counted = outcomes.filter(isCounted)
     const problems = [...new Set(counted.map(({ problem }) => problem))]
-    return [...judge(onH100, counted, modelled), ...problems.map((problem) => traffic(problem, counted))].filter(({ values }) => values.length)
+    const small = smallProblems.map((problem) => forward(problem, counted))
+    return [...judge(onH100, counted, modelled), ...small, ...problems.map((problem) => traffic(problem, counted))].filter(({ values }) => values.length)
   },
 }
 

@@ -1,8 +1,7 @@
 // Builds plans (plan.hpp) from the forms of the operations. Every builder takes a store, which owns what a plan points to: on the CPU
 // the process's memory, for CUDA a device's. It has
 //   const int* ints(std::vector<int>)   const T* values<T>(std::vector<double>)   const Item* items(std::vector<Item>)
-//   static constexpr int row_bytes      rows of coefficients are padded to a multiple of it
-//   static constexpr bool on_device
+//   static constexpr bool on_device     and there row_bytes, to whose multiples rows of coefficients are padded
 #pragma once
 #include "channels.hpp"
 #include "clebsch_gordan.hpp"
@@ -15,6 +14,7 @@
 #include "symmetric_contraction.hpp"
 #include "weighted.hpp"
 #include <algorithm>
+#include <cstring>
 #include <set>
 #include <utility>
 
@@ -39,40 +39,42 @@ template <class T, class Store>
 PlanMap<T> build_map(Store& store, const BlockMap& map) {
   std::map<std::pair<size_t, size_t>, std::vector<const MapBlock*>> shapes;
   for (const MapBlock& b : map.blocks) shapes[{b.outputs.size(), b.sources.size()}].push_back(&b);
-  constexpr size_t multiple = std::max<size_t>(1, Store::row_bytes / sizeof(T));
   PlanMap<T> result{};
-  std::vector<PlanRun<T>> runs;
-  std::vector<PlanMapBlock> list;
-  std::vector<double> all_coefficients;
-  std::vector<int> indices;
-  for (const auto& [shape, blocks] : shapes) {
-    const size_t pitch = (shape.first + multiple - 1) / multiple * multiple;
-    std::vector<double> coefficients;
-    std::vector<int> sources, outputs;
-    for (const MapBlock* b : blocks) {
-      list.push_back({int(all_coefficients.size() + coefficients.size()), int(indices.size()), int(shape.second), int(shape.first)});
-      indices.insert(indices.end(), b->sources.begin(), b->sources.end());
-      indices.insert(indices.end(), b->outputs.begin(), b->outputs.end());
-      for (size_t s = 0; s < shape.second; ++s) {
-        const auto row = b->coefficients.begin() + long(s * shape.first);
-        coefficients.insert(coefficients.end(), row, row + long(shape.first));
-        coefficients.resize(coefficients.size() + pitch - shape.first);
-      }
-      sources.insert(sources.end(), b->sources.begin(), b->sources.end());
-      outputs.insert(outputs.end(), b->outputs.begin(), b->outputs.end());
-    }
-    if constexpr (Store::on_device)
-      all_coefficients.insert(all_coefficients.end(), coefficients.begin(), coefficients.end());
-    else
-      runs.push_back({int(blocks.size()), int(shape.second), int(shape.first), store.template values<T>(coefficients),
-                      store.ints(sources), store.ints(outputs)});
-  }
   if constexpr (Store::on_device) {
+    std::vector<PlanMapBlock> list;
+    std::vector<T> rows;
+    // Room for so many bytes behind what is there.
+    const auto take = [&](size_t bytes) {
+      const size_t at = rows.size();
+      rows.resize(at + (bytes + Store::row_bytes - 1) / Store::row_bytes * (Store::row_bytes / sizeof(T)));
+      return &rows[at];
+    };
+    for (const auto& [shape, blocks] : shapes)
+      for (const MapBlock* b : blocks) {
+        list.push_back({int(rows.size()), int(shape.second / 2), int(shape.second % 2), int(shape.first)});
+        for (size_t s = 0; s < shape.second; ++s) {
+          T* const row = take((shape.first + 1) * sizeof(T));
+          std::memcpy(row, &b->sources[s], sizeof(int));
+          std::copy_n(b->coefficients.begin() + long(s * shape.first), shape.first, row + 1);
+        }
+        std::memcpy(take(shape.first * sizeof(int)), b->outputs.data(), shape.first * sizeof(int));
+      }
     result.block_count = int(list.size());
     result.blocks = store.items(std::move(list));
-    result.coefficients = store.template values<T>(all_coefficients);
-    result.indices = store.ints(indices);
+    result.rows = store.items(std::move(rows));
   } else {
+    std::vector<PlanRun<T>> runs;
+    for (const auto& [shape, blocks] : shapes) {
+      std::vector<double> coefficients;
+      std::vector<int> sources, outputs;
+      for (const MapBlock* b : blocks) {
+        coefficients.insert(coefficients.end(), b->coefficients.begin(), b->coefficients.end());
+        sources.insert(sources.end(), b->sources.begin(), b->sources.end());
+        outputs.insert(outputs.end(), b->outputs.begin(), b->outputs.end());
+      }
+      runs.push_back({int(blocks.size()), int(shape.second), int(shape.first), store.template values<T>(coefficients),
+                      store.ints(sources), store.ints(outputs)});
+    }
     result.count = int(runs.size());
     result.runs = store.items(std::move(runs));
   }
@@ -360,13 +362,20 @@ struct ReachedParts {
   }
 };
 
+// Whether a slot's signals are folded: plan.hpp.
+template <class Store, class Component>
+bool folds(const std::vector<Component>& components) {
+  return !Store::on_device || std::any_of(components.begin(), components.end(), [&](const Component& c) { return c.l != components[0].l; });
+}
+
 struct GauntSlotFlops {
   long synthesis, analysis, to_angles, from_angles;
 };
 template <class T, class Store>
 GauntSlotFlops build_gaunt_slot(Store& store, GauntSlot<T>& slot, const ChannelSlot& channels, const Grid& grid, const ReachedParts* reached = nullptr) {
   const auto components = slot_components<GridComponent>(slot, channels, store);
-  GauntSlotForm form = gaunt_slot_form(components, grid.rings, grid.angles);
+  slot.folded = !reached || folds<Store>(components);  // GauntProduct sums along the angles of folded rings
+  GauntSlotForm form = gaunt_slot_form(components, grid.rings, grid.angles, slot.folded);
   if (reached) reached->keep(form.analysis, components);
   slot.degree = form.degree, slot.parts = form.parts;
   // On the CPU ring coefficients that no component reaches are cleared once, and not for every tile.
@@ -397,7 +406,7 @@ GauntPlan<T> gaunt_plan(Store& store, int mul, const ChannelSlot (&slots)[3], co
   const auto& slot = plan.slots;
   const bool plain = !grid.pointwise && n == 1 && slot[0].parts == 1 && slot[1].parts == 1 && slot[2].parts == 1;
   const auto orders = [&](int s) { return 2 * slot[s].degree + 1; };
-  const auto folds = [&](int s) { return mirrored * 2 * slot[s].parts * orders(s); };
+  const auto folds = [&](int s) { return slot[s].folded ? mirrored * 2 * slot[s].parts * orders(s) : 0; };
   // Unrolled products unfold their inputs each by itself; the others share the unfolded ones.
   const int d = slot[0].degree;
   const bool unrolled = plain && d >= 1 && d <= gaunt_unrolled_degree && slot[1].degree == d && slot[2].degree == 2 * d;
@@ -692,15 +701,16 @@ MatrixPlan<T> matrix_plan(Store& store, int mul, const ChannelSlot (&slots)[3], 
     MatrixSlot<T>& slot = plan.slots[s];
     slot.parts = 1;
     for (int part : slots[s].parts) slot.parts = std::max(slot.parts, part + 1);
-    const std::vector<MapEntry> entries = matrix_entries(components[s], k);
+    slot.folded = folds<Store>(components[s]);
+    const std::vector<MapEntry> entries = matrix_entries(components[s], k, slot.folded);
     std::vector<MapEntry> reverse = transposed(entries);
     ReachedParts(products, s).keep(reverse, components[s]);
     if (s == 2) std::erase_if(reverse, [&](const MapEntry& e) { return direct_outputs.count(e.output) > 0; });
     const BlockMap to_matrix = make_block_map(slot.parts * size * size, entries);
     const BlockMap from_matrix = make_block_map(slot.components, reverse);
     slot.to_matrix = build_map<T>(store, to_matrix), slot.from_matrix = build_map<T>(store, from_matrix);
-    const long folds = slot.parts * fold_additions(k);
-    to[s] = 2 * to_matrix.multiply_adds + folds, from[s] = 2 * from_matrix.multiply_adds + folds;
+    const long additions = slot.folded ? slot.parts * fold_additions(k) : 0;
+    to[s] = 2 * to_matrix.multiply_adds + additions, from[s] = 2 * from_matrix.multiply_adds + additions;
   }
   const long multiply = 2 * long(products.size()) * size * size * size;
   flops.forward = mul * (to[0] + to[1] + multiply + from[2] + direct_flops);

@@ -14,14 +14,16 @@ struct GridComponent {
 struct GauntSlotForm {
   int degree = 0, parts = 1;
   int rings_size = 0;                         // northern rings * parts * 2 * (2 degree + 1)
-  std::vector<MapEntry> synthesis, analysis;  // components <-> [northern ring][part][even, odd][order + degree]
+  // components <-> [northern ring][part][even, odd][order + degree], whose sum is the ring and whose difference its mirror image; or with
+  // those two in the places of even and odd, where not folded.
+  std::vector<MapEntry> synthesis, analysis;
   std::vector<MapEntry> to_angles, from_angles;
 };
 
 // Ring coefficients are those of cpu/gaunt.cpp: [0] the mean, [m] and [-m] half the cosine's and the sine's coefficient. A
 // component is x_lm sqrt(4 pi) Y_lm; the output is its mean against the same function. Rings are descending in cos(beta); the
 // northern ones stand for both hemispheres.
-inline GauntSlotForm gaunt_slot_form(const std::vector<GridComponent>& components, int rings, int angles) {
+inline GauntSlotForm gaunt_slot_form(const std::vector<GridComponent>& components, int rings, int angles, bool folded) {
   GauntSlotForm form;
   for (const GridComponent& c : components) {
     form.degree = maximum(form.degree, c.l);
@@ -36,9 +38,17 @@ inline GauntSlotForm gaunt_slot_form(const std::vector<GridComponent>& component
       const QuadratureNode node = gauss_legendre(rings, ring);
       if (odd && 2 * ring + 1 == rings) continue;  // odd functions vanish on the equator
       const double value = legendre(c.l, order, node.x);
-      const int at = ((ring * form.parts + c.part) * 2 + odd) * orders + c.m + form.degree;
-      form.synthesis.push_back({i, at, order ? value / 2 : value});
-      form.analysis.push_back({at, i, node.weight / 2 * value});
+      const auto add = [&](int place, double value) {
+        const int at = ((ring * form.parts + c.part) * 2 + place) * orders + c.m + form.degree;
+        form.synthesis.push_back({i, at, order ? value / 2 : value});
+        form.analysis.push_back({at, i, node.weight / 2 * value});
+      };
+      if (folded) {
+        add(odd, value);
+      } else {
+        add(0, value);
+        if (2 * ring + 1 != rings) add(1, odd ? -value : value);
+      }
     }
   }
   // Values at 2 pi j / angles: even parts at [0, angles / 2], odd parts behind them (j = 1, 2, ...).

@@ -13,8 +13,8 @@ struct MatrixComponent {
   int l, m, part;
 };
 
-// components -> [part][a][b] of a folded matrix (matrix_fold.hpp); the transpose reads a folded matrix off.
-inline std::vector<MapEntry> matrix_entries(const std::vector<MatrixComponent>& components, int k) {
+// components -> [part][a][b] of a matrix, or of a folded one (matrix_fold.hpp); the transpose reads one off.
+inline std::vector<MapEntry> matrix_entries(const std::vector<MatrixComponent>& components, int k, bool folded) {
   const int size = 2 * k + 1;
   std::vector<MapEntry> entries;
   for (int i = 0; i < int(components.size()); ++i) {
@@ -24,10 +24,10 @@ inline std::vector<MapEntry> matrix_entries(const std::vector<MatrixComponent>& 
       for (int b = -k; b <= k; ++b)
         if (orders_couple(k, a, k, b, c.l, c.m)) matrix[(a + k) * size + b + k] = wigner3j(k, a, k, b, c.l, c.m);
     // A butterfly's transpose is its inverse times 2, and an entry goes through up to two of them.
-    unfold<true>(matrix.data(), k);
+    if (folded) unfold<true>(matrix.data(), k);
     for (int a = -k; a <= k; ++a)
       for (int b = -k; b <= k; ++b) {
-        const int twice = (a && b ? 2 : 1) * (absolute(a) != absolute(b) ? 2 : 1);
+        const int twice = folded ? (a && b ? 2 : 1) * (absolute(a) != absolute(b) ? 2 : 1) : 1;
         const double value = matrix[(a + k) * size + b + k] / twice;
         if (absolute(value) > 1e-13) entries.push_back({i, c.part * size * size + (a + k) * size + b + k, value});
       }

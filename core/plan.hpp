@@ -21,8 +21,9 @@ struct PlanRun {
   const int* outputs;     // [block][output]
 };
 struct alignas(16) PlanMapBlock {
-  int coefficients, sources;  // first of them; the outputs come behind the sources
-  int source_count, output_count;
+  int begin;       // of its sources in the map's `rows`; behind them its outputs, four ints in 16 bytes
+  int pairs, odd;  // of sources, and whether there is one more, which is the first
+  int output_count;
 };
 template <class T>
 struct PlanMap {
@@ -30,8 +31,7 @@ struct PlanMap {
   int count;
   const PlanMapBlock* blocks;
   int block_count;
-  const T* coefficients;
-  const int* indices;
+  const T* rows;  // of a source: the bits of its index, and its coefficients; whole 16 bytes
 };
 
 // Components first, first + step, ... of a row.
@@ -154,7 +154,8 @@ struct PlanSlot {
 template <class T>
 struct GauntSlot : PlanSlot {
   int degree, parts;
-  PlanMap<T> synthesis;  // components -> rings, [northern ring][part][even, odd][order + degree]
+  bool folded;  // as MatrixSlot's
+  PlanMap<T> synthesis;  // components -> rings, [northern ring][part][even, odd][order + degree]; not folded: [the ring, its mirror image]
   PlanMap<T> analysis;   // its transpose, with the quadrature weights
   // Pointwise product only: ring coefficients (order + degree) -> values even and odd in the angle, and back.
   PlanMap<T> to_angles, from_angles;
@@ -225,6 +226,7 @@ struct FourierPlan {
 template <class T>
 struct MatrixSlot : PlanSlot {
   int parts;
+  bool folded;  // always on the CPU. On a device not where all components are of one degree: half of a folded matrix (or ring) is zero then
   PlanMap<T> to_matrix;    // components -> [part][row][column]
   PlanMap<T> from_matrix;  // its transpose
 };

@@ -12,7 +12,6 @@ constexpr long stream_from_bytes = 512 << 10;
 // Owns what a plan points to.
 class PlanStore {
  public:
-  static constexpr int row_bytes = 1;
   static constexpr bool on_device = false;
   const int* ints(std::vector<int> v) { return items(std::move(v)); }
   template <class T>

@@ -23,6 +23,14 @@ struct ClebschGordanLayout {
   }
 };
 
+// Its segments go between the tile and these rows.
+template <class T>
+struct ClebschGordanOutput {
+  T* z;
+  const T* dz;
+  bool accumulate;
+};
+
 // visit(pointer, address in the tile) for the outputs of channels u and v, along the rows that begin at `rows`; `compact` is the first item's
 // strip. A thread keeps to its component, 10 instructions a number instead of 27: where it lies is looked up once, and an item further are
 // two additions. Offsets within a tile's rows have 32 bits: clebsch_gordan_dim_limit.
@@ -54,25 +62,23 @@ template <class T>
 __global__ __launch_bounds__(threads, 1) void clebsch_gordan(const __grid_constant__ ClebschGordanPlan<T> plan,
                                                                                         const __grid_constant__ Contraction<T> a,
                                                                                         const __grid_constant__ ClebschGordanLayout layout,
-                                                                                        int items, long long batch) {
+                                                                                        ClebschGordanOutput<T> output, int items, long long batch) {
   using V = Items<T>;
-  const Team team = team_of(items / V::count);
-  const long long first = (long long)blockIdx.x * items;
+  const int packs = unsigned(items) / V::count;
+  const Team team = team_of(packs);
+  const long long first = (long long)blockIdx.x * unsigned(items);
   const int live = int(batch - first < items ? batch - first : items);
-  const Strip<V> tile = own_strip<V>(items / V::count), products = tile.from(layout.products), compact = tile.from(layout.compact);
+  const Strip<V> tile = own_strip<V>(packs), products = tile.from(layout.products), compact = tile.from(layout.compact);
   const Strip<T> numbers = first_strip<T>(tile);
-  T* const z = a.to[2] + first * plan.dim[2];
-  const T* const dz = a.from[z_operand] + first * plan.dim[2];
+  T* const z = output.z + first * plan.dim[2];
+  const T* const dz = output.dz + first * plan.dim[2];
   // The term of dx and of dy has the other input, or its direction; in a square one term stands for both.
   int x = -1, y = -1;
   for (int t = 0; t < a.terms.count; ++t) {
     if (a.terms.term[t].out == 0) y = a.terms.term[t].a;
     if (a.terms.term[t].out == (plan.square ? 0 : 1)) x = a.terms.term[t].a;
   }
-  // At run time, so that the code for an operand is there once.
-#pragma unroll 1
-  for (int o = 0; o < operand_count; ++o)
-    if (a.terms.reads[o] && o != z_operand) load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers.from(layout.in[o]));
+  load_operands(a, layout.in, first, live, numbers);
 #pragma unroll 1
   for (int s = 0; s < 2; ++s)
     for (int c = team.index; (s == 0 ? y : x) >= 0 && c < plan.dim[s]; c += team.count) tile[layout.out[s] + c] = V{};
@@ -94,7 +100,7 @@ __global__ __launch_bounds__(threads, 1) void clebsch_gordan(const __grid_consta
         __syncthreads();
         apply(pair.forward, products, compact, team);
         __syncthreads();
-        if (a.accumulate[2])
+        if (output.accumulate)
           for_each_output(pair, plan.dim[2], live, u, v, numbers.from(layout.compact), z,
                           [&](T* to, unsigned at) { store(to, Pack<T, 1>{load(to).value[0] + load_shared<T>(at)}); });
         else
@@ -117,9 +123,7 @@ __global__ __launch_bounds__(threads, 1) void clebsch_gordan(const __grid_consta
     for (int c = team.index; c < plan.dim[0]; c += team.count) tile[layout.out[0] + c] += tile[layout.out[1] + c];
     __syncthreads();
   }
-#pragma unroll 1
-  for (int s = 0; s < 2; ++s)
-    if (a.terms.writes[s]) store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers.from(layout.out[s]));
+  store_results(a, layout.out, first, live, numbers);
 }
 
 template <class T>
@@ -142,8 +146,9 @@ class ClebschGordan final : public Operation {
     const ClebschGordanLayout layout(plan_, terms);
     const Tiling tiling = tiling_for<Items<T>>(device, layout.components, layout.teams, call.batch);
     const Results<T> results(*this, call, terms, stream);
-    const Contraction<T> a(call, terms, results, [&](int s, bool shared) { return whole_rows(dim[s], shared); });
-    check(launch(clebsch_gordan<T>, tiling.grid(call.batch), tiling.threads, tiling.shared_bytes, stream, plan_, a, layout, tiling.items, call.batch),
+    const Contraction<T> a(call, terms, results, false, [&](int s, bool shared) { return whole_rows<T>(dim[s], shared, tiling.threads); });
+    check(launch(clebsch_gordan<T>, tiling.grid(call.batch), tiling.threads, tiling.shared_bytes, stream, plan_, a, layout,
+                 ClebschGordanOutput<T>{results.rows(2), static_cast<const T*>(call.in[z_operand]), results.accumulates(2)}, tiling.items, call.batch),
           "cudaLaunchKernel");
     results.finish();
   }

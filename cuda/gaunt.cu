@@ -169,37 +169,41 @@ __global__ __launch_bounds__(threads, 1) void gaunt(const __grid_constant__ Gaun
                                                                                const __grid_constant__ GauntLayout layout, int items,
                                                                                long long signals) {
   using V = Items<T>;
-  const Team team = team_of(items / V::count);
-  const long long first = (long long)blockIdx.x * items;
+  const int packs = unsigned(items) / V::count;
+  const Team team = team_of(packs);
+  const long long first = (long long)blockIdx.x * unsigned(items);
   const int live = int(signals - first < items ? signals - first : items);
-  const Strip<V> tile = own_strip<V>(items / V::count);
+  const Strip<V> tile = own_strip<V>(packs);
   const Strip<T> numbers = first_strip<T>(tile);
-  // At run time, so that the code for an operand is there once.
-#pragma unroll 1
-  for (int o = 0; o < operand_count; ++o)
-    if (a.terms.reads[o]) load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers.from(layout.channel_in[o]));
+  load_operands(a, layout.channel_in, first, live, numbers);
   __syncthreads();
 #pragma unroll 1
-  for (int o = 0; o < operand_count; ++o)
-    if (a.terms.reads[o]) apply(plan.slots[slot_of(o)].synthesis, tile.from(layout.channel_in[o]), tile.from(layout.rings_in[o]), team);
+  for (int i = 0; i < a.read_count; ++i) {
+    const int o = a.read[i].index, s = a.read[i].slot;
+    apply(plan.slots[s].synthesis, tile.from(layout.channel_in[o]), tile.from(layout.rings_in[o]), team);
+  }
   __syncthreads();
 #pragma unroll 1
-  for (int o = 0; o < operand_count; ++o)
-    if (a.terms.reads[o]) fold_rings(plan, layout, slot_of(o), tile.from(layout.rings_in[o]), team);
+  for (int i = 0; i < a.read_count; ++i) {
+    const int o = a.read[i].index, s = a.read[i].slot;
+    if (plan.slots[s].folded) fold_rings(plan, layout, s, tile.from(layout.rings_in[o]), team);
+  }
   __syncthreads();
   contract_rings(plan, a.terms, layout, tile, team);
   __syncthreads();
 #pragma unroll 1
-  for (int s = 0; s < slot_count; ++s)
-    if (a.terms.writes[s]) fold_rings(plan, layout, s, tile.from(layout.rings_out[s]), team);
+  for (int i = 0; i < a.written_count; ++i) {
+    const int s = a.written[i].slot;
+    if (plan.slots[s].folded) fold_rings(plan, layout, s, tile.from(layout.rings_out[s]), team);
+  }
   __syncthreads();
 #pragma unroll 1
-  for (int s = 0; s < slot_count; ++s)
-    if (a.terms.writes[s]) apply(plan.slots[s].analysis, tile.from(layout.rings_out[s]), tile.from(layout.channel_out[s]), team);
+  for (int i = 0; i < a.written_count; ++i) {
+    const int s = a.written[i].slot;
+    apply(plan.slots[s].analysis, tile.from(layout.rings_out[s]), tile.from(layout.channel_out[s]), team);
+  }
   __syncthreads();
-#pragma unroll 1
-  for (int s = 0; s < slot_count; ++s)
-    if (a.terms.writes[s]) store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers.from(layout.channel_out[s]));
+  store_results(a, layout.channel_out, first, live, numbers);
 }
 
 template <class T>

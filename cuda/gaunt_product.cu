@@ -384,7 +384,7 @@ GauntProductTable<T> gaunt_product_table(Store& store, int mul, const std::vecto
   for (size_t s = 0; s < slots.size(); ++s) {
     GauntProductSlot<T>& slot = table.slots[s];
     const auto components = slot_components<GridComponent>(slot, slots[s], store);
-    GauntSlotForm form = gaunt_slot_form(components, grid.rings, grid.angles);
+    GauntSlotForm form = gaunt_slot_form(components, grid.rings, grid.angles, true);
     slot.degree = form.degree, slot.parts = form.parts;
     table.parts = std::max(table.parts, form.parts), table.orders = std::max(table.orders, form.degree + 1);
     const int orders = 2 * form.degree + 1;
@@ -428,10 +428,11 @@ class GauntProduct final : public Operation {
   }
 
   void contract(const Call& call, cudaStream_t stream) const override {
-    const GauntProductCall<T> a = call_of(call);
+    GauntProductCall<T> a = call_of(call);
     const GauntProductLayout layout(table_, a);
     const long long signals = call.batch * table_.mul;
     const Tiling tiling = tiling_for<Items<T>>(device, layout.components, layout.teams, signals);
+    for (int s = 0; s <= table_.factors; ++s) a.rows[s] = channel_rows<T, T>(table_.slots[s], table_.mul, false, innermost_, tiling.threads);
     const auto kernel = table_.parts == 2 ? gaunt_product<T, 2> : gaunt_product<T, 1>;
     check(launch(kernel, tiling.grid(signals), tiling.threads, tiling.shared_bytes, stream, table_, a, layout, tiling.items, signals), "cudaLaunchKernel");
   }
@@ -449,7 +450,6 @@ class GauntProduct final : public Operation {
     if (a.differentiates) a.from[a.quantities - 1] = static_cast<const T*>(call.in[z_operand]);
     a.to[table_.factors] = static_cast<T*>(call.out[2]);
     a.accumulate = call.accumulate;
-    for (int s = 0; s <= table_.factors; ++s) a.rows[s] = channel_rows(table_.slots[s], table_.mul, false, innermost_);
     return a;
   }
 

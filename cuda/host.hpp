@@ -88,10 +88,19 @@ void allow_all_shared_memory(int device, Kernel* kernel) {
         "cudaFuncSetAttribute");
 }
 
-inline Rows whole_rows(int dim, bool shared) { return {dim, dim, 1, divisor(dim), divisor(1), shared ? 0 : dim, nullptr, false}; }
-inline Rows channel_rows(const PlanSlot& slot, int mul, bool shared, bool channels_innermost) {
-  return {slot.dim, slot.components, mul, divisor(slot.components), divisor(mul), shared ? 0 : slot.dim,
-          slot.direct ? nullptr : slot.channel, channels_innermost};
+// T: of the array, C: of the tile. threads: of a block.
+template <class T, class C>
+Rows rows_of(int dim, int components, int mul, bool shared, const Strided* channel, bool channels_innermost, int threads) {
+  const unsigned items = 16 / sizeof(T) * unsigned(std::max(1, threads / components));  // of a turn
+  const unsigned numbers = items * unsigned(components);
+  return {dim, components, mul, divisor(components), divisor(mul), shared ? 0 : dim, channel, channels_innermost,
+          mul == 1 && !channel && !shared, numbers / unsigned(16 / sizeof(T)), numbers, items * unsigned(sizeof(C))};
+}
+template <class T>
+Rows whole_rows(int dim, bool shared, int threads) { return rows_of<T, T>(dim, dim, 1, shared, nullptr, false, threads); }
+template <class T, class C>
+Rows channel_rows(const PlanSlot& slot, int mul, bool shared, bool channels_innermost, int threads) {
+  return rows_of<T, C>(slot.dim, slot.components, mul, shared, slot.direct ? nullptr : slot.channel, channels_innermost, threads);
 }
 
 // Whether neighbouring channels are neighbours in memory (ir_mul).
@@ -142,21 +151,49 @@ class Results {
 template <class T>
 struct Contraction {
   Terms terms;
-  Rows in[slot_count], out[slot_count];
-  const T* from[operand_count];
-  T* to[slot_count];
-  bool accumulate[slot_count];
+  // What is read and what is written, as lists: to skip an operand that is not takes eight instructions.
+  struct Operand {
+    int index, slot;
+    const T* from;
+    Rows rows;
+  };
+  struct Result {
+    int slot;
+    bool accumulate;
+    T* to;
+    Rows rows;
+  };
+  Operand read[operand_count];
+  Result written[slot_count];
+  int read_count = 0, written_count = 0;
 
-  // rows_of(slot, shared)
-  template <class RowsOf>
-  Contraction(const Call& call, const Terms& terms, const Results<T>& results, RowsOf&& rows_of) : terms(terms) {
-    for (int o = 0; o < operand_count; ++o) from[o] = static_cast<const T*>(call.in[o]);
-    for (int s = 0; s < slot_count; ++s) {
-      in[s] = rows_of(s, call.shared[s]), out[s] = rows_of(s, false);
-      to[s] = results.rows(s), accumulate[s] = results.accumulates(s);
-    }
+  // rows(slot, shared). all: otherwise without the output and its cotangent.
+  template <class RowsOfSlot>
+  Contraction(const Call& call, const Terms& terms, const Results<T>& results, bool all, RowsOfSlot&& rows) : terms(terms) {
+    for (int o = 0; o < operand_count; ++o)
+      if (terms.reads[o] && (all || o != z_operand)) read[read_count++] = {o, slot_of(o), static_cast<const T*>(call.in[o]), rows(slot_of(o), call.shared[slot_of(o)])};
+    for (int s = 0; s < (all ? slot_count : 2); ++s)
+      if (terms.writes[s]) written[written_count++] = {s, results.accumulates(s), results.rows(s), rows(s, false)};
   }
 };
+
+// All operands into a tile, all results out of it; `at`: their first components. In loops at run time, so that the code for one is there once.
+template <class C, class T>
+__device__ __forceinline__ void load_operands(const Contraction<T>& a, const int* at, long long first, int live, const Strip<C>& tile) {
+#pragma unroll 1
+  for (int i = 0; i < a.read_count; ++i) {
+    const auto& operand = a.read[i];
+    load_tile(operand.rows, operand.from, first, live, tile.from(at[operand.index]));
+  }
+}
+template <class C, class T>
+__device__ __forceinline__ void store_results(const Contraction<T>& a, const int* at, long long first, int live, const Strip<C>& tile) {
+#pragma unroll 1
+  for (int i = 0; i < a.written_count; ++i) {
+    const auto& result = a.written[i];
+    store_tile(result.rows, result.to, result.accumulate, first, live, tile.from(at[result.slot]));
+  }
+}
 
 // The terms of a whole forward and a whole backward pass.
 inline Terms forward_terms() {
@@ -181,8 +218,8 @@ class ChannelProduct : public Operation {
     const long long signals = call.batch * plan_.mul;
     const Tiling tiling = tiling_for<Items<C>>(device, layout.components, layout.teams, signals, layout.least_teams);
     const Results<T> results(*this, call, terms, stream);
-    const Contraction<T> a(call, terms, results,
-                           [&](int s, bool shared) { return channel_rows(plan_.slots[s], plan_.mul, shared, innermost_); });
+    const Contraction<T> a(call, terms, results, true,
+                           [&](int s, bool shared) { return channel_rows<T, C>(plan_.slots[s], plan_.mul, shared, innermost_, tiling.threads); });
     check(launch(kernel_, tiling.grid(signals), tiling.threads, tiling.shared_bytes, stream, plan_, a, layout, tiling.items, signals), "cudaLaunchKernel");
     results.finish();
   }

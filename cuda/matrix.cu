@@ -12,19 +12,32 @@ __host__ __device__ inline int right_of(const Term& term) { return term.out == 0
 // A warp for each of the 4 x 4 blocks of a matrix of k = 6 or 7, so that the product, in registers, can take its left factor's place.
 constexpr int matrix_threads = 512;
 
+struct MatrixView {
+  int row, column;  // strides
+};
+// One term: first components of its factors and its result, and whose parts of a product they are.
+struct MatrixTerm {
+  int left, right, out, left_slot, right_slot, out_slot;
+  MatrixView left_view, right_view;
+};
+
 // First components in a tile.
 struct MatrixLayout {
   int channel_in[operand_count], matrix[operand_count], channel_out[slot_count], gradient[slot_count];
-  int series;  // of the highest outputs: both factors, their mirrors and the product
+  int series;  // of the highest outputs: both factors and their mirrors
   bool in_place;
-  Divisor by_blocks, by_folds;  // of a side, in multiply_matrices; of unfold_parts
+  int blocks;  // of a side, in multiply_matrices
+  Divisor by_blocks, by_folds;  // by_folds: of unfold_parts
+  bool unfolds, folds;  // some operand, some result
+  MatrixTerm term[4];
   long components;
   int teams, least_teams;
   template <class C>
   MatrixLayout(const MatrixPlan<C>& plan, const Terms& terms) {
     const auto entries = [&](int s) { return long(plan.slots[s].parts) * plan.size * plan.size; };
     const bool has_tops = plan.top_count > 0 && terms.writes[2];
-    const int blocks = (plan.size + 3) / 4, series_components = has_tops ? 6 * plan.size : 0;
+    const int series_components = has_tops ? 4 * plan.size : 0;
+    blocks = (plan.size + 3) / 4;
     Components first, results;
     // A product of which every team has one block (k = 6 and 7), in registers, takes its left factor's place: 436 components instead of 605 at
     // L = 6, which leave room for a pack a lane. Then the series lie there, and the results' components where the right factor was.
@@ -43,6 +56,15 @@ struct MatrixLayout {
     if (has_tops) operands = second;
     for (int o = 0; o < operand_count; ++o) channel_in[o] = operands.take(terms.reads[o] ? plan.slots[slot_of(o)].components : 0);
     Components tile{std::max(second.count, operands.count)};
+    unfolds = folds = false;
+    for (int o = 0; o < operand_count; ++o) unfolds |= terms.reads[o] && plan.slots[slot_of(o)].folded;
+    for (int s = 0; s < slot_count; ++s) folds |= terms.writes[s] && plan.slots[s].folded;
+    const MatrixView plain{plan.size, 1}, transposed{1, plan.size};
+    for (int t = 0; t < terms.count; ++t) {
+      const Term& from = terms.term[t];
+      const int l = left_of(from), r = right_of(from);
+      term[t] = {matrix[l], matrix[r], gradient[from.out], slot_of(l), slot_of(r), from.out, from.out == 1 ? transposed : plain, from.out == 0 ? transposed : plain};
+    }
     by_blocks = divisor(blocks), by_folds = divisor(plan.size / 2 + 1);
     components = tile.count, teams = tile.teams(), least_teams = in_place ? blocks * blocks : 1;
   }
@@ -68,9 +90,6 @@ __device__ __forceinline__ void unfold_parts(const MatrixSlot<C>& slot, int size
   }
 }
 
-struct MatrixView {
-  int row, column;
-};
 template <int rows, int columns, class V>
 __device__ __forceinline__ void multiply_block(Strip<V> a, MatrixView va, Strip<V> b, MatrixView vb, const Strip<V>& c, int size, bool first,
                                                bool in_place, V (&sum)[4][4]) {
@@ -100,8 +119,10 @@ __device__ __forceinline__ void multiply_block(Strip<V> a, MatrixView va, Strip<
 // c = a b, or c += a b, in blocks of nearly equal sides of at most 4, shared out to the teams. In place: no team has more than one.
 template <class V>
 __device__ __forceinline__ void multiply_matrices(const Strip<V>& a, MatrixView va, const Strip<V>& b, MatrixView vb, const Strip<V>& c, int size,
-                                                  bool first, bool in_place, Divisor by_blocks, const Team& team) {
-  const int blocks = (size + 3) / 4;
+                                                  bool first, const MatrixLayout& layout, const Team& team) {
+  const int blocks = layout.blocks;
+  const bool in_place = layout.in_place;
+  const Divisor by_blocks = layout.by_blocks;
   for (int t = team.index; in_place || t < blocks * blocks; t += team.count) {
     V sum[4][4] = {};
     Strip<V> out = c;
@@ -133,52 +154,60 @@ __device__ __forceinline__ void multiply_matrices(const Strip<V>& a, MatrixView 
   }
 }
 
-// The highest outputs by their only path, core/matrix.hpp. series: room for both series, their mirrors and the product.
+// Orders of a product of series, as components of the output: what is assigned is scaled and stored, or added.
+template <class C, class V>
+struct ScaledOrders {
+  Strip<V> out;
+  const C* scale;
+  bool first;
+  struct Place {
+    V& at;
+    C scale;
+    bool first;
+    __device__ __forceinline__ void operator=(const V& value) const { at = first ? scale * value : at + scale * value; }
+    __device__ __forceinline__ operator V() const { return at; }  // only for the type's sake: of one product nothing is read
+  };
+  __device__ __forceinline__ Place operator[](int m) const { return {out[m], load_table(scale + m).value[0], first}; }
+};
+
+// The highest outputs by their only path, core/matrix.hpp. series: room for both series and their mirrors.
 template <class C, class V>
 __device__ __forceinline__ void multiply_top(const PlanTop<C>& top, bool first_term, const Strip<V>& x, const Strip<V>& y, const Strip<V>& z,
                                              const Strip<V>& series, const Team& team) {
   const int l1 = top.l1, l2 = top.l2, l3 = l1 + l2, n1 = 2 * l1 + 1, n2 = 2 * l2 + 1;
-  const bool is_first = first_term && top.first;
-  for (int m = team.index; m < n1 + n2; m += team.count) {
-    const bool is_x = m < n1;
-    const int at = is_x ? m : m - n1, n = is_x ? n1 : n2, first = is_x ? 0 : 2 * n1;
-    const V value = is_x ? x[top.x_first + at] : y[top.y_first + at];
-    series[first + at] = load_table((is_x ? top.scale1 : top.scale2) + at).value[0] * value;
-    series[first + n + at] = load_table((is_x ? top.mirror1 : top.mirror2) + at).value[0] * value;
-  }
+  const auto scale = [&](const Strip<V>& in, int n, const C* scale, const C* mirror, const Strip<V>& to) {
+    for (int m = team.index; m < n; m += team.count) {
+      const V value = in[m];
+      to[m] = load_table(scale + m).value[0] * value;
+      to[n + m] = load_table(mirror + m).value[0] * value;
+    }
+  };
+  scale(x.from(top.x_first), n1, top.scale1, top.mirror1, series);
+  scale(y.from(top.y_first), n2, top.scale2, top.mirror2, series.from(2 * n1));
   __syncthreads();
   const Strip<V> fx = series.from(l1), fx_mirror = series.from(n1 + l1), gy = series.from(2 * n1 + l2), gy_mirror = series.from(2 * n1 + n2 + l2);
-  const Strip<V> h = series.from(2 * n1 + 2 * n2 + l3);
+  const ScaledOrders<C, V> h{z.from(top.out_first + l3), top.scale_out + l3, first_term && top.first};
   for (int k = team.index; k <= l3; k += team.count) {
     if (k == 0)
       series_mean<V>(fx, fx_mirror, l1, gy, l2, h, true);
     else
       series_order<V>(fx, fx_mirror, l1, gy, gy_mirror, l2, h, k, true);
-    for (int m = -k; m <= k; m += k ? 2 * k : 1) {
-      V& out = z[top.out_first + l3 + m];
-      const V value = load_table(top.scale_out + l3 + m).value[0] * h[m];
-      out = is_first ? value : out + value;
-    }
   }
   __syncthreads();
 }
 
 // One term. A thread has the same blocks of a result in every term, so that they need no barrier between them.
 template <class C, class V>
-__device__ __forceinline__ void multiply_term(const MatrixPlan<C>& plan, const Term& term, const MatrixLayout& layout, const Strip<V>& tile,
-                                              const Team& team) {
+__device__ __forceinline__ void multiply_term(const MatrixPlan<C>& plan, bool first, const MatrixTerm& term, const MatrixLayout& layout,
+                                              const Strip<V>& tile, const Team& team) {
   const int n = plan.size;
-  const MatrixView plain{n, 1}, transposed{1, n};
   const auto part = [&](int first, int index) { return tile.from(first + index * n * n); };
-  unsigned written = term.first ? 0 : ~0u;
+  unsigned written = first ? 0 : ~0u;
   for (int p = 0; p < plan.product_count; ++p) {
     const PlanProduct product = load_table(plan.products + p).value[0];
-    const int parts[slot_count] = {product.part1, product.part2, product.part_out};
-    const int out = term.out == 0 ? parts[0] : term.out == 1 ? parts[1] : parts[2];
-    const int left = left_of(term), right = right_of(term);
-    multiply_matrices(part(layout.matrix[left], term.out == 0 ? parts[2] : parts[0]), term.out == 1 ? transposed : plain,
-                      part(layout.matrix[right], term.out == 1 ? parts[2] : parts[1]), term.out == 0 ? transposed : plain,
-                      part(layout.gradient[term.out], out), n, !(written >> out & 1), layout.in_place, layout.by_blocks, team);
+    const int out = part_of(product, term.out_slot);
+    multiply_matrices(part(term.left, part_of(product, term.left_slot)), term.left_view, part(term.right, part_of(product, term.right_slot)),
+                      term.right_view, part(term.out, out), n, !(written >> out & 1), layout, team);
     written |= 1u << out;
   }
 }
@@ -190,34 +219,40 @@ __global__ __launch_bounds__(matrix_threads, 1) void matrix(const __grid_constan
                                                                                 const __grid_constant__ MatrixLayout layout, int items,
                                                                                 long long signals) {
   using V = Items<C>;
-  const Team team = team_of(items / V::count);
-  const long long first = (long long)blockIdx.x * items;
+  const int packs = unsigned(items) / V::count;
+  const Team team = team_of(packs);
+  const long long first = (long long)blockIdx.x * unsigned(items);
   const int live = int(signals - first < items ? signals - first : items), n = plan.size;
-  const Strip<V> tile = own_strip<V>(items / V::count);
+  const Strip<V> tile = own_strip<V>(packs);
   const Strip<C> numbers = first_strip<C>(tile);
-  // At run time, so that the code for an operand is there once.
-#pragma unroll 1
-  for (int o = 0; o < operand_count; ++o)
-    if (a.terms.reads[o]) load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers.from(layout.channel_in[o]));
+  load_operands(a, layout.channel_in, first, live, numbers);
   __syncthreads();
 #pragma unroll 1
-  for (int o = 0; o < operand_count; ++o)
-    if (a.terms.reads[o]) apply(plan.slots[slot_of(o)].to_matrix, tile.from(layout.channel_in[o]), tile.from(layout.matrix[o]), team);
+  for (int i = 0; i < a.read_count; ++i) {
+    const int o = a.read[i].index, s = a.read[i].slot;
+    apply(plan.slots[s].to_matrix, tile.from(layout.channel_in[o]), tile.from(layout.matrix[o]), team);
+  }
   __syncthreads();
 #pragma unroll 1
-  for (int o = 0; o < operand_count; ++o)
-    if (a.terms.reads[o]) unfold_parts(plan.slots[slot_of(o)], n, tile.from(layout.matrix[o]), layout.by_folds, team, false);
+  for (int i = 0; layout.unfolds && i < a.read_count; ++i) {
+    const int o = a.read[i].index, s = a.read[i].slot;
+    if (plan.slots[s].folded) unfold_parts(plan.slots[s], n, tile.from(layout.matrix[o]), layout.by_folds, team, false);
+  }
+  if (layout.unfolds) __syncthreads();
+#pragma unroll 1
+  for (int t = 0; t < a.terms.count; ++t) multiply_term(plan, a.terms.term[t].first, layout.term[t], layout, tile, team);
   __syncthreads();
 #pragma unroll 1
-  for (int t = 0; t < a.terms.count; ++t) multiply_term(plan, a.terms.term[t], layout, tile, team);
-  __syncthreads();
+  for (int i = 0; layout.folds && i < a.written_count; ++i) {
+    const int s = a.written[i].slot;
+    if (plan.slots[s].folded) unfold_parts(plan.slots[s], n, tile.from(layout.gradient[s]), layout.by_folds, team, true);
+  }
+  if (layout.folds) __syncthreads();
 #pragma unroll 1
-  for (int s = 0; s < slot_count; ++s)
-    if (a.terms.writes[s]) unfold_parts(plan.slots[s], n, tile.from(layout.gradient[s]), layout.by_folds, team, true);
-  __syncthreads();
-#pragma unroll 1
-  for (int s = 0; s < slot_count; ++s)
-    if (a.terms.writes[s]) apply(plan.slots[s].from_matrix, tile.from(layout.gradient[s]), tile.from(layout.channel_out[s]), team);
+  for (int i = 0; i < a.written_count; ++i) {
+    const int s = a.written[i].slot;
+    apply(plan.slots[s].from_matrix, tile.from(layout.gradient[s]), tile.from(layout.channel_out[s]), team);
+  }
   __syncthreads();
 #pragma unroll 1
   for (int t = 0; t < a.terms.count; ++t) {
@@ -227,9 +262,7 @@ __global__ __launch_bounds__(matrix_threads, 1) void matrix(const __grid_constan
       multiply_top(plan.tops[i], term.first, tile.from(layout.channel_in[term.a]), tile.from(layout.channel_in[term.b]),
                    tile.from(layout.channel_out[2]), tile.from(layout.series), team);
   }
-#pragma unroll 1
-  for (int s = 0; s < slot_count; ++s)
-    if (a.terms.writes[s]) store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers.from(layout.channel_out[s]));
+  store_results(a, layout.channel_out, first, live, numbers);
 }
 
 template <class T, class C>

@@ -25,10 +25,11 @@ template <class T>
 __global__ __launch_bounds__(threads, 1) void matrix_block(const __grid_constant__ MatrixBlockPlan<T> plan, const __grid_constant__ Contraction<T> a,
                                                         const __grid_constant__ MatrixBlockLayout layout, int items, long long signals) {
   using V = Items<T>;
-  const Team team = team_of(items / V::count);
-  const long long first = (long long)blockIdx.x * items;
+  const int packs = unsigned(items) / V::count;
+  const Team team = team_of(packs);
+  const long long first = (long long)blockIdx.x * unsigned(items);
   const int live = int(signals - first < items ? signals - first : items);
-  const Strip<V> tile = own_strip<V>(items / V::count), products = tile.from(layout.products);
+  const Strip<V> tile = own_strip<V>(packs), products = tile.from(layout.products);
   const Strip<T> numbers = first_strip<T>(tile);
   // The term of dx and of dy has the other input, or its direction.
   int x = -1, y = -1;
@@ -36,10 +37,7 @@ __global__ __launch_bounds__(threads, 1) void matrix_block(const __grid_constant
     if (a.terms.term[t].out == 0) y = a.terms.term[t].a;
     if (a.terms.term[t].out == 1) x = a.terms.term[t].a;
   }
-  // At run time, so that the code for an operand is there once.
-#pragma unroll 1
-  for (int o = 0; o < operand_count; ++o)
-    if (a.terms.reads[o]) load_tile(a.in[slot_of(o)], a.from[o], first, live, numbers.from(layout.in[o]));
+  load_operands(a, layout.in, first, live, numbers);
 #pragma unroll 1
   for (int s = 0; s < slot_count; ++s)
     for (int c = team.index; a.terms.writes[s] && c < plan.slots[s].components; c += team.count) tile[layout.out[s] + c] = V{};
@@ -64,9 +62,7 @@ __global__ __launch_bounds__(threads, 1) void matrix_block(const __grid_constant
                   tile.from(layout.out[1]), team);
     __syncthreads();
   }
-#pragma unroll 1
-  for (int s = 0; s < slot_count; ++s)
-    if (a.terms.writes[s]) store_tile(a.out[s], a.to[s], a.accumulate[s], first, live, numbers.from(layout.out[s]));
+  store_results(a, layout.out, first, live, numbers);
 }
 
 template <class T>

@@ -113,8 +113,8 @@ class SphericalHarmonics final : public Operation {
   void contract(const Call& call, cudaStream_t stream) const override {
     const bool has_direction = call.in[x_direction], has_gradient = call.out[0];
     const Tiling tiling = tiling_for<T>(device, harmonics_components(plan_, has_direction, has_gradient), threads / 32, call.batch);
-    check(launch(kernels[has_direction][has_gradient], tiling.grid(call.batch), tiling.threads, tiling.shared_bytes, stream, plan_, whole_rows(3, false),
-                 whole_rows(plan_.dim, false), tiling.items, call.batch, call.accumulate, static_cast<const T*>(call.in[x_operand]),
+    check(launch(kernels[has_direction][has_gradient], tiling.grid(call.batch), tiling.threads, tiling.shared_bytes, stream, plan_, whole_rows<T>(3, false, tiling.threads),
+                 whole_rows<T>(plan_.dim, false, tiling.threads), tiling.items, call.batch, call.accumulate, static_cast<const T*>(call.in[x_operand]),
                  static_cast<const T*>(call.in[x_direction]), static_cast<const T*>(call.in[z_operand]), static_cast<T*>(call.out[0]),
                  static_cast<T*>(call.out[2])),
           "cudaLaunchKernel");

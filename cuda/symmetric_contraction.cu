@@ -139,7 +139,7 @@ struct SymmetricLane {
       }
     }
   }
-  // All components, the loads of four in flight. Without rows they are zero.
+  // All components. The loads of four in flight, 16 bytes each: that hides the latency of memory. Without rows they are zero.
   __device__ __forceinline__ void load_rows(const T* rows, int dim, const Strided* places, int components, const Strip<Items<T>>& to) const {
     constexpr int at_once = 4;
     for (int first = team.index; first < components; first += at_once * team.count) {

@@ -6,7 +6,9 @@
 #include "core/arithmetic.hpp"
 #include "core/plan.hpp"
 #include "cuda/device.cuh"
+#include <bit>
 #include <cmath>
+#include <type_traits>
 
 namespace equitensor::cuda {
 
@@ -51,6 +53,8 @@ struct Rows {
   long long stride;        // from item to item; 0: one row for all
   const Strided* channel;  // component c of channel u: first + u * step; null: component c itself
   bool channels_innermost; // neighbouring channels are neighbours in memory: ir_mul
+  bool whole;              // rows of components themselves, one behind the other
+  unsigned step, step_numbers, step_bytes;  // of those, a turn of the block's threads: packs, numbers, and the distance in a component of the tile
 };
 
 // One item's, or one pack's, place in every component of a tile, from one component on. Both in bytes: `at` of the first, `pitch` to the next.
@@ -83,17 +87,17 @@ __device__ __forceinline__ Strip<T> first_strip(const Strip<V>& own) { return {d
 template <class N, class C, class Visit>
 __device__ __forceinline__ void for_each_pack(const Rows& rows, N* base, long long first, int live, const Strip<C>& tile, Visit&& visit) {
   constexpr int lanes = 16 / sizeof(N);
-  const bool aligned = reinterpret_cast<uintptr_t>(base) % 16 == 0;
-  const int numbers = live * rows.components;
+  const unsigned numbers = live * rows.components;
   const auto place = [&](int c, int item) { return tile.at + c * tile.pitch + item * unsigned(sizeof(C)); };
-  if (rows.mul == 1 && !rows.channel && rows.stride == rows.dim) {
+  if (rows.whole) {
     N* const begin = base + first * rows.dim;
-    const int packs = aligned && first * rows.dim % lanes == 0 ? numbers / lanes : 0;
+    // Its last bits by themselves: as those of the pointer they would be computed in 64 bits twice, which takes nine instructions more.
+    const unsigned last_bits = unsigned(reinterpret_cast<uintptr_t>(base)) + unsigned(first) * rows.dim * unsigned(sizeof(N));
+    const unsigned packs = last_bits % 16 == 0 ? numbers / lanes : 0;
     // As many packs as there are components are `lanes` items. A thread goes on by multiples of that and keeps its components: 4 instructions
     // a number instead of 12.
-    const int times = maximum(1, divide(blockDim.x, rows.by_components)), step = times * rows.components;
     const unsigned next_item = unsigned(sizeof(C)) - rows.components * tile.pitch;  // at whose first component the numbers go on
-    for (int start = threadIdx.x; start < minimum(step, packs); start += blockDim.x) {
+    for (unsigned start = threadIdx.x; start < rows.step; start += blockDim.x) {
       unsigned places[lanes];
 #pragma unroll
       for (int n = 0; n < lanes; ++n) {
@@ -101,19 +105,20 @@ __device__ __forceinline__ void for_each_pack(const Rows& rows, N* base, long lo
         places[n] = tile.at + number * tile.pitch + divide(number, rows.by_components) * next_item;
       }
       N* at = begin + start * lanes;
-      for (int i = start; i < packs; i += step, at += step * lanes) {
+      for (unsigned i = start; i < packs; i += rows.step, at += rows.step_numbers) {
         visit(at, places);
 #pragma unroll
-        for (int n = 0; n < lanes; ++n) places[n] += times * lanes * unsigned(sizeof(C));
+        for (int n = 0; n < lanes; ++n) places[n] += rows.step_bytes;
       }
     }
-    for (int i = packs * lanes + threadIdx.x; i < numbers; i += blockDim.x) {
+    for (unsigned i = packs * lanes + threadIdx.x; i < numbers; i += blockDim.x) {
       const int item = divide(i, rows.by_components);
       const unsigned places[1] = {place(i - item * rows.components, item)};
       visit(begin + i, places);
     }
     return;
   }
+  const bool aligned = reinterpret_cast<uintptr_t>(base) % 16 == 0;
   const long long first_item = rows.mul == 1 ? first : first / rows.mul;
   const int first_channel = rows.mul == 1 ? 0 : int(first - first_item * rows.mul);
   const auto address = [&](int c, int item) {
@@ -124,8 +129,8 @@ __device__ __forceinline__ void for_each_pack(const Rows& rows, N* base, long lo
     return row + at.first + (channels - further * rows.mul) * at.step;
   };
   if (rows.channels_innermost && aligned && rows.mul % lanes == 0 && live % lanes == 0) {
-    const int packs = live / lanes;
-    for (int i = threadIdx.x; i < packs * rows.components; i += blockDim.x) {
+    const unsigned packs = unsigned(live) / lanes;
+    for (unsigned i = threadIdx.x; i < packs * rows.components; i += blockDim.x) {
       const int c = i / packs, item = (i - c * packs) * lanes;
       unsigned places[lanes];
 #pragma unroll
@@ -134,7 +139,7 @@ __device__ __forceinline__ void for_each_pack(const Rows& rows, N* base, long lo
     }
     return;
   }
-  for (int i = threadIdx.x; i < numbers; i += blockDim.x) {
+  for (int i = threadIdx.x; i < int(numbers); i += blockDim.x) {
     const int item = rows.channels_innermost ? i % live : divide(i, rows.by_components);
     const int c = rows.channels_innermost ? i / live : i - item * rows.components;
     const unsigned places[1] = {place(c, item)};
@@ -152,60 +157,87 @@ __device__ __forceinline__ void load_tile(const Rows& rows, const T* from, long 
 }
 template <class C, class T>
 __device__ __forceinline__ void store_tile(const Rows& rows, T* to, bool accumulate, long long first, int live, const Strip<C>& tile) {
-  for_each_pack(rows, to, first, live, tile, [&]<int lanes>(T* at, const unsigned(&places)[lanes]) {
-    Pack<T, lanes> value{};
-    if (accumulate) value = load<lanes>(at);
+  const auto store_all = [&](auto adds) {
+    for_each_pack(rows, to, first, live, tile, [&]<int lanes>(T* at, const unsigned(&places)[lanes]) {
+      Pack<T, lanes> value{};
+      if constexpr (adds) value = load<lanes>(at);
 #pragma unroll
-    for (int n = 0; n < lanes; ++n) value.value[n] += T(load_shared<C>(places[n]));
-    store<lanes>(at, value);
-  });
+      for (int n = 0; n < lanes; ++n) {
+        const T number = T(load_shared<C>(places[n]));
+        value.value[n] = adds ? value.value[n] + number : number;
+      }
+      store<lanes>(at, value);
+    });
+  };
+  // Asked for every pack, it is two instructions of seventeen.
+  if (accumulate)
+    store_all(std::true_type{});
+  else
+    store_all(std::false_type{});
 }
+
+// In a row of a map, whose first number it is.
+__device__ __forceinline__ int index_of(float bits) { return std::bit_cast<int>(bits); }
+__device__ __forceinline__ int index_of(double bits) { return int(std::bit_cast<long long>(bits)); }
 
 template <class V>
 constexpr int items_of = 1;
 template <class T>
 constexpr int items_of<Items<T>> = Items<T>::count;
 
-// One small dense block of a map: a load of an input for every `outputs` multiply-adds, coefficients 16 bytes at a time. Up to 8
-// outputs: two inputs a turn of the loop, whose counter and two pointers cost 7 instructions; beyond, registers are short and the multiply-adds
-// of an input are 36 or more. `source`: the inputs, then the outputs. add: to the outputs that are there.
+// One small dense block of a map: a load of an input for every `outputs` multiply-adds; its index and its coefficients come 16 bytes at a time. Up to 8
+// outputs: two inputs a turn of the loop, whose counter and pointer cost 5 instructions; beyond, registers are short and the multiply-adds
+// of an input are 36 or more. add: to the outputs that are there.
 template <int outputs, bool add, class T, class V>
-__device__ __forceinline__ void apply_block(const T* coefficients, const int* source, unsigned source_count, const Strip<V>& in, const Strip<V>& out) {
-  constexpr int lanes = 16 / sizeof(T), packs = (outputs + lanes - 1) / lanes;
-  V sum[outputs] = {};
+__device__ __forceinline__ void apply_block(const T* row, int pairs, int odd, const Strip<V>& in, const Strip<V>& out) {
+  constexpr int lanes = 16 / sizeof(T), row_packs = (outputs + lanes) / lanes, row_length = row_packs * lanes;
+  const auto for_each_output = [&](const T* behind, auto&& visit) {
 #pragma unroll
-  for (int o = 0; add && o < outputs; ++o) sum[o] = out[load_table(source + source_count + o).value[0]];
-  const auto take = [&](int further) {
-    const V value = in[load_table(source + further).value[0]];
+    for (int p = 0; p < (outputs + 3) / 4; ++p) {
+      const Pack<int, 4> at = load_table<4>(reinterpret_cast<const int*>(behind) + 4 * p);
 #pragma unroll
-    for (int p = 0; p < packs; ++p) {
-      const Pack<T, lanes> c = load_table<lanes>(coefficients + (further * packs + p) * lanes);
-#pragma unroll
-      for (int n = 0; n < lanes; ++n)
-        if (p * lanes + n < outputs) sum[p * lanes + n] += c.value[n] * value;
+      for (int n = 0; n < 4; ++n)
+        if (4 * p + n < outputs) visit(out[at.value[n]], 4 * p + n);
     }
   };
-  constexpr unsigned at_once = outputs <= 8 ? 2 : 1;
-  if (source_count % at_once) take(0), source += 1, coefficients += packs * lanes;
-#pragma unroll 1
-  for (unsigned n = source_count / at_once; n > 0; --n, source += at_once, coefficients += at_once * packs * lanes) {
-    take(0);
-    if constexpr (at_once == 2) take(1);
-  }
+  V sum[outputs] = {};
+  if constexpr (add) for_each_output(row + (2 * pairs + odd) * row_length, [&](const V& at, int o) { sum[o] = at; });
+  const auto take = [&](const T* row) {
+    T value[row_packs * lanes];
 #pragma unroll
-  for (int o = 0; o < outputs; ++o) out[load_table(source + o).value[0]] = sum[o];
+    for (int p = 0; p < row_packs; ++p) {
+      const Pack<T, lanes> pack = load_table<lanes>(row + p * lanes);
+#pragma unroll
+      for (int n = 0; n < lanes; ++n) value[p * lanes + n] = pack.value[n];
+    }
+    const V input = in[index_of(value[0])];
+#pragma unroll
+    for (int o = 0; o < outputs; ++o) sum[o] += value[o + 1] * input;
+  };
+  constexpr int at_once = outputs <= 8 ? 2 : 1;
+  if (at_once == 2 && odd) take(row), row += row_length;
+#pragma unroll 1
+  for (int n = at_once == 2 ? pairs : 2 * pairs + odd; n > 0; --n, row += at_once * row_length) {
+    take(row);
+    if constexpr (at_once == 2) take(row + row_length);
+  }
+  for_each_output(row, [&](V& at, int o) { at = sum[o]; });
 }
 
-// out = map(in), or out += map(in), blocks shared out to the teams.
+// out = map(in), or out += map(in), blocks shared out to the teams. Blocks of one number of outputs lie one behind the other.
 template <bool add = false, class T, class V>
 __device__ __forceinline__ void apply(const PlanMap<T>& map, const Strip<V>& in, const Strip<V>& out, const Team& team) {
-  for (int b = team.index; b < map.block_count; b += team.count) {
-    const PlanMapBlock block = load_table(map.blocks + b).value[0];
-    const T* coefficients = map.coefficients + block.coefficients;
-    const int* source = map.indices + block.sources;
+  for (int b = team.index; b < map.block_count;) {
+    PlanMapBlock block = load_table(map.blocks + b).value[0];
     switch (block.output_count) {
-#define EQUITENSOR_CASE(outputs) \
-  case outputs: apply_block<outputs, add>(coefficients, source, block.source_count, in, out); break;
+#define EQUITENSOR_CASE(outputs)                                                              \
+  case outputs:                                                                               \
+    do {                                                                                      \
+      apply_block<outputs, add>(map.rows + block.begin, block.pairs, block.odd, in, out);     \
+      if ((b += team.count) >= map.block_count) return;                                       \
+      block = load_table(map.blocks + b).value[0];                                            \
+    } while (block.output_count == outputs);                                                  \
+    break;
       EQUITENSOR_CASE(1) EQUITENSOR_CASE(2) EQUITENSOR_CASE(3) EQUITENSOR_CASE(4) EQUITENSOR_CASE(5) EQUITENSOR_CASE(6)
       EQUITENSOR_CASE(7) EQUITENSOR_CASE(8) EQUITENSOR_CASE(9) EQUITENSOR_CASE(10) EQUITENSOR_CASE(11) EQUITENSOR_CASE(12)
 #undef EQUITENSOR_CASE

@@ -161,6 +161,20 @@ describe('goals', () => {
     expect([of('gtp-grid', 3), of('gtp-grid', 4), of('mtp', 4), of('mtp', 5), of('cgtp-dense', 1)].map((line) => line!.trim().split(' ')[0])).toEqual(
       ['MISSED', 'reached', 'MISSED', 'reached', 'reached'])
   })
+  test('of small problems: the worst operation stands for a degree', () => {
+    const of = (instructions: number, o: Parameters<typeof counted>[0] = {}) =>
+      lines([
+        counted({ problem: 'SISO', operation: 'mtp', counts: { instructions } }),
+        counted({ problem: 'SISO', operation: 'gtp-grid' }),
+        counted({ problem: 'SISO', operation: 'mtp-block', counts: { instructions: 1e6 } }), // not among them
+        counted({ problem: 'SISO', operation: 'cgtp', ...o }),
+      ]).split('\n')[1]
+    // The byte floor, the larger one, is worth 35,343 instructions of the counted 10 items.
+    expect(of(1.49 * 35_343)).toMatch(/reached +SISO +forward +cgtp, gtp-grid, mtp: modelled, at most 1.5x the larger of the floors: L=2 1.49x mtp$/)
+    expect(of(1.51 * 35_343)).toMatch(/MISSED +SISO .* L=2 1.51x mtp MISSED$/)
+    expect(of(10_000, { error: 2 })).toMatch(/MISSED +SISO/)
+    expect(of(10_000, { counts: { instructions: undefined as never } })).toMatch(/unknown +SISO .* L=2 -$/)
+  })
   test('of traffic, of every operation and pass', () => {
     const of = (o: Parameters<typeof counted>[0]) => lines([counted(), counted({ pass: 'backward', operation: 'mtp', ...o })]).split('\n').at(-1)
     expect(of({})).toMatch(/reached +MIMO +all .* L=2 1.00x$/)

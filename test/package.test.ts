@@ -289,6 +289,16 @@ ptxas info    : Function properties for helper
     expect(shortName('void equitensor::cuda::(anonymous namespace)::f<(int)3, A<float> >(float const*)')).toBe('f<(int)3, A<float> >')
   })
 
+  test('a source whose kernels have few threads says what hides latency', () => {
+    const { explainsLatency } = load('../cuda/resources.js')
+    const { kernels } = JSON.parse(readFileSync(path.join(root, 'cuda/resources.json'), 'utf8')) as { kernels: Record<string, Record<string, Record<string, { occupancy?: number }>>> }
+    for (const [source, byName] of Object.entries(kernels)) {
+      const low = Object.values(byName).some((byCard) => Object.values(byCard).some(({ occupancy }) => occupancy! < 0.25))
+      if (low) expect(explainsLatency(source), source).toBe(true)
+    }
+    expect(explainsLatency('cuda/machine.cu')).toBe(false) // 75 % and more
+  })
+
   // By the formulas of CUDA's occupancy calculator: registers come in units of 256 a warp, warps in fours, and a block of compute capability
   // 8 and newer costs 1 KiB of shared memory more than it asks for.
   test.each([
