@@ -18,6 +18,7 @@ const builds = {
 const sources = [
   ...['clebsch_gordan.cu', 'factored.cu', 'fourier.cu', 'gaunt.cu', 'gaunt_product.cu', 'symmetric_contraction.cu', 'matrix.cu', 'matrix_block.cu', 'spherical_harmonics.cu', 'sum_rows.cu', 'weighted.cu', 'weighted_channelwise.cu', 'runtime.cpp'].map((file) => `cuda/${file}`),
   'test/emulation/runtime.cpp',
+  'test/emulation/block.cpp',
   'test/emulation/kernels.cpp',
 ]
 const directory = mkdtempSync(path.join(tmpdir(), 'equitensor-kernels-'))
