@@ -67,7 +67,7 @@ const broken: Record<string, Partial<Record<Build, RegExp>>> = {
 const execute = promisify(execFile)
 
 async function compile(name: string, flags: string[]) {
-  const sources = ['checks.cpp', 'good_kernels.cu', 'broken_kernels.cu', 'runtime.cpp'].map((file) => `test/emulation/${file}`)
+  const sources = ['checks.cpp', 'good_kernels.cu', 'broken_kernels.cu', 'runtime.cpp', 'block.cpp'].map((file) => `test/emulation/${file}`)
   const common = ['-std=c++20', '-O1', '-g1', '-Wall', '-Wextra', '-Werror', '-I.', '-include', 'test/emulation/cuda.hpp']
   const binary = path.join(directory, name)
   try {

@@ -47,17 +47,7 @@ class Footprint {
  public:
   static constexpr uintptr_t line_bytes = 128;
 
-  void touch(const void* p, size_t bytes) {
-    requested_ += bytes;
-    uintptr_t address = reinterpret_cast<uintptr_t>(p);
-    while (bytes) {
-      const size_t first = address % line_bytes;
-      const size_t here = bytes < line_bytes - first ? bytes : line_bytes - first;
-      lines_[address / line_bytes] |= (Bytes().set() >> (line_bytes - here)) << first;
-      address += here;
-      bytes -= here;
-    }
-  }
+  void touch(const void* p, size_t bytes);
   void add_to(Traffic& total) const {
     total.requested += requested_;
     total.lines += lines_.size();
@@ -94,25 +84,24 @@ inline void reset_counts() {
   detail::totals = {};
 }
 
-inline void count_load(const void* p, size_t bytes) {
-  if (!detail::traffic) return;
-  const sanitizer::Unobserved unobserved;
-  detail::traffic->loaded.touch(p, bytes);
+// At every access of a kernel, so that of these only the question is there.
+EQUITENSOR_NO_TSAN inline void count_load(const void* p, size_t bytes) {
+  if (detail::traffic) detail::traffic->loaded.touch(p, bytes);
 }
-inline void count_store(const void* p, size_t bytes) {
-  if (!detail::traffic) return;
-  const sanitizer::Unobserved unobserved;
-  detail::traffic->stored.touch(p, bytes);
+EQUITENSOR_NO_TSAN inline void count_store(const void* p, size_t bytes) {
+  if (detail::traffic) detail::traffic->stored.touch(p, bytes);
 }
 inline void count_cleared(size_t bytes) {
   if (!detail::is_counting) return;
   const std::lock_guard lock(detail::totals_mutex);
   detail::totals.cleared += bytes;
 }
-inline void count_table(const void* p, size_t bytes) {
-  if (!detail::traffic) return;
-  const sanitizer::Unobserved unobserved;
-  detail::traffic->table.touch(p, bytes);
+EQUITENSOR_NO_TSAN inline void count_table(const void* p, size_t bytes) {
+  if (detail::traffic) detail::traffic->table.touch(p, bytes);
+}
+void count_atomic_now(const void* p, size_t bytes);
+inline void count_atomic(const void* p, size_t bytes) {
+  if (detail::traffic) count_atomic_now(p, bytes);
 }
 
 // Around the blocks of one launch.

@@ -1,5 +1,5 @@
 // CUDA as plain C++20, to be force-included (-include test/emulation/cuda.hpp) when cuda/*.cu and cuda/*.cpp are compiled for a machine
-// without a GPU: CUDA threads are fibers, blocks run one after another, and misuse is reported (block.hpp).
+// without a GPU: CUDA threads are fibers, blocks run one after another, and misuse is reported (block.cpp).
 #pragma once
 #define EQUITENSOR_EMULATED 1
 

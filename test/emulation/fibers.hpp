@@ -6,7 +6,6 @@
 #include <deque>
 #include <new>
 #include <sys/mman.h>
-#include <vector>
 
 #if !defined(__x86_64__) && !defined(EQUITENSOR_EMULATION_UCONTEXT)
 #define EQUITENSOR_EMULATION_UCONTEXT
@@ -21,42 +20,69 @@ namespace emulated {
 inline constexpr size_t stack_bytes = sanitizer::address ? 256 << 10 : 128 << 10;
 inline constexpr size_t guard_page_bytes = 4096;  // below a stack, so that its overflow is a fault and not a riddle
 
+// What a flow runs on.
+struct Stack {
+  char* memory = nullptr;
+  void* tsan_fiber = nullptr;  // ThreadSanitizer's name for who runs here
+  uint64_t block = 0;          // that it served last
+};
+
+// To ThreadSanitizer all that runs on one stack is one thread, so it is silent about a race of a flow with an earlier one on its stack, or with what that one has
+// waited for. So a stack rests for as many blocks. A new one each time would do too, at 0.8 MB of ThreadSanitizer's, written and unmapped, which takes 0.2 ms.
+inline constexpr uint64_t blocks_told_apart = 3;
+
 class StackPool {
  public:
   StackPool() = default;
   StackPool(const StackPool&) = delete;
   ~StackPool() {
-    for (char* stack : free_) discard(stack);
+    for (const Stack& stack : free_) discard(stack);
   }
-  char* take() {
-    if (!free_.empty()) {
-      char* stack = free_.back();
-      free_.pop_back();
-      return stack;
+  Stack take(uint64_t block) {
+    Stack stack;
+    if (sanitizer::thread) {
+      if (!free_.empty() && free_.front().block + blocks_told_apart < block) stack = free_.front(), free_.pop_front();
+    } else if (!free_.empty()) {
+      stack = free_.back(), free_.pop_back();
     }
-    void* memory = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) throw std::bad_alloc();
-    mprotect(memory, guard_page_bytes, PROT_NONE);
-    return static_cast<char*>(memory);
+    if (!stack.memory) make(stack);
+    stack.block = block;
+    return stack;
   }
-  void give_back(char* stack) {
-    // ThreadSanitizer remembers who wrote to a stack and would call the next owner's writes a race; unmapping makes it forget.
+  // Of a flow that has ended.
+  void give_back(const Stack& stack) {
+    forget_frames(stack);
+    free_.push_back(stack);
+  }
+  // Of one that has not, and never goes on.
+  void abandon(const Stack& stack) {
     if (sanitizer::thread) {
       discard(stack);
     } else {
-      forget_frames(stack);
-      free_.push_back(stack);
+      give_back(stack);
     }
   }
 
  private:
-  // The functions that ran there did not all return, so AddressSanitizer still has red zones of their frames.
-  void forget_frames(char* stack) { sanitizer::unpoison(stack + guard_page_bytes, stack_bytes - guard_page_bytes); }
-  void discard(char* stack) {
-    forget_frames(stack);
-    munmap(stack, stack_bytes);
+  static void make(Stack& stack) {
+    void* memory = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    mprotect(memory, guard_page_bytes, PROT_NONE);
+    stack.memory = static_cast<char*>(memory);
+#ifdef EQUITENSOR_TSAN
+    stack.tsan_fiber = __tsan_create_fiber(0);
+#endif
   }
-  std::vector<char*> free_;
+  // The functions that ran there did not all return, so AddressSanitizer still has red zones of their frames.
+  static void forget_frames(const Stack& stack) { sanitizer::unpoison(stack.memory + guard_page_bytes, stack_bytes - guard_page_bytes); }
+  static void discard(const Stack& stack) {
+    forget_frames(stack);
+#ifdef EQUITENSOR_TSAN
+    __tsan_destroy_fiber(stack.tsan_fiber);
+#endif
+    munmap(stack.memory, stack_bytes);
+  }
+  std::deque<Stack> free_;
 };
 
 // A flow that is not running now.
@@ -108,13 +134,15 @@ inline void prepare_registers(Context& context, char* stack, size_t bytes, void 
 }
 #endif
 
-// Stores the running flow in `from` and goes on with `to`. A flow that `ends` is never switched to again.
-EQUITENSOR_NO_TSAN inline void switch_context(Context& from, Context& to, [[maybe_unused]] bool ends = false) {
+// Stores the running flow in `from` and goes on with `to`, which `begins` after all that `from` has done. A flow that `ends` is never switched to again.
+enum class Switch { goes_on, begins, ends };
+EQUITENSOR_NO_TSAN inline void switch_context(Context& from, Context& to, [[maybe_unused]] Switch how = Switch::goes_on) {
 #ifdef EQUITENSOR_ASAN
-  __sanitizer_start_switch_fiber(ends ? nullptr : &from.fake_stack, to.stack_bottom, to.stack_size);
+  __sanitizer_start_switch_fiber(how == Switch::ends ? nullptr : &from.fake_stack, to.stack_bottom, to.stack_size);
 #endif
 #ifdef EQUITENSOR_TSAN
-  __tsan_switch_to_fiber(to.tsan_fiber, __tsan_switch_to_fiber_no_sync);  // a switch orders nothing; only barriers do
+  // Other switches order nothing; only barriers do.
+  __tsan_switch_to_fiber(to.tsan_fiber, how == Switch::begins ? 0 : __tsan_switch_to_fiber_no_sync);
 #endif
   exchange_registers(from, to);
 #ifdef EQUITENSOR_ASAN
@@ -130,33 +158,13 @@ inline void entered_from([[maybe_unused]] Context& starter) {
 }
 
 // `colour` staggers stacks by cache lines: all starting at the same place in a page, they would compete for one set of the cache.
-inline void start_context(Context& context, char* stack, unsigned colour, void (*entry)()) {
+inline void start_context(Context& context, const Stack& stack, unsigned colour, void (*entry)()) {
   const size_t stagger = colour % 32 * 256;
-  context.stack_bottom = stack;
+  context.stack_bottom = stack.memory;
   context.stack_size = stack_bytes;
-  prepare_registers(context, stack + guard_page_bytes, stack_bytes - guard_page_bytes - stagger, entry);
-#ifdef EQUITENSOR_TSAN
-  context.tsan_fiber = __tsan_create_fiber(0);
-#endif
+  context.tsan_fiber = stack.tsan_fiber;
+  prepare_registers(context, stack.memory + guard_page_bytes, stack_bytes - guard_page_bytes - stagger, entry);
 }
-// ThreadSanitizer gives the id of a destroyed fiber to a new one, and takes both for the same thread: whoever comes after the new one
-// seems to come after the old one too. So ids of ended fibers are kept for a while, at 0.8 MB each.
-class TsanFibers {
- public:
-  void retire(const Context& context, size_t kept) {
-    if (!sanitizer::thread) return;
-    ended_.push_back(context.tsan_fiber);
-    shrink(kept);
-  }
-  void shrink([[maybe_unused]] size_t kept) {
-#ifdef EQUITENSOR_TSAN
-    for (; ended_.size() > kept; ended_.pop_front()) __tsan_destroy_fiber(ended_.front());
-#endif
-  }
-
- private:
-  std::deque<void*> ended_;
-};
 inline void adopt_running_thread([[maybe_unused]] Context& context) {
 #ifdef EQUITENSOR_TSAN
   context.tsan_fiber = __tsan_get_current_fiber();

@@ -3,58 +3,31 @@
 #include "test/emulation/block.hpp"
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <type_traits>
 
 using emulated_where = std::source_location;
 
-inline void __syncthreads(emulated_where where = emulated_where::current()) { emulated::detail::block->wait_at_barrier(where); }
+inline void __syncthreads(emulated_where where = emulated_where::current()) { emulated::wait_at_barrier(where); }
 
-inline void __syncwarp(unsigned mask = 0xffffffff, emulated_where where = emulated_where::current()) {
-  emulated::detail::block->meet(mask, 0, where, true);
-}
+inline void __syncwarp(unsigned mask = 0xffffffff, emulated_where where = emulated_where::current()) { emulated::wait_for_warp(mask, where); }
 
 namespace emulated {
 
-// The value of lane `source`. As in CUDA, a shuffle orders no memory accesses: for those there is __syncwarp.
-template <class T, class Source>
-T shuffle(unsigned mask, T value, int width, std::source_location where, Source source) {
+template <class T>
+T shuffle_value(Shuffle kind, unsigned mask, T value, int argument, int width, std::source_location where) {
   static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= 8);
-  Block& block = *detail::block;
-  if (width < 1 || width > 32 || !std::has_single_bit(static_cast<unsigned>(width))) {
-    block.fail(where, "a shuffle's width is a power of 2 up to 32, not %d", width);
-  }
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
-  const Meeting::Result& result = block.meet(mask, bits, where, false);
-  {
-    const sanitizer::Unobserved unobserved;
-    const int lane = static_cast<int>(block.thread().lane());
-    const int from = source(lane, lane & ~(width - 1));
-    if (!(result.participants >> from & 1)) {
-      block.fail(where, "lane %d reads lane %d, which is inactive or not in the mask 0x%08x", lane, from, mask);
-    }
-    std::memcpy(&value, &result.value[from], sizeof(T));
-  }
+  bits = shuffle(kind, mask, bits, argument, width, where);
+  std::memcpy(&value, &bits, sizeof(T));
   return value;
-}
-
-inline unsigned vote(unsigned mask, bool predicate, std::source_location where) {
-  const Meeting::Result& result = detail::block->meet(mask, predicate, where, false);
-  const sanitizer::Unobserved unobserved;
-  unsigned votes = 0;
-  for (int lane = 0; lane < 32; ++lane) {
-    if ((result.participants >> lane & 1) && result.value[lane]) votes |= 1u << lane;
-  }
-  return votes;
 }
 
 // Atomic among fibers as they are; really atomic for ThreadSanitizer and for other host threads. Relaxed, as in CUDA.
 template <class T, class Operation>
 T read_modify_write(T* p, Operation operation) {
-  if (detail::traffic) {
-    const sanitizer::Unobserved unobserved;
-    if (!detail::block->is_shared(p)) count_store(p, sizeof(T)), ++detail::traffic->atomics;
-  }
+  count_atomic(p, sizeof(T));
   T expected, desired;
   __atomic_load(p, &expected, __ATOMIC_RELAXED);
   do desired = operation(expected);
@@ -66,27 +39,19 @@ T read_modify_write(T* p, Operation operation) {
 
 template <class T>
 T __shfl_sync(unsigned mask, T value, int lane, int width = 32, emulated_where where = emulated_where::current()) {
-  return emulated::shuffle(mask, value, width, where, [=](int, int first) { return first + (lane & (width - 1)); });
+  return emulated::shuffle_value(emulated::Shuffle::index, mask, value, lane, width, where);
 }
-// A lane that would read beyond its segment of `width` lanes gets its own value.
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, emulated_where where = emulated_where::current()) {
-  return emulated::shuffle(mask, value, width, where, [=](int self, int first) {
-    return self - static_cast<int>(delta) < first ? self : self - static_cast<int>(delta);
-  });
+  return emulated::shuffle_value(emulated::Shuffle::up, mask, value, static_cast<int>(delta), width, where);
 }
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, emulated_where where = emulated_where::current()) {
-  return emulated::shuffle(mask, value, width, where, [=](int self, int first) {
-    return self + static_cast<int>(delta) >= first + width ? self : self + static_cast<int>(delta);
-  });
+  return emulated::shuffle_value(emulated::Shuffle::down, mask, value, static_cast<int>(delta), width, where);
 }
-// Reads earlier segments as well, later ones not.
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, emulated_where where = emulated_where::current()) {
-  return emulated::shuffle(mask, value, width, where, [=](int self, int first) {
-    return (self ^ bits) >= first + width ? self : self ^ bits;
-  });
+  return emulated::shuffle_value(emulated::Shuffle::exclusive_or, mask, value, bits, width, where);
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate, emulated_where where = emulated_where::current()) {
   return emulated::vote(mask, predicate != 0, where);
@@ -130,7 +95,7 @@ inline void __threadfence() {
   emulated::sanitizer::release(&token);
 }
 inline void __threadfence_block() { __threadfence(); }
-[[noreturn]] inline void __trap(emulated_where where = emulated_where::current()) { emulated::detail::block->fail(where, "__trap"); }
+[[noreturn]] inline void __trap(emulated_where where = emulated_where::current()) { emulated::fail(where, "__trap"); }
 
 template <class T>
 T __ldg(const T* p) {

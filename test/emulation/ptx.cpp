@@ -3,6 +3,7 @@
 #include <elf.h>
 #include <fstream>
 #include <iterator>
+#include <memory>
 
 namespace emulated::ptx {
 namespace {
