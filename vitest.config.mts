@@ -1,3 +1,4 @@
+import os from 'node:os'
 import { configDefaults, defineConfig } from 'vitest/config'
 
 // What does not depend on the backend: mathematics and text, the package's files, and the emulation itself, of which these compile a build of their own. `npm test` runs it.
@@ -8,5 +9,7 @@ export default defineConfig({
     include: ['test/**/*.test.ts'],
     exclude: [...configDefaults.exclude, ...(process.env.EQUITENSOR_BACKEND === 'cuda' ? onceOnly : [])],
     testTimeout: 60_000,
+    // An emulated kernel runs on one thread. By default there is a core fewer than there are: of two, one.
+    ...(process.env.EQUITENSOR_BINARY === 'emulated' ? { maxWorkers: os.availableParallelism() } : {}),
   },
 })
