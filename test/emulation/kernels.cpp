@@ -124,22 +124,23 @@ void run_factored() {
   run_weighted<T>(*cuda::with_factors(cuda::make_matrix(0, sizeof(T) == 8, 3, slots, {{0, 0, 0}}, 2), 2, slots));
 }
 
-// A convolution, node by node and edge by edge: of four edges and of one, receivers and senders of their own. Atomic sums are rounded in the order of the threads, and no part
+// A convolution, node by node and edge by edge: receivers of ten edges, whose atomic sums come from two groups of threads, of one, and of none. Atomic sums are rounded in the order of the threads, and no part
 // of the hash.
 template <class T>
 void run_convolution(const WeightedForm& form) {
   const auto operation = cuda::make_weighted(0, form);
   const int (&dims)[3] = operation->dim, weights = operation->weights;
   using Ints = std::vector<int>;
-  const cuda::DeviceMemory by_receiver(0, Ints{0, 4, 4, 5, 6}), its_edges(0, Ints{0, 1, 2, 3, 4, 5}), its_senders(0, Ints{0, 1, 2, 1, 0, 1}), itself(0, Ints{0, 0, 0, 0, 2, 3});
-  const cuda::DeviceMemory by_sender(0, Ints{0, 2, 5, 6}), its_other_edges(0, Ints{0, 4, 1, 3, 5, 2}), its_receivers(0, Ints{0, 2, 0, 0, 3, 0});
+  const cuda::DeviceMemory by_receiver(0, Ints{0, 10, 10, 11, 12}), its_edges(0, Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}), its_senders(0, Ints{0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2});
+  const cuda::DeviceMemory itself(0, Ints{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 3});
+  const cuda::DeviceMemory by_sender(0, Ints{0, 4, 8, 12}), its_other_edges(0, Ints{0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11}), its_receivers(0, Ints{0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 3});
   const Sweep receivers{2, 4, by_receiver.as<int>(), its_edges.as<int>(), its_senders.as<int>(), 3, itself.as<int>()};
   const Sweep senders{0, 3, by_sender.as<int>(), its_other_edges.as<int>(), its_receivers.as<int>(), 4};
   for (const bool shared : {false, true})
     for (const bool atomic : {false, true}) {
       cuda::Stream stream(0);
       Call call{};
-      call.batch = 6, call.weight_shared = call.shared[1] = shared, call.atomic = atomic;
+      call.batch = 12, call.weight_shared = call.shared[1] = shared, call.atomic = atomic;
       const long rows = shared ? 1 : call.batch;
       Array<T> x(3 * dims[0], 1), y(rows * dims[1], 2), z(4 * dims[2], 3), w(rows * weights, 4), ax(3 * dims[0], 5), ay(rows * dims[1], 6), aw(rows * weights, 7),
           dx(3 * dims[0], 8), dy(rows * dims[1], 9), dz(4 * dims[2], 10), dw(rows * weights, 11);
