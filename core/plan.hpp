@@ -16,7 +16,7 @@ struct Divisor {
 template <class T>
 struct PlanRun {
   int blocks, source_count, output_count;
-  const T* coefficients;  // [block][source][output], rows as the store pads them
+  const T* coefficients;  // [block][source][output]
   const int* sources;     // [block][source]
   const int* outputs;     // [block][output]
 };
