@@ -64,7 +64,7 @@ async function compileMissing({ nvcc, missing }) {
 }
 
 /**
- * The PTX of all kernels, one text a source; sources that have changed are compiled first (20 s for all of them on one core).
+ * The PTX of all kernels, one text a source; sources that have changed are compiled first (200 s of CPU time for all of them).
  * @throws Error where there is no toolkit, or where nvcc fails.
  */
 function ptx() {
