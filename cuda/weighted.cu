@@ -211,11 +211,8 @@ struct WeightedLane {
 #pragma unroll 1
       for (int first = begin; first < end; first += lanes) {
         const bool active = first + lane < end;
-        const int c = active ? first + lane : end - 1, u = s.lane + c, place = (c - begin) * in.outputs;
-        if (in.mixed)
-          take_mixed<directional>(s, c, u, place, active);
-        else
-          take<directional>(s, c, u, active);
+        const int c = active ? first + lane : end - 1;
+        take<directional>(s, c, s.lane + c, begin, active);
       }
       if (!in.mixed) continue;
       __syncwarp();
@@ -226,54 +223,33 @@ struct WeightedLane {
     if (differentiates && wants_matrix && !in.same_channel) contract(s);
   }
 
+  // Channel c of z, or of the t that the mix makes z of, and of its derivative; and what the gradient of z, or that of t, which `unmix` has made, says of x, y, M and w. The terms take
+  // turns, since every copy of `multiply` and `differentiate` has code for each number of outputs: with six and four of them nvcc took 51 s a card instead of 13.
   template <bool directional>
-  __device__ __forceinline__ void take(const WeightedSegment& s, int c, int u, bool active) const {
-    const T *const matrix = shared + layout.matrix, *const md = shared + layout.matrix_direction;
+  __device__ __forceinline__ void take(const WeightedSegment& s, int c, int u, int begin, bool active) const {
+    const bool mixed = in.mixed > 0;
     const int x = in.lane_operand, y = 1 - in.lane_operand, ax = lane_direction(), ay = matrix_direction();
-    const int place = (s.out + c) * in.outputs;
-    const T w = active ? weight_of(rows.a.weight, s, c, T(1)) : T(0), aw = directional && active ? weight_of(rows.a.weight_direction, s, c, T(0)) : T(0);
-    if (rows.a.out[2] && active) {
-      T* const to = shared + layout.z + place;
-      if constexpr (directional) {
-        multiply(matrix, y, ax, u, w, to, true);
-        multiply(md, ay, x, u, w, to, true);
-        multiply(matrix, y, x, u, aw, to, true);
-      } else {
-        multiply(matrix, y, x, u, w, to, true);
+    const int block_place = (s.out + c) * in.outputs, staged_place = (c - begin) * in.outputs;
+    const T *const matrix = shared + layout.matrix, *const md = shared + layout.matrix_direction;
+    const T w = mixed ? T(1) : weight_of(rows.a.weight, s, c, T(1)), aw = directional && !mixed ? weight_of(rows.a.weight_direction, s, c, T(0)) : T(0);
+    if (active && (rows.a.out[2] || (mixed && rows.a.weight_out))) {
+#pragma unroll 1
+      for (int n = 0; n < (directional ? 3 : 1); ++n) {
+        // M x, M ax, M' x
+        T* const staged = shared + (n > 0 ? layout.t_direction : layout.t) + staged_place;
+        multiply(n == 2 ? md : matrix, n == 2 ? ay : y, n == 1 ? ax : x, u, directional && !mixed && n == 0 ? aw : w, mixed ? staged : shared + layout.z + block_place, !mixed || n == 2);
       }
     }
     if (!differentiates) return;
-    const T* const from = shared + layout.dz + place;
-    T dw;
-    if constexpr (directional)
-      dw = differentiate(matrix, y, u, active, from, aw, x, ax) + differentiate(md, ay, u, active, from, w, ax, x);
-    else
-      dw = differentiate(matrix, y, u, active, from, w, x, x);
-    if (rows.a.weight_out && in.weighted && active && rows.live) write(rows.weight_out() + s.weight + c * s.weight_pitch, dw, rows.adds_weight());
-  }
-
-  // Channel c of t, or of its derivative, and what the gradient of t, which the mix turns z into, says of x, y and M.
-  template <bool directional>
-  __device__ __forceinline__ void take_mixed(const WeightedSegment& s, int c, int u, int place, bool active) const {
-    const T *const matrix = shared + layout.matrix, *const md = shared + layout.matrix_direction;
-    const int x = in.lane_operand, y = 1 - in.lane_operand, ax = lane_direction(), ay = matrix_direction();
-    T *const t = shared + layout.t + place, *const td = shared + layout.t_direction + place;
-    T *const g = shared + layout.g + place, *const gd = shared + layout.g_direction + place;
-    if (active && (rows.a.out[2] || rows.a.weight_out)) {
-      multiply(matrix, y, x, u, T(1), t, false);
-      if constexpr (directional) {
-        multiply(matrix, y, ax, u, T(1), td, false);
-        multiply(md, ay, x, u, T(1), td, true);
-      }
+    T dw = 0;
+#pragma unroll 1
+    for (int n = 0; n < (directional ? 2 : 1); ++n) {
+      // M, M'; of z the gradient of the other one's product with x
+      const T* const z = shared + (!mixed ? layout.dz + block_place : (directional && n == 0 ? layout.g_direction : layout.g) + staged_place);
+      const int outer = n > 0 ? ax : x, inner = directional && !mixed ? (n > 0 ? x : ax) : outer;
+      dw += differentiate(n > 0 ? md : matrix, n > 0 ? ay : y, u, active, z, active ? (directional && !mixed && n == 0 ? aw : w) : T(0), outer, inner);
     }
-    if (!differentiates) return;
-    const T scale = active ? T(1) : T(0);
-    if constexpr (directional) {
-      differentiate(matrix, y, u, active, gd, scale, x, x);
-      differentiate(md, ay, u, active, g, scale, ax, ax);
-    } else {
-      differentiate(matrix, y, u, active, g, scale, x, x);
-    }
+    if (!mixed && rows.a.weight_out && in.weighted && active && rows.live) write(rows.weight_out() + s.weight + c * s.weight_pitch, dw, rows.adds_weight());
   }
   // Gradients of channels [begin, end) of t: g_c = sum_w W_cw dz_w. A lane has its channels c; or its w, whose sums are added up, where channels are few.
   __device__ __forceinline__ void unmix(const WeightedSegment& s, int begin, int end, const T* weights, T missing, T* to) const {
