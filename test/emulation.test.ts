@@ -65,6 +65,8 @@ const broken: Record<string, Partial<Record<Build, RegExp>>> = {
 }
 
 const execute = promisify(execFile)
+/** Until a check counts as hanging. On a busy machine 1024 threads under ThreadSanitizer took 20 s for a seed, most of them for the memory that it has for each. */
+const milliseconds = 360_000
 
 async function compile(name: string, flags: string[]) {
   const sources = ['checks.cpp', 'good_kernels.cu', 'broken_kernels.cu', 'runtime.cpp', 'block.cpp'].map((file) => `test/emulation/${file}`)
@@ -80,8 +82,7 @@ async function compile(name: string, flags: string[]) {
 async function run(build: string, check?: string, seed = 0) {
   const env = { ...process.env, EQUITENSOR_EMULATION_SEED: `${seed}` }
   try {
-    // Against those that never end: on a busy machine 1024 threads under ThreadSanitizer took 20 s, most of them the memory that it has for each.
-    const { stdout, stderr } = await execute(path.join(directory, build), check ? [check] : [], { env, timeout: 120_000 })
+    const { stdout, stderr } = await execute(path.join(directory, build), check ? [check] : [], { env, timeout: milliseconds / seeds.length })
     return { passed: true, stdout, stderr }
   } catch (error) {
     const { signal, stdout, stderr } = error as { signal: string | null; stdout: string; stderr: string }
@@ -109,7 +110,7 @@ describe.skipIf(process.platform === 'win32')('emulation of CUDA', () => {
         const { passed, stderr } = await run(build, check, seed)
         expect(passed, `seed ${seed}: ${stderr}`).toBe(true)
       }
-    })
+    }, milliseconds)
 
     const caught = Object.entries(broken).filter(([, words]) => words[build])
     test.concurrent.each(caught)('%s is caught', async (check, words) => {
@@ -118,6 +119,6 @@ describe.skipIf(process.platform === 'win32')('emulation of CUDA', () => {
         expect(stderr, `seed ${seed}`).toMatch(words[build]!)
         expect(passed, `seed ${seed}`).toBe(false)
       }
-    })
+    }, milliseconds)
   })
 })
