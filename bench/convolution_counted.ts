@@ -1,16 +1,14 @@
 // The suite convolution on the emulation: counts of what the CUDA kernels do, and modelled times on an H100, never measured ones.
-import { Convolution, DeviceArray, Graph } from '../lib/index'
-import { cuda } from '../lib/cuda'
-import { binary } from '../lib/native'
-import { random, randomArray } from '../test/support'
-import { interpret } from './emulated'
+import { Convolution, Graph } from '../lib/index'
+import { countWeighted, requireEmulation, uncountedLines } from './counted'
+import { disclaimer } from './emulated'
 import { BadFlag } from './flags'
 import { h100 } from './h100'
 import { bytesOf } from './measure'
 import type { PassName } from './passes'
-import type { Numbers, WeightedProblem } from './problems'
+import type { WeightedProblem } from './problems'
 import type { Suite, SuiteRun, SuiteSettings } from './suites'
-import { bindWeighted, errorOf, makeProduct, multiplyAdds, sources, table, tolerance, weightedArrays, weightedDims, type Edges, type WeightedSlot } from './weighted'
+import { makeProduct, multiplyAdds, sources, table, tolerance, weightedArrays, weightedDims, type Edges } from './weighted'
 
 interface Case {
   problem: WeightedProblem
@@ -41,29 +39,15 @@ export function countEdge({ problem, pass, layout, atomic }: Case, { nodes, send
   const product = makeProduct(problem, { dtype: 'float64', layout, threads: 1 }), dims = weightedDims(product), adds = multiplyAdds(product, problem, pass)
   const expected = new Convolution(product.irrepsIn1, product.irrepsIn2, {} as never, product)
   using conv = Convolution.channelwise(problem.in1, problem.in2, problem.out, { dtype, layout, backend: 'cuda', atomic }), graph = new Graph(Int32Array.from([...senders, ...receivers]), nodes)
-  const slots = Object.entries({ ...reads, ...writes }), rows = { x: nodes, y: edges, w: edges, z: nodes }, next = random(1)
-  const host = Object.fromEntries(slots.map(([name, slot]) => [name, randomArray(dtype, rows[slot] * dims[slot], next)]))
-  const device = Object.fromEntries(Object.entries(host).map(([name, array]) => [name, DeviceArray.from(array as Float32Array)]))
-  const call = bindWeighted(conv, pass, device as never, graph), counting = cuda((native) => native.counting!)
-  // Once without: by then the device has the graph.
-  for (const on of [false, true]) {
-    counting(on)
-    call()
-    // The emulation is lazy: work is done when somebody waits for it.
-    device.x!.download()
-  }
-  const { launches, cleared, atomics, loaded, stored, table, instructions } = counting(false)
-  const exact: Record<string, Numbers> = Object.fromEntries(Object.entries(host).map(([name, array]) => [name, Float64Array.from(array)]))
-  bindWeighted(expected, pass, exact, graph)()
-  const actual = Object.fromEntries(Object.keys(writes).map((name) => [name, device[name]!.download() as Numbers]))
-  const error = errorOf(product, pass, actual, Object.fromEntries(Object.entries(writes).map(([name, slot]) => [slot, exact[name]!])) as Record<WeightedSlot, Numbers>)
-  for (const array of Object.values(device)) array.dispose()
+  const rows = { x: nodes, y: edges, w: edges, z: nodes }, slots = [...Object.values(reads), ...Object.values(writes)]
+  const { counts, error } = countWeighted({ op: conv, exact: expected, product }, pass, rows, dtype, graph)
   expected.dispose()
 
+  const { launches, cleared, atomics, loaded, stored, table, instructions } = counts
   const share = (total: number) => total / edges, nanoseconds = 1e9
   const bytes = {
     unique: share(loaded.unique + stored.unique + table.unique), requested: share(loaded.requested + stored.requested), cleared: share(cleared),
-    least: share(bytesOf[dtype] * slots.reduce((sum, [, slot]) => sum + rows[slot] * dims[slot], 0)) + 2 * Int32Array.BYTES_PER_ELEMENT,
+    least: share(bytesOf[dtype] * slots.reduce((sum, slot) => sum + rows[slot] * dims[slot], 0)) + 2 * Int32Array.BYTES_PER_ELEMENT,
   }
   const issued = isInterpreted ? share(32 * instructions.warp) : undefined
   const byteTime = (nanoseconds * (bytes.unique + bytes.cleared)) / speed.copyBandwidth, issueTime = issued && (nanoseconds * issued) / h100('float32').fmaPeak
@@ -75,9 +59,8 @@ export function countEdge({ problem, pass, layout, atomic }: Case, { nodes, send
 }
 
 export function runCounted(settings: SuiteSettings, edges: Edges, problems: readonly WeightedProblem[], progress: Parameters<Suite['run']>[1]): SuiteRun {
-  if (binary.flavour !== 'emulated') throw new BadFlag('--suite convolution --backend cuda: on the emulation only, EQUITENSOR_BINARY=emulated')
   if (settings.molecules !== undefined) throw new BadFlag('--molecules: not with --backend cuda, where one random graph is counted')
-  const { dtype, layouts, passes } = settings, uncounted = interpret()
+  const { dtype, layouts, passes } = settings, uncounted = requireEmulation('convolution')
   const cases = problems.flatMap((problem) => layouts.flatMap((layout) => passes.flatMap((pass) => [false, true].map((atomic): Case => ({ problem, pass, layout, atomic })))))
   const results = cases.map((one, n) => {
     progress(n, cases.length, `${one.problem.name} ${one.layout} ${one.pass}`)
@@ -94,10 +77,10 @@ export function runCounted(settings: SuiteSettings, edges: Edges, problems: read
   const { nodes, senders } = edges
   return {
     text: [
-      'COUNTED AND MODELLED, NOT MEASURED: no GPU was used, and nothing here is a time that anybody has seen.',
+      disclaimer,
       `an edge's share of calls over a random geometric graph of ${nodes} nodes and ${senders.length} edges, ${(senders.length / nodes).toFixed(1)} neighbours; ${dtype}`,
       'modelled H100 time = max(unique bytes / 3.35 TB/s, issued instructions / 29.6 T thread-instructions a second); no latency, no launch, no L2 cache, and no price of atomics but their issue',
-      ...(uncounted ? [`instructions are not counted (${uncounted}), and so no time is modelled`] : []),
+      ...uncountedLines(uncounted),
       ...sources(problems),
       '',
       ...table(['problem', 'layout', 'pass', 'sums', 'launches', 'bytes', 'x bytes', 'x asked', 'atomics', 'instr', 'modelled ns', 'limit', 'floor ns', 'x floor', 'correct'], lines, 4),

@@ -11,6 +11,9 @@ import {
   bound, callLine, correctness, hostLine, isCounted, number, packageLine, percent, timingMeanings, type Counted, type Counts, type Settings,
 } from './report'
 
+/** Above every table of counts. */
+export const disclaimer = 'COUNTED AND MODELLED, NOT MEASURED: no GPU was used, and nothing here is a time that anybody has seen.'
+
 /** Ten whole tiles of 128 items, as many as a block of threads owns in float32. */
 const countedItems = 1280
 
@@ -73,7 +76,7 @@ export function emulated({ dtype, batch, device }: Settings, texts = ptx): Machi
 
     details: () => ({ counted: `${items} items a call, scaled to the batch`, modelled: 'times are of a model of an H100', ...(uncounted && { uncounted }) }),
     heading: (run) => [
-      'COUNTED AND MODELLED, NOT MEASURED: no GPU was used, and nothing here is a time that anybody has seen.',
+      disclaimer,
       packageLine(run, 'CUDA kernels, run by an emulation on the CPU'),
       hostLine(run),
       callLine(run),

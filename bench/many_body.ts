@@ -1,9 +1,8 @@
 // npm run compare -- --suite many-body
-import { binary } from '../lib/native'
+import { requireEmulation, uncountedLines } from './counted'
 import { timeCalls } from './cpu'
-import { BadFlag } from './flags'
+import { disclaimer } from './emulated'
 import { median } from './machine'
-import { interpret } from './emulated'
 import { countPass } from './many_body_counted'
 import { modelledBatch } from './h100'
 import { manyBodyProblems, species, type ManyBodyProblem } from './many_body_problems'
@@ -70,8 +69,7 @@ export const manyBody: Suite = {
 
 /** On the emulation: counts, and a model of an H100. */
 function runCounted(settings: SuiteSettings, progress: Parameters<Suite['run']>[1]): SuiteRun {
-  if (binary.flavour !== 'emulated') throw new BadFlag('--suite many-body --backend cuda: on the emulation only, EQUITENSOR_BINARY=emulated')
-  const { dtype, layouts } = settings, uncounted = interpret()
+  const { dtype, layouts } = settings, uncounted = requireEmulation('many-body')
   const chosen = manyBodyProblems.filter(({ name }) => settings.problems.includes(name))
   const tasks = chosen.flatMap((problem) => settings.passes.flatMap((pass) => layouts.map((layout) => ({ problem, pass, layout }))))
   const results = tasks.map(({ problem, pass, layout }, n) => {
@@ -88,9 +86,9 @@ function runCounted(settings: SuiteSettings, progress: Parameters<Suite['run']>[
   ])
   return {
     text: [
-      'COUNTED AND MODELLED, NOT MEASURED: no GPU was used, and nothing here is a time that anybody has seen.',
+      disclaimer,
       `an item of a call of ${modelledBatch} with ${species} species, from counts of smaller calls: modelled H100 time = max(unique bytes / 3.35 TB/s, issued instructions / 29.6 T thread-instructions a second)`,
-      ...(uncounted ? [`instructions are not counted (${uncounted}), and so no time is modelled`] : []),
+      ...uncountedLines(uncounted),
       ...chosen.map(({ name, meaning, source }) => `  ${name}: ${meaning}; ${source}`),
       '',
       ...table(['problem', 'pass', 'layout', 'launches', 'x bytes', 'instr', 'modelled ns', 'floor ns', 'by', 'x floor', 'correct'], lines, 3),

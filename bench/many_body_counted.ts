@@ -1,6 +1,6 @@
 // The suite many-body on the emulation: counts of what the CUDA kernels do, and modelled times on an H100, never measured ones.
 import { DeviceArray } from '../lib/index'
-import { cuda } from '../lib/cuda'
+import { countCall } from './counted'
 import { h100, modelledBatch } from './h100'
 import { species as allSpecies, type ManyBodyProblem } from './many_body_problems'
 import type { PassName } from './passes'
@@ -27,12 +27,7 @@ const tasksOf = (batch: number, species: number) => species * Math.max(1, Math.c
 function count(problem: ManyBodyProblem, pass: PassName, options: MakeOptions, batch: number, species: number): Counted {
   const op = problem.make(options, calls[0][1]), next = random(1), arrays: DeviceArray[] = []
   const passes = op.bind(batch, (length) => (arrays[arrays.length] = DeviceArray.from(randomArray(options.dtype, length, next) as Float32Array) as DeviceArray), species)
-  const counting = cuda((native) => native.counting!)
-  counting(true)
-  passes[pass]()
-  // The emulation is lazy: work is done when somebody waits for it.
-  arrays[0]!.download()
-  const { launches, loaded, stored, table, instructions } = counting(false)
+  const { launches, loaded, stored, table, instructions } = countCall(passes[pass], arrays[0]!)
   for (const array of arrays) array.dispose()
   op.dispose()
   return { launches, bytes: loaded.unique + stored.unique + table.unique, instructions: 32 * instructions.warp }

@@ -32,9 +32,9 @@ export interface Edges {
   senders: Int32Array
   receivers: Int32Array
 }
-type Product = ClebschGordanTensorProduct<any>
+export type WeightedProduct = ClebschGordanTensorProduct<any>
 
-export function makeProduct({ kind, in1, in2, out }: WeightedProblem, options: { dtype: SuiteSettings['dtype']; layout: Layout; threads?: number; backend?: Backend }): Product {
+export function makeProduct({ kind, in1, in2, out }: WeightedProblem, options: { dtype: SuiteSettings['dtype']; layout: Layout; threads?: number; backend?: Backend }): WeightedProduct {
   const all = { backend: 'cpu' as const, ...options }
   return kind === 'fullyConnected' ? ClebschGordanTensorProduct.fullyConnected(in1, in2, out, all) : ClebschGordanTensorProduct.channelwise(in1, in2, out, all)
 }
@@ -51,13 +51,13 @@ export function bindWeighted(op: any, pass: PassName, a: Record<string, Numbers>
   return () => void op.doubleBackward(...first, a.x, a.y, a.w, a.gradOut, directions, options)
 }
 
-export const weightedDims = (op: Product): Record<WeightedSlot, number> => ({ x: op.irrepsIn1.dim, y: op.irrepsIn2.dim, w: op.weightNumel, z: op.irrepsOut.dim })
+export const weightedDims = (op: WeightedProduct): Record<WeightedSlot, number> => ({ x: op.irrepsIn1.dim, y: op.irrepsIn2.dim, w: op.weightNumel, z: op.irrepsOut.dim })
 
 /**
  * Multiply-adds of an item. With N nonzeros of M_ik = sum_j C_ijk y_j and S = 2 l3 + 1, a channel takes N + S forward (products with M, and with the weight), 3 N + 3 S
  * backward and 7 N + 5 S in the double backward; mixing the channels of uvw takes (2 l3 + 1) mul1 mul2 mul3 each time, once, twice and five times.
  */
-export function multiplyAdds(op: Product, { kind }: WeightedProblem, pass: PassName): number {
+export function multiplyAdds(op: WeightedProduct, { kind }: WeightedProblem, pass: PassName): number {
   const [n, s, mixes] = { forward: [1, 1, 1], backward: [3, 3, 2], doubleBackward: [7, 5, 5] }[pass] as [number, number, number]
   return op.paths.reduce((sum, { in1, in2, out, l: [l1, l2, l3] }) => {
     const c = wigner3j(l1, l2, l3), [d1, d2, d3] = [2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1]
@@ -69,16 +69,16 @@ export function multiplyAdds(op: Product, { kind }: WeightedProblem, pass: PassN
 }
 
 /** The product as a sum over Wigner 3j symbols with e3nn's normalisations 'component' and 'element'. */
-export function termsOf(op: Product, { kind }: WeightedProblem) {
+export function termsOf(op: WeightedProduct, { kind }: WeightedProblem) {
   const mode = kind === 'fullyConnected' ? 'uvw' : 'uvu'
-  const elements = ({ in1, in2 }: Product['paths'][number]) => op.irrepsIn2.blocks[in2]!.mul * (mode === 'uvw' ? op.irrepsIn1.blocks[in1]!.mul : 1)
+  const elements = ({ in1, in2 }: WeightedProduct['paths'][number]) => op.irrepsIn2.blocks[in2]!.mul * (mode === 'uvw' ? op.irrepsIn1.blocks[in1]!.mul : 1)
   const instructions = op.paths.map(({ in1, in2, out }): Instruction => ({ in1, in2, out, mode, hasWeight: true }))
   const coefficients = op.paths.map(({ out, l }) => Math.sqrt((2 * l[2] + 1) / op.paths.filter((path) => path.out === out).reduce((sum, path) => sum + elements(path), 0)))
   return instructionTerms([op.irrepsIn1, op.irrepsIn2, op.irrepsOut], op.layout, instructions, coefficients)
 }
 
 /** The largest error of a pass's results, whose names are those of weightedArrays, relative to the largest value of a block. */
-export function errorOf(op: Product, pass: PassName, actual: Record<string, Numbers>, expected: Record<WeightedSlot, Numbers>): number {
+export function errorOf(op: WeightedProduct, pass: PassName, actual: Record<string, Numbers>, expected: Record<WeightedSlot, Numbers>): number {
   const irreps = { x: op.irrepsIn1, y: op.irrepsIn2, z: op.irrepsOut }
   return Math.max(
     ...Object.entries(weightedArrays[pass].writes).map(([name, slot]) => (slot === 'w' ? arrayError(actual[name]!, expected.w) : blockError(actual[name]!, expected[slot], irreps[slot]))),
@@ -189,7 +189,7 @@ export const models: Suite = {
 export const sources = (chosen: readonly WeightedProblem[]) =>
   chosen.map(({ name, source, kind, in1, in2, out, shared }) => `  ${name.padEnd(13)} ${in1} x ${in2} -> ${out}: ${kind}${shared ? ', shared weights' : ''}; ${source}`)
 
-function checkSome(op: Product, problem: WeightedProblem, pass: PassName, arrays: Record<string, Numbers>, batch: number, dtype: SuiteSettings['dtype']): number {
+function checkSome(op: WeightedProduct, problem: WeightedProblem, pass: PassName, arrays: Record<string, Numbers>, batch: number, dtype: SuiteSettings['dtype']): number {
   const dims = weightedDims(op), { reads, writes } = weightedArrays[pass], terms = termsOf(op, problem)
   const outputs = Object.keys(writes).map((name) => arrays[name]!)
   for (const output of outputs) output.fill(NaN)

@@ -1,16 +1,12 @@
 // The suite models on the emulation: counts of what the CUDA kernels do, and modelled times on an H100, never measured ones.
-import { DeviceArray } from '../lib/index'
-import { cuda } from '../lib/cuda'
-import { binary } from '../lib/native'
-import { random, randomArray } from '../test/support'
-import { interpret } from './emulated'
-import { BadFlag } from './flags'
+import { countWeighted, requireEmulation, uncountedLines } from './counted'
+import { disclaimer } from './emulated'
 import { h100, modelledBatch } from './h100'
 import { bytesOf } from './measure'
 import type { PassName } from './passes'
-import type { Numbers, WeightedProblem } from './problems'
+import type { WeightedProblem } from './problems'
 import type { Suite, SuiteRun, SuiteSettings } from './suites'
-import { bindWeighted, errorOf, makeProduct, multiplyAdds, sources, table, tolerance, verdict, weightedArrays, weightedDims, type WeightedSlot } from './weighted'
+import { makeProduct, multiplyAdds, sources, table, tolerance, verdict, weightedArrays, weightedDims } from './weighted'
 
 interface Case {
   problem: WeightedProblem
@@ -33,22 +29,10 @@ interface Counts {
 const callsOf = ({ shared }: WeightedProblem) => (shared ? ([4096, 8192] as const) : ([32, 64] as const))
 
 function count({ problem, pass, layout }: Case, dtype: SuiteSettings['dtype'], batch: number): Counts {
-  const op = makeProduct(problem, { dtype, layout, backend: 'cuda' }), exact = makeProduct(problem, { dtype: 'float64', layout }), dims = weightedDims(op)
-  const { reads, writes } = weightedArrays[pass], next = random(1), rows = (slot: WeightedSlot) => (problem.shared && slot === 'w' ? 1 : batch)
-  const host = Object.fromEntries(Object.entries({ ...reads, ...writes }).map(([name, slot]) => [name, randomArray(dtype, rows(slot) * dims[slot], next)]))
-  const device = Object.fromEntries(Object.entries(host).map(([name, array]) => [name, DeviceArray.from(array as Float32Array)]))
-  const counting = cuda((native) => native.counting!)
-  counting(true)
-  bindWeighted(op, pass, device as never)()
-  // The emulation is lazy: work is done when somebody waits for it.
-  device.x!.download()
-  const { launches, loaded, stored, table, instructions } = counting(false)
-  const expected: Record<string, Numbers> = Object.fromEntries(Object.entries(host).map(([name, array]) => [name, Float64Array.from(array)]))
-  bindWeighted(exact, pass, expected)()
-  const actual = Object.fromEntries(Object.keys(writes).map((name) => [name, device[name]!.download() as Numbers]))
-  const error = errorOf(exact, pass, actual, Object.fromEntries(Object.entries(writes).map(([name, slot]) => [slot, expected[name]!])) as Record<WeightedSlot, Numbers>)
-  for (const array of Object.values(device)) array.dispose()
+  const op = makeProduct(problem, { dtype, layout, backend: 'cuda' }), exact = makeProduct(problem, { dtype: 'float64', layout })
+  const { counts, error } = countWeighted({ op, exact, product: exact }, pass, { x: batch, y: batch, w: problem.shared ? 1 : batch, z: batch }, dtype)
   op.dispose(), exact.dispose()
+  const { launches, loaded, stored, table, instructions } = counts
   return { launches, bytes: loaded.unique + stored.unique + table.unique, instructions: 32 * instructions.warp, error }
 }
 
@@ -87,8 +71,7 @@ function countItem(one: Case, dtype: SuiteSettings['dtype']): CountedItem {
 const mostOfFloor = 1.25
 
 export function runCounted(settings: SuiteSettings, problems: readonly WeightedProblem[], progress: Parameters<Suite['run']>[1]): SuiteRun {
-  if (binary.flavour !== 'emulated') throw new BadFlag('--suite models --backend cuda: on the emulation only, EQUITENSOR_BINARY=emulated')
-  const { dtype, layouts, passes } = settings, uncounted = interpret()
+  const { dtype, layouts, passes } = settings, uncounted = requireEmulation('models')
   const cases = problems.flatMap((problem) => passes.flatMap((pass) => layouts.map((layout): Case => ({ problem, pass, layout }))))
   const results = cases.map((one, n) => {
     progress(n, cases.length, `${one.problem.name} ${one.pass} ${one.layout}`)
@@ -106,9 +89,9 @@ export function runCounted(settings: SuiteSettings, problems: readonly WeightedP
   ])
   return {
     text: [
-      'COUNTED AND MODELLED, NOT MEASURED: no GPU was used, and nothing here is a time that anybody has seen.',
+      disclaimer,
       `an item of a call of ${modelledBatch}, from counts of smaller calls; ${dtype}; modelled H100 time = max(unique bytes / 3.35 TB/s, issued instructions / 29.6 T thread-instructions a second); no latency, no launch`,
-      ...(uncounted ? [`instructions are not counted (${uncounted}), and so no time is modelled`] : []),
+      ...uncountedLines(uncounted),
       ...sources(problems),
       '',
       ...table(['problem', 'pass', 'layout', 'launches', 'bytes', 'x bytes', 'instr', 'modelled ns', 'floor ns', 'by', 'x floor', 'bar', 'correct'], lines, 3),
