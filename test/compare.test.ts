@@ -5,6 +5,7 @@ import { createRequire } from 'node:module'
 import path from 'node:path'
 import { afterEach, describe, expect, test } from 'vitest'
 import { emulated } from '../bench/emulated'
+import { countEdge } from '../bench/convolution_counted'
 import { BadFlag, parseFlags } from '../bench/flags'
 import { cpuGoals, bars, modelledGoals } from '../bench/goals'
 import { gpu } from '../bench/gpu'
@@ -107,6 +108,16 @@ describe('suites', () => {
         }
       }
     }
+  })
+})
+
+describe.runIf(isEmulated)('a convolution on the emulation', () => {
+  const problem = { ...weightedProblems[0]!, in1: '4x0e+4x1o', in2: '0e+1o', out: '0e+1o' }
+  const edges = { name: '', nodes: 3, senders: Int32Array.of(0, 1, 1, 2), receivers: Int32Array.of(1, 0, 2, 1) }
+  test.each([['forward', [1, 1]], ['backward', [1, 1]], ['doubleBackward', [2, 1]]] as const)('%s: one call is counted, and none of the preparations', (pass, launches) => {
+    const counted = [false, true].map((atomic) => countEdge({ problem, pass, layout: 'ir_mul', atomic }, edges, 'float32', false))
+    expect(counted.map((c) => c.launches)).toEqual(launches)
+    for (const { error } of counted) expect(error).toBeLessThan(1e-5) // float32
   })
 })
 
