@@ -73,8 +73,8 @@ __device__ __forceinline__ void for_each_access(const Place& place, bool is_whol
     each(Int<0>{}, Int<n * packed - 1>{}, [&](auto f) { access(f / packed * place.component + f % packed * place.channel, Int<1>{}, f, std::false_type{}); });
   }
 }
-template <class T, int packed, int n>
-__device__ __forceinline__ void load_channels(const T* at, const Place& place, bool is_whole, T (&v)[n][packed]) {
+template <int n, class T, int room, int packed>
+__device__ __forceinline__ void load_channels(const T* at, const Place& place, bool is_whole, T (&v)[room][packed]) {
   for_each_access<packed, n>(place, is_whole, [&](int offset, auto count, auto first, auto by_channel) {
     const Pack<T, count> pack = load<count>(at + offset);
     each(Int<0>{}, Int<count - 1>{}, [&](auto p) {
@@ -83,8 +83,8 @@ __device__ __forceinline__ void load_channels(const T* at, const Place& place, b
     });
   });
 }
-template <class T, int packed, int n>
-__device__ __forceinline__ void store_channels(T* at, const Place& place, bool is_whole, bool adds, const T (&v)[n][packed], bool is_atomic = false) {
+template <int n, class T, int room, int packed>
+__device__ __forceinline__ void store_channels(T* at, const Place& place, bool is_whole, bool adds, const T (&v)[room][packed], bool is_atomic = false) {
   for_each_access<packed, n>(place, is_whole, [&](int offset, auto count, auto first, auto by_channel) {
     Pack<T, count> pack{};
     if (adds && !is_atomic) pack = load<count>(at + offset);
@@ -129,6 +129,10 @@ struct ChannelwiseThread {
   const WeightedItems& items;
   int n, e, count;
 
+  static __device__ __forceinline__ int direction_of(const ChannelPiece& piece) { return piece.operand == 0 ? x_direction : y_direction; }
+  __device__ __forceinline__ int offset_of(const ChannelPiece& piece) const {
+    return piece.place.offset + c * piece.place.channel + piece.first * piece.place.component;
+  }
   __device__ __forceinline__ WeightedRows<T> rows_at(int k) const { return {rows.a, rows.set, n, items, e + k}; }
   // Whether item k is the last one of `row`, that of its result.
   __device__ __forceinline__ bool is_last(int k, int row) const {
@@ -140,14 +144,14 @@ struct ChannelwiseThread {
 #pragma unroll
       for (int p = 0; p < packed; ++p) w[0][p] = missing;
     } else {
-      load_channels(rows.weights(weights) + path.weight + c * path.weight_step, {0, path.weight_step, 0}, false, w);
+      load_channels<1>(rows.weights(weights) + path.weight + c * path.weight_step, {0, path.weight_step, 0}, false, w);
     }
 #pragma unroll
     for (int p = 0; p < packed; ++p) w[0][p] = active ? w[0][p] : T(0);
   }
   __device__ __forceinline__ void store_weight_gradient(const ChannelPath& path, const T (&dw)[1][packed]) const {
     if (!rows.a.weight_out || path.weight < 0 || !active || !rows.live) return;
-    store_channels(rows.weight_out() + path.weight + c * path.weight_step, {0, path.weight_step, 0}, false, rows.adds_weight() || path.adds_weight, dw);
+    store_channels<1>(rows.weight_out() + path.weight + c * path.weight_step, {0, path.weight_step, 0}, false, rows.adds_weight() || path.adds_weight, dw);
   }
 
   // Row `i` of the path's gradient of M: sum over the channels of t_i z_k.
@@ -162,80 +166,6 @@ struct ChannelwiseThread {
     sum_over_lanes(sum, lane, plan.lanes, [&](int k, T total) {
       if (k < n) to[k] = adds ? to[k] + total : total;
     });
-  }
-
-  template <int inputs>
-  __device__ __forceinline__ void run(const ChannelPiece& piece) {
-    const int s = piece.operand, d = s == 0 ? x_direction : y_direction;
-    const int at = piece.place.offset + c * piece.place.channel + piece.first * piece.place.component;
-    T x[inputs][packed], ax[directional ? inputs : 1][packed] = {}, dx[pass == WeightedPass::forward ? 1 : inputs][packed] = {};
-    const bool is_whole = piece.count == piece.components;
-    if constexpr (pass != WeightedPass::forward) load_channels(rows.in(s) + at, piece.place, is_whole, x);
-    if constexpr (directional)
-      if (rows.a.in[d]) load_channels(rows.in(d) + at, piece.place, is_whole, ax);
-#pragma unroll 1
-    for (int n = piece.path_begin; n < piece.path_end; ++n) {
-      const ChannelPath path = load_table(plan.paths + n).value[0];
-      if (path.is_scalar)
-        multiply<inputs, inputs, true>(piece, path, x, ax, dx);
-      else if (pass != WeightedPass::forward || is_whole)
-        // No lambdas, which nvcc may leave as functions that are called, and with them the item's rows in local memory.
-        switch (path.outputs) {
-          case 1: multiply<inputs, 1, false>(piece, path, x, ax, dx); break;
-          case 3: multiply<inputs, 3, false>(piece, path, x, ax, dx); break;
-          case 5: multiply<inputs, 5, false>(piece, path, x, ax, dx); break;
-          default: multiply<inputs, 7, false>(piece, path, x, ax, dx);
-        }
-    }
-    if constexpr (pass != WeightedPass::forward)
-      if (rows.a.out[s] && active && rows.live) store_channels(rows.out(s) + at, piece.place, is_whole, rows.adds(s), dx, rows.is_atomic(s));
-  }
-
-  // Of a block in pieces: outputs, each a sum over all of them, so that it is stored once.
-  __device__ __forceinline__ void run_in_pieces(const ChannelPiece& piece) {
-#pragma unroll 1
-    for (int n = piece.path_begin; n < piece.path_end; ++n) {
-      const ChannelPath path = load_table(plan.paths + n).value[0];
-      if (path.is_scalar) continue;
-      switch (path.outputs) {
-        case 1: sum_pieces<1>(piece, path); break;
-        case 3: sum_pieces<3>(piece, path); break;
-        case 5: sum_pieces<5>(piece, path); break;
-        default: sum_pieces<7>(piece, path);
-      }
-    }
-  }
-  template <int outputs>
-  __device__ __forceinline__ void sum_pieces(const ChannelPiece& piece, const ChannelPath& path) {
-    const int s = piece.operand, d = s == 0 ? x_direction : y_direction, at = piece.place.offset + c * piece.place.channel;
-    T sum[outputs][packed] = {};
-#pragma unroll 1
-    for (int n = 0; n < count; ++n) {
-      const WeightedRows<T> mine = rows_at(n);
-      const T* const x = mine.in(s) + at;
-      const T* const ax = directional && mine.a.in[d] ? mine.in(d) + at : nullptr;
-      T w[1][packed], aw[1][packed];
-      load_weights(mine, mine.a.weight, path, T(1), w);
-      if constexpr (directional) load_weights(mine, mine.a.weight_direction, path, T(0), aw);
-#pragma unroll 1
-      for (int i = 0; i < piece.components; ++i) {
-        T xs[1][packed], axs[1][packed] = {}, m[outputs], md[outputs];
-        load_channels(x + i * piece.place.component, piece.place, false, xs);
-        if (ax) load_channels(ax + i * piece.place.component, piece.place, false, axs);
-        load_row(matrix + n * plan.shared + path.matrix + i * path.pitch, m);
-        if constexpr (directional) load_row(matrix_direction + path.matrix + i * path.pitch, md);
-#pragma unroll
-        for (int p = 0; p < packed; ++p) {
-          const T t = directional ? w[0][p] * axs[0][p] + aw[0][p] * xs[0][p] : w[0][p] * xs[0][p];
-#pragma unroll
-          for (int k = 0; k < outputs; ++k) {
-            sum[k][p] += m[k] * t;
-            if constexpr (directional) sum[k][p] += md[k] * (w[0][p] * xs[0][p]);
-          }
-        }
-      }
-      if (is_last(n, mine.receiver)) store_outputs(mine, path, sum), clear(sum);
-    }
   }
 
   // Row i of M. Where M is a number times the identity only [i] is set, and the others must not be read: of a row these are the entries from row_begin on.
@@ -254,11 +184,7 @@ struct ChannelwiseThread {
   template <int outputs>
   __device__ __forceinline__ void store_outputs(const WeightedRows<T>& to, const ChannelPath& path, const T (&sum)[outputs][packed]) const {
     if (rows.a.out[2] && active && rows.live)
-      store_channels(to.out(2) + path.out.offset + c * path.out.channel, path.out, path.is_whole, rows.adds(2) || path.adds, sum, rows.is_atomic(2));
-  }
-  template <int outputs>
-  __device__ __forceinline__ void load_cotangents(const ChannelPath& path, T (&z)[outputs][packed]) const {
-    load_channels(rows.in(z_operand) + path.out.offset + c * path.out.channel, path.out, path.is_whole, z);
+      store_channels<outputs>(to.out(2) + path.out.offset + c * path.out.channel, path.out, path.is_whole, rows.adds(2) || path.adds, sum, rows.is_atomic(2));
   }
   // The gradient of M that is a number times the identity: the sum over its diagonal.
   __device__ __forceinline__ void add_scalar(T* to, bool adds, const T (&diagonal)[1][packed]) const {
@@ -276,95 +202,153 @@ struct ChannelwiseThread {
       for (int p = 0; p < packed; ++p) sum[k][p] = 0;
   }
 
-  // Path by path, and x is read again for each: it is in the cache, where sums would have to go, and come from, at every item.
-  template <int inputs, int outputs, bool is_scalar>
-  __device__ __forceinline__ void forward(const ChannelPiece& piece, const ChannelPath& path, int first) const {
-    const int at = piece.place.offset + c * piece.place.channel + piece.first * piece.place.component;
+  // ---- forward
+
+  // Path by path, and x is read again for each: it is in the cache, where sums would have to go, and come from, at every item. Of a block in pieces the first one's
+  // paths take all of it, so that their outputs are stored once.
+  __device__ __forceinline__ void run_forward(const ChannelPiece& piece) const {
+#pragma unroll 1
+    for (int n = piece.path_begin; n < piece.path_end; ++n) {
+      const ChannelPath path = load_table(plan.paths + n).value[0];
+      if (path.is_scalar || piece.first == 0) with_components(path.outputs, [&](auto outputs) { sum_items<outputs>(piece, path); });
+    }
+  }
+  template <int outputs>
+  __device__ __forceinline__ void sum_items(const ChannelPiece& piece, const ChannelPath& path) const {
     T sum[outputs][packed] = {};
 #pragma unroll 1
-    for (int n = 0; n < count; ++n) {
-      const WeightedRows<T> mine = rows_at(n);
-      T w[1][packed], x[inputs][packed];
+    for (int k = 0; k < count; ++k) {
+      const WeightedRows<T> mine = rows_at(k);
+      const T* const m = matrix + k * plan.shared + path.matrix;
+      T w[1][packed];
       load_weights(mine, mine.a.weight, path, T(1), w);
-      load_channels(mine.in(piece.operand) + at, piece.place, piece.count == piece.components, x);
+      if (path.is_scalar)
+        add_outputs<outputs, true>(piece, path, mine, m, w, sum);
+      else if (piece.count < piece.components)
+        add_outputs_of_pieces(piece, path, mine, m, nullptr, w, w, sum);
+      else
+        with_components(piece.count, [&](auto inputs) { add_outputs<inputs, false>(piece, path, mine, m, w, sum); });
+      if (is_last(k, mine.receiver)) store_outputs(mine, path, sum), clear(sum);
+    }
+  }
+  template <int inputs, bool is_scalar, int outputs>
+  __device__ __forceinline__ void add_outputs(const ChannelPiece& piece, const ChannelPath& path, const WeightedRows<T>& mine, const T* m, const T (&w)[1][packed],
+                                              T (&sum)[outputs][packed]) const {
+    T x[inputs][packed];
+    load_channels<inputs>(mine.in(piece.operand) + offset_of(piece), piece.place, piece.count == piece.components, x);
 #pragma unroll
-      for (int i = 0; i < inputs; ++i) {
-        T m[outputs];
-        load_entries<is_scalar>(matrix + n * plan.shared + first, path, i, m);
+    for (int i = 0; i < inputs; ++i) {
+      T row[outputs];
+      load_entries<is_scalar>(m, path, i, row);
 #pragma unroll
-        for (int p = 0; p < packed; ++p) {
-          const T t = w[0][p] * x[i][p];
+      for (int p = 0; p < packed; ++p) {
+        const T t = w[0][p] * x[i][p];
 #pragma unroll
-          for (int k = row_begin<is_scalar>(i); k < row_end<is_scalar>(i, outputs); ++k) sum[k][p] += m[k] * t;
+        for (int k = row_begin<is_scalar>(i); k < row_end<is_scalar>(i, outputs); ++k) sum[k][p] += row[k] * t;
+      }
+    }
+  }
+  // Component by component of a block in pieces.
+  template <int outputs>
+  __device__ __forceinline__ void add_outputs_of_pieces(const ChannelPiece& piece, const ChannelPath& path, const WeightedRows<T>& mine, const T* m, const T* md,
+                                                        const T (&w)[1][packed], const T (&aw)[1][packed], T (&sum)[outputs][packed]) const {
+    const int at = piece.place.offset + c * piece.place.channel, d = direction_of(piece);
+#pragma unroll 1
+    for (int i = 0; i < piece.components; ++i) {
+      T x[1][packed], ax[1][packed] = {}, row[outputs], direction_row[outputs];
+      load_channels<1>(mine.in(piece.operand) + at + i * piece.place.component, piece.place, false, x);
+      load_row(m + i * path.pitch, row);
+      if constexpr (directional) {
+        if (mine.a.in[d]) load_channels<1>(mine.in(d) + at + i * piece.place.component, piece.place, false, ax);
+        load_row(md + i * path.pitch, direction_row);
+      }
+#pragma unroll
+      for (int p = 0; p < packed; ++p) {
+        const T t = directional ? w[0][p] * ax[0][p] + aw[0][p] * x[0][p] : w[0][p] * x[0][p];
+#pragma unroll
+        for (int k = 0; k < outputs; ++k) {
+          sum[k][p] += row[k] * t;
+          if constexpr (directional) sum[k][p] += direction_row[k] * (w[0][p] * x[0][p]);
         }
       }
-      if (is_last(n, mine.receiver)) store_outputs(mine, path, sum), clear(sum);
     }
   }
 
-  template <int inputs, int outputs, bool is_scalar>
-  __device__ __forceinline__ void backward(const ChannelPath& path, int first, const T (&x)[inputs][packed], T (&dx)[inputs][packed]) const {
-    T w[1][packed], dw[1][packed] = {}, z[outputs][packed], diagonal[1][packed] = {};
-    load_weights(rows, rows.a.weight, path, T(1), w);
-    load_cotangents(path, z);
+  // ---- backward and with directions
+
+  // What goes through all of the piece's paths is as long as the longest piece, of which the others leave the rest alone: asked for its length only where
+  // numbers are used, all that is compiled for every pair of lengths is the products. (With a copy of the loads and stores for each pair nvcc took twice as long.)
+  static constexpr int longest = 7;
+  __device__ __forceinline__ void run(const ChannelPiece& piece) const {
+    const int s = piece.operand, at = offset_of(piece);
+    const bool is_whole = piece.count == piece.components;
+    T x[longest][packed], ax[directional ? longest : 1][packed] = {}, dx[longest][packed] = {};
+    with_components(piece.count, [&](auto inputs) {
+      load_channels<inputs>(rows.in(s) + at, piece.place, is_whole, x);
+      if constexpr (directional)
+        if (rows.a.in[direction_of(piece)]) load_channels<inputs>(rows.in(direction_of(piece)) + at, piece.place, is_whole, ax);
+    });
+#pragma unroll 1
+    for (int n = piece.path_begin; n < piece.path_end; ++n) {
+      const ChannelPath path = load_table(plan.paths + n).value[0];
+      T w[1][packed], aw[1][packed], dw[1][packed] = {};
+      load_weights(rows, rows.a.weight, path, T(1), w);
+      if constexpr (directional) load_weights(rows, rows.a.weight_direction, path, T(0), aw);
+      with_components(path.outputs, [&](auto outputs) {
+        T z[outputs][packed], sum[directional ? outputs : 1][packed] = {};
+        if (differentiates) load_channels<outputs>(rows.in(z_operand) + path.out.offset + c * path.out.channel, path.out, path.is_whole, z);
+        if (path.is_scalar)
+          multiply<outputs, true>(piece, path, x, ax, w, aw, z, sum, dx, dw);
+        else
+          with_components(piece.count, [&](auto inputs) { multiply<inputs, false>(piece, path, x, ax, w, aw, z, sum, dx, dw); });
+        if constexpr (directional) {
+          if (!path.is_scalar && !is_whole) {
+            if (piece.first > 0 || !rows.a.out[2]) return;
+            clear(sum), add_outputs_of_pieces(piece, path, rows, matrix + path.matrix, matrix_direction + path.matrix, w, aw, sum);
+          }
+          store_outputs(rows, path, sum);
+        }
+      });
+      if (differentiates) store_weight_gradient(path, dw);
+    }
+    if (rows.a.out[s] && active && rows.live)
+      with_components(piece.count, [&](auto inputs) { store_channels<inputs>(rows.out(s) + at, piece.place, is_whole, rows.adds(s), dx, rows.is_atomic(s)); });
+  }
+  template <int inputs, bool is_scalar, int directions, int outputs, int sums>
+  __device__ __forceinline__ void multiply(const ChannelPiece& piece, const ChannelPath& path, const T (&x)[longest][packed], const T (&ax)[directions][packed],
+                                           const T (&w)[1][packed], const T (&aw)[1][packed], const T (&z)[outputs][packed], T (&sum)[sums][packed],
+                                           T (&dx)[longest][packed], T (&dw)[1][packed]) const {
+    const int first = path.matrix + (is_scalar ? 0 : piece.first * path.pitch);
     const bool adds_matrix = path.adds_matrix || !first_round;
+    T diagonal[1][packed] = {};
 #pragma unroll
     for (int i = 0; i < inputs; ++i) {
-      T m[outputs], t[packed];
+      T m[outputs], md[outputs], t[packed];  // t: of M's gradient
       load_entries<is_scalar>(matrix + first, path, i, m);
+      if constexpr (directional) load_entries<is_scalar>(matrix_direction + first, path, i, md);
 #pragma unroll
       for (int p = 0; p < packed; ++p) {
-        T h = 0;
+        if constexpr (directional) {
+          t[p] = w[0][p] * ax[i][p] + aw[0][p] * x[i][p];
 #pragma unroll
-        for (int k = row_begin<is_scalar>(i); k < row_end<is_scalar>(i, outputs); ++k) h += m[k] * z[k][p];
-        dx[i][p] += w[0][p] * h;
-        dw[0][p] += x[i][p] * h;
-        t[p] = w[0][p] * x[i][p];
+          for (int k = row_begin<is_scalar>(i); k < row_end<is_scalar>(i, outputs); ++k) sum[k][p] += m[k] * t[p] + md[k] * (w[0][p] * x[i][p]);
+          if (!differentiates) continue;
+        } else {
+          t[p] = w[0][p] * x[i][p];
+        }
+        T h = 0, hd = 0;
+#pragma unroll
+        for (int k = row_begin<is_scalar>(i); k < row_end<is_scalar>(i, outputs); ++k) {
+          h += m[k] * z[k][p];
+          if constexpr (directional) hd += md[k] * z[k][p];
+        }
+        dx[i][p] += directional ? aw[0][p] * h + w[0][p] * hd : w[0][p] * h;
+        dw[0][p] += directional ? ax[i][p] * h + x[i][p] * hd : x[i][p] * h;
         if constexpr (is_scalar) diagonal[0][p] += t[p] * z[i][p];
       }
       if (!is_scalar && wants_matrix) add_row(matrix_gradient + first + i * path.pitch, adds_matrix, t, z);
     }
     if (is_scalar && wants_matrix) add_scalar(matrix_gradient + first, adds_matrix, diagonal);
-    store_weight_gradient(path, dw);
-  }
-
-  template <int inputs, int outputs, bool is_scalar>
-  __device__ __forceinline__ void with_directions(const ChannelPath& path, int first, bool is_whole, const T (&x)[inputs][1], const T (&ax)[inputs][1], T (&dx)[inputs][1]) const {
-    T w[1][1], aw[1][1], dw[1][1] = {}, sum[outputs][1] = {}, z[outputs][1], diagonal[1][1] = {};
-    load_weights(rows, rows.a.weight, path, T(1), w), load_weights(rows, rows.a.weight_direction, path, T(0), aw);
-    if (differentiates) load_cotangents(path, z);
-    const bool adds_matrix = path.adds_matrix || !first_round;
-#pragma unroll
-    for (int i = 0; i < inputs; ++i) {
-      T m[outputs], md[outputs];
-      load_entries<is_scalar>(matrix + first, path, i, m), load_entries<is_scalar>(matrix_direction + first, path, i, md);
-      const T t[1] = {w[0][0] * ax[i][0] + aw[0][0] * x[i][0]};  // of M's gradient
-#pragma unroll
-      for (int k = row_begin<is_scalar>(i); k < row_end<is_scalar>(i, outputs); ++k) sum[k][0] += m[k] * t[0] + md[k] * (w[0][0] * x[i][0]);
-      if (!differentiates) continue;
-      T h = 0, hd = 0;
-#pragma unroll
-      for (int k = row_begin<is_scalar>(i); k < row_end<is_scalar>(i, outputs); ++k) h += m[k] * z[k][0], hd += md[k] * z[k][0];
-      dx[i][0] += aw[0][0] * h + w[0][0] * hd;
-      dw[0][0] += ax[i][0] * h + x[i][0] * hd;
-      if constexpr (is_scalar) diagonal[0][0] += t[0] * z[i][0];
-      if (!is_scalar && wants_matrix) add_row(matrix_gradient + first + i * path.pitch, adds_matrix, t, z);
-    }
-    if (is_scalar && wants_matrix) add_scalar(matrix_gradient + first, adds_matrix, diagonal);
-    if (differentiates) store_weight_gradient(path, dw);
-    if (is_scalar || is_whole) store_outputs(rows, path, sum);
-  }
-
-  template <int inputs, int outputs, bool is_scalar, int directions, int gradients>
-  __device__ __forceinline__ void multiply(const ChannelPiece& piece, const ChannelPath& path, const T (&x)[inputs][packed], const T (&ax)[directions][packed],
-                                           T (&dx)[gradients][packed]) const {
-    const int first = path.matrix + (is_scalar ? 0 : piece.first * path.pitch);
-    if constexpr (directional)
-      with_directions<inputs, outputs, is_scalar>(path, first, piece.count == piece.components, x, ax, dx);
-    else if constexpr (pass == WeightedPass::backward)
-      backward<inputs, outputs, is_scalar>(path, first, x, dx);
-    else
-      forward<inputs, outputs, is_scalar>(piece, path, first);
   }
 };
 
@@ -416,16 +400,12 @@ __global__ __launch_bounds__(weighted_threads, 1) void channelwise(const __grid_
 #pragma unroll 1
           for (int begin = 0; begin < piece.mul; begin += lanes * packed) {
             const int c = begin + lane * packed;
-            ChannelwiseThread<T, pass, packed> thread{plan,  rows,         matrix,         matrix_direction, matrix_gradient,
+            const ChannelwiseThread<T, pass, packed> thread{plan,  rows,         matrix,         matrix_direction, matrix_gradient,
                                                             lane, wants_matrix, differentiates, minimum(c, piece.mul - packed), c < piece.mul, begin == 0, items, n, e, count};
-            if constexpr (pass != WeightedPass::backward)
-              if (piece.first == 0 && piece.count < piece.components && a.out[2]) thread.run_in_pieces(piece);
-            switch (piece.count) {
-              case 1: thread.template run<1>(piece); break;
-              case 3: thread.template run<3>(piece); break;
-              case 5: thread.template run<5>(piece); break;
-              default: thread.template run<7>(piece);
-            }
+            if constexpr (pass == WeightedPass::forward)
+              thread.run_forward(piece);
+            else
+              thread.run(piece);
           }
         }
         if constexpr (pass == WeightedPass::forward) continue;
