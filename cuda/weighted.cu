@@ -136,7 +136,6 @@ struct WeightedLane {
     T* const dy = shared + layout.gradient[1 - in.lane_operand] + in.matrix.offset + u * in.matrix.channel;
     T* const dmatrix = shared + layout.matrix_gradient;
     for_each_part(matrix, matrix_operand, u, [&](auto outputs, int first, auto entry) {
-      constexpr int count = summed_at_once<decltype(outputs){}>;
       T value[outputs];
 #pragma unroll
       for (int k = 0; k < outputs; ++k) value[k] = z[first + k];
@@ -149,7 +148,7 @@ struct WeightedLane {
         if (active) dx[i * in.lane.component] += scale * h;
         if (rows.a.in[inner_operand]) dw += inner[i] * h;
         if (!wants_matrix) continue;
-        T row[count] = {};
+        T row[outputs];
 #pragma unroll
         for (int k = 0; k < outputs; ++k) row[k] = t * value[k];
         if (in.same_channel) {
@@ -166,9 +165,7 @@ struct WeightedLane {
             dy[j * in.matrix.component] += part;
           }
         } else {
-          sum_over_lanes(row, lane, lanes, [&](int k, T total) {
-            if (k < outputs) dmatrix[i * in.outputs + first + k] += total;
-          });
+          sum_over_lanes(row, lane, lanes, [&](int k, T total) { dmatrix[i * in.outputs + first + k] += total; });
         }
       }
     });
@@ -258,10 +255,9 @@ struct WeightedLane {
     const int first_c = are_few ? 0 : lane, step_c = are_few ? 1 : lanes, first_w = are_few ? lane : 0, step_w = are_few ? lanes : 1;
     const T* const row = weights && in.weighted ? rows.weights(weights) + s.weight + begin * s.weight_pitch : nullptr;
     for_each_piece(in.outputs, [&](auto outputs, int first) {
-      constexpr int count = summed_at_once<decltype(outputs){}>;
 #pragma unroll 1
       for (int c = first_c; c < end - begin; c += step_c) {
-        T sum[count] = {};
+        T sum[outputs] = {};
 #pragma unroll 1
         for (int w = first_w; w < in.mixed; w += step_w) {
           const T weight = row ? read(row + c * s.weight_pitch + w) : missing;
@@ -270,9 +266,7 @@ struct WeightedLane {
         }
         T* const g = to + c * in.outputs + first;
         if (are_few) {
-          sum_over_lanes(sum, lane, lanes, [&](int k, T total) {
-            if (k < outputs) g[k] = total;
-          });
+          sum_over_lanes(sum, lane, lanes, [&](int k, T total) { g[k] = total; });
         } else {
 #pragma unroll
           for (int k = 0; k < outputs; ++k) g[k] = sum[k];

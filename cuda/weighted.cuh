@@ -126,36 +126,27 @@ __device__ __forceinline__ T sum_of(const WeightedTerm<T>* terms, int begin, int
   return sum;
 }
 
-// Adds up v over the `lanes` lanes of a group, in an order that depends on nothing else: lanes exchange halves of what they have, so that n sums cost
-// n - 1 shuffles and one for each doubling from n to lanes. Then lane k * lanes / n has the sum of v[k], and calls body(k, sum). n is a power of two, up to 8.
+// Adds up v over the `lanes` lanes of a group, 8, 16 or 32, in an order that depends on nothing else. Lanes exchange halves of what they have: n sums cost n to n + 2
+// shuffles, and one for each doubling from 8 to the lanes. Then lane k, for k < n, has the sum of v[k], and calls body(k, sum). n is at most 8.
 template <int n, class T, class Body>
 __device__ __forceinline__ void sum_over_lanes(T (&v)[n], int lane, int lanes, Body&& body) {
-  unsigned step = unsigned(lanes) / 2;
-  if constexpr (n > 1) {
+  constexpr int exchanges = n > 4 ? 3 : n > 2 ? 2 : n > 1 ? 1 : 0;
 #pragma unroll
-    for (int half = n / 2; half > 0; half /= 2, step /= 2) {
-      const bool upper = unsigned(lane) & step;
+  for (int e = 0; e < exchanges; ++e) {
+    const int count = (n + (1 << e) - 1) >> e;
+    const bool upper = lane >> e & 1;
 #pragma unroll
-      for (int i = 0; i < half; ++i) {
-        const T sent = upper ? v[i] : v[i + half], kept = upper ? v[i + half] : v[i];
-        v[i] = kept + __shfl_xor_sync(0xffffffff, sent, step);
-      }
+    for (int i = 0; i < count / 2; ++i) {
+      const T sent = upper ? v[2 * i] : v[2 * i + 1], kept = upper ? v[2 * i + 1] : v[2 * i];
+      v[i] = kept + __shfl_xor_sync(0xffffffff, sent, 1 << e);
     }
+    if (count % 2) v[count / 2] = v[count - 1] + __shfl_xor_sync(0xffffffff, v[count - 1], 1 << e);
   }
-  const unsigned others = step > 0 ? 2 * step - 1 : 0;
-  int k = lane;
 #pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) {
-    if (n == 8 && distance > 2) continue;
-    if (step >= unsigned(distance)) {
-      v[0] += __shfl_xor_sync(0xffffffff, v[0], distance);
-      k >>= 1;
-    }
-  }
-  if ((unsigned(lane) & others) == 0) body(k, v[0]);
+  for (int distance = 1 << exchanges; distance < 32; distance *= 2)
+    if (distance < 8 || distance < lanes) v[0] += __shfl_xor_sync(0xffffffff, v[0], distance);
+  if (lane < n) body(lane, v[0]);
 }
-template <int n>
-constexpr int summed_at_once = n == 1 ? 1 : n <= 4 ? 4 : 8;
 
 // Numbers of components are odd. They are taken in pieces of 1, 3, 5 and 7: an odd number of pieces, as even as can be.
 constexpr int pieces_of(int components) { return (components + 6) / 7 | 1; }

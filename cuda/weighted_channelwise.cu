@@ -25,7 +25,6 @@ struct ChannelPath {
   int weight, weight_step;  // -1 without
   bool adds;          // to what paths before have written to z
   bool adds_weight;   // to what pieces before have written to the weights' gradient
-  bool adds_matrix;   // and to M's
 };
 // A lane operand's block with everything that multiplies it.
 struct ChannelChunk {
@@ -62,41 +61,54 @@ __host__ __device__ constexpr int targets_of(const ChannelwisePlan<T>& plan, Wei
 
 // n components of `packed` channels, beginning at `at`. Channels that are neighbours (ir_mul) are one access for each component, and so many are a whole
 // block's channels of mul_ir, [channel][component], accessed as they lie; of a piece of such a block numbers are accessed one by one.
-// Calls access(offset, count, first number), the numbers being [channel][component] if the last of all arguments is true, and [component][channel] otherwise.
-template <int packed, int n, class Access>
-__device__ __forceinline__ void for_each_access(const Place& place, bool is_whole, Access&& access) {
+// Calls access(address, count, first number), the numbers being [channel][component] if the last of all arguments is true, and [component][channel] otherwise.
+template <int packed, int n, class T, class Access>
+__device__ __forceinline__ void for_each_access(T* at, const Place& place, bool is_whole, Access&& access) {
   if (packed == 1 || place.channel == 1) {
-    each(Int<0>{}, Int<n - 1>{}, [&](auto i) { access(i * place.component, Int<packed>{}, Int<i * packed>{}, std::false_type{}); });
+    each(Int<0>{}, Int<n - 1>{}, [&](auto i) { access(at + (long long)i * place.component, Int<packed>{}, Int<i * packed>{}, std::false_type{}); });
   } else if (is_whole) {
-    each(Int<0>{}, Int<n - 1>{}, [&](auto q) { access(q * packed, Int<packed>{}, Int<q * packed>{}, std::true_type{}); });
+    each(Int<0>{}, Int<n - 1>{}, [&](auto q) { access(at + q * packed, Int<packed>{}, Int<q * packed>{}, std::true_type{}); });
   } else {
-    each(Int<0>{}, Int<n * packed - 1>{}, [&](auto f) { access(f / packed * place.component + f % packed * place.channel, Int<1>{}, f, std::false_type{}); });
+    each(Int<0>{}, Int<packed - 1>{}, [&](auto p) {
+      T* const channel = at + (long long)p * place.channel;
+      each(Int<0>{}, Int<n - 1>{}, [&](auto i) { access(channel + i, Int<1>{}, Int<i * packed + p>{}, std::false_type{}); });
+    });
   }
 }
 template <int n, class T, int room, int packed>
 __device__ __forceinline__ void load_channels(const T* at, const Place& place, bool is_whole, T (&v)[room][packed]) {
-  for_each_access<packed, n>(place, is_whole, [&](int offset, auto count, auto first, auto by_channel) {
-    const Pack<T, count> pack = load<count>(at + offset);
+  for_each_access<packed, n>(at, place, is_whole, [&](const T* from, auto count, auto first, auto by_channel) {
+    const Pack<T, count> pack = load<count>(from);
     each(Int<0>{}, Int<count - 1>{}, [&](auto p) {
       constexpr int f = first + p;
       v[by_channel ? f % n : f / packed][by_channel ? f / n : f % packed] = pack.value[p];
     });
   });
 }
-template <int n, class T, int room, int packed>
-__device__ __forceinline__ void store_channels(T* at, const Place& place, bool is_whole, bool adds, const T (&v)[room][packed], bool is_atomic = false) {
-  for_each_access<packed, n>(place, is_whole, [&](int offset, auto count, auto first, auto by_channel) {
-    Pack<T, count> pack{};
-    if (adds && !is_atomic) pack = load<count>(at + offset);
+template <int n, class T, int room, int packed, class Store>
+__device__ __forceinline__ void store_each(T* at, const Place& place, bool is_whole, const T (&v)[room][packed], Store&& store) {
+  for_each_access<packed, n>(at, place, is_whole, [&](T* to, auto count, auto first, auto by_channel) {
+    Pack<T, count> pack;
     each(Int<0>{}, Int<count - 1>{}, [&](auto p) {
       constexpr int f = first + p;
-      pack.value[p] += v[by_channel ? f % n : f / packed][by_channel ? f / n : f % packed];
+      pack.value[p] = v[by_channel ? f % n : f / packed][by_channel ? f / n : f % packed];
     });
-    if (is_atomic)
-      add_atomically<count>(at + offset, pack);
-    else
-      store<count>(at + offset, pack);
+    store(to, pack, count);
   });
+}
+template <int n, class T, int room, int packed>
+__device__ __forceinline__ void store_channels(T* at, const Place& place, bool is_whole, bool adds, const T (&v)[room][packed], bool is_atomic = false) {
+  if (is_atomic) {
+    store_each<n>(at, place, is_whole, v, [](T* to, const auto& pack, auto count) { add_atomically<count>(to, pack); });
+  } else if (adds) {
+    store_each<n>(at, place, is_whole, v, [](T* to, auto& pack, auto count) {
+      const Pack<T, count> before = load<count>(to);
+      each(Int<0>{}, Int<count - 1>{}, [&](auto p) { pack.value[p] += before.value[p]; });
+      store<count>(to, pack);
+    });
+  } else {
+    store_each<n>(at, place, is_whole, v, [](T* to, const auto& pack, auto count) { store<count>(to, pack); });
+  }
 }
 
 // A row of M, whose pieces begin at 16 bytes.
@@ -124,7 +136,7 @@ struct ChannelwiseThread {
   int lane;
   bool wants_matrix, differentiates;
   int c;
-  bool active, first_round;
+  bool active;
   // Forward: items e to e + count - 1 of set n's, with M `plan.shared` apart.
   const WeightedItems& items;
   int n, e, count;
@@ -156,16 +168,15 @@ struct ChannelwiseThread {
 
   // Row `i` of the path's gradient of M: sum over the channels of t_i z_k.
   template <int n>
-  __device__ __forceinline__ void add_row(T* to, bool adds, const T (&t)[packed], const T (&z)[n][packed]) const {
-    constexpr int count = summed_at_once<n>;
-    T sum[count] = {};
+  __device__ __forceinline__ void add_row(T* to, const T (&t)[packed], const T (&z)[n][packed]) const {
+    T sum[n];
 #pragma unroll
-    for (int k = 0; k < n; ++k)
+    for (int k = 0; k < n; ++k) {
+      sum[k] = t[0] * z[k][0];
 #pragma unroll
-      for (int p = 0; p < packed; ++p) sum[k] += t[p] * z[k][p];
-    sum_over_lanes(sum, lane, plan.lanes, [&](int k, T total) {
-      if (k < n) to[k] = adds ? to[k] + total : total;
-    });
+      for (int p = 1; p < packed; ++p) sum[k] += t[p] * z[k][p];
+    }
+    sum_over_lanes(sum, lane, plan.lanes, [&](int k, T total) { to[k] += total; });
   }
 
   // Row i of M. Where M is a number times the identity only [i] is set, and the others must not be read: of a row these are the entries from row_begin on.
@@ -187,11 +198,11 @@ struct ChannelwiseThread {
       store_channels<outputs>(to.out(2) + path.out.offset + c * path.out.channel, path.out, path.is_whole, rows.adds(2) || path.adds, sum, rows.is_atomic(2));
   }
   // The gradient of M that is a number times the identity: the sum over its diagonal.
-  __device__ __forceinline__ void add_scalar(T* to, bool adds, const T (&diagonal)[1][packed]) const {
+  __device__ __forceinline__ void add_scalar(T* to, const T (&diagonal)[1][packed]) const {
     T ones[packed];
 #pragma unroll
     for (int p = 0; p < packed; ++p) ones[p] = 1;
-    add_row(to, adds, ones, diagonal);
+    add_row(to, ones, diagonal);
   }
 
   template <int outputs>
@@ -319,7 +330,6 @@ struct ChannelwiseThread {
                                            const T (&w)[1][packed], const T (&aw)[1][packed], const T (&z)[outputs][packed], T (&sum)[sums][packed],
                                            T (&dx)[longest][packed], T (&dw)[1][packed]) const {
     const int first = path.matrix + (is_scalar ? 0 : piece.first * path.pitch);
-    const bool adds_matrix = path.adds_matrix || !first_round;
     T diagonal[1][packed] = {};
 #pragma unroll
     for (int i = 0; i < inputs; ++i) {
@@ -346,9 +356,9 @@ struct ChannelwiseThread {
         dw[0][p] += directional ? ax[i][p] * h + x[i][p] * hd : x[i][p] * h;
         if constexpr (is_scalar) diagonal[0][p] += t[p] * z[i][p];
       }
-      if (!is_scalar && wants_matrix) add_row(matrix_gradient + first + i * path.pitch, adds_matrix, t, z);
+      if (!is_scalar && wants_matrix) add_row(matrix_gradient + first + i * path.pitch, t, z);
     }
-    if (is_scalar && wants_matrix) add_scalar(matrix_gradient + first, adds_matrix, diagonal);
+    if (is_scalar && wants_matrix) add_scalar(matrix_gradient + first, diagonal);
   }
 };
 
@@ -393,6 +403,8 @@ __global__ __launch_bounds__(weighted_threads, 1) void channelwise(const __grid_
           for (int at = 0; at < count * plan.shared; at += plan.shared) matrix[at + entry.to] = sum_of(plan.entry_terms, entry.begin, entry.end, [&](int t) { return values[at + t]; });
           if constexpr (directional) matrix_direction[entry.to] = sum_of(plan.entry_terms, entry.begin, entry.end, [&](int t) { return directions[t]; });
         }
+        if constexpr (pass != WeightedPass::forward)
+          for (int i = lane; wants_matrix && i < plan.matrix_size; i += lanes) matrix_gradient[i] = 0;
         __syncwarp();
 #pragma unroll 1
         for (int p = chunk.piece_begin; p < chunk.piece_end; ++p) {
@@ -401,7 +413,7 @@ __global__ __launch_bounds__(weighted_threads, 1) void channelwise(const __grid_
           for (int begin = 0; begin < piece.mul; begin += lanes * packed) {
             const int c = begin + lane * packed;
             const ChannelwiseThread<T, pass, packed> thread{plan,  rows,         matrix,         matrix_direction, matrix_gradient,
-                                                            lane, wants_matrix, differentiates, minimum(c, piece.mul - packed), c < piece.mul, begin == 0, items, n, e, count};
+                                                            lane, wants_matrix, differentiates, minimum(c, piece.mul - packed), c < piece.mul, items, n, e, count};
             if constexpr (pass == WeightedPass::forward)
               thread.run_forward(piece);
             else
@@ -528,19 +540,19 @@ ChannelwisePlan<T> channelwise_plan(Store& store, const WeightedForm& form) {
           for (size_t v = 0; v < connection.segments.size(); ++v) {
             const PlanChannels& segment = connection.segments[v];
             const int outputs = 2 * out.l + 1, pitch = pitch_of_outputs(outputs);
-            const auto add = [&](int first_output, int count_of_outputs, int entry, bool again, bool adds_matrix) {
+            const auto add = [&](int first_output, int count_of_outputs, int entry, bool again) {
               Place place = place_of(out);
               place.offset += segment.out * out.channel + first_output * out.component;
               const int weight = in.weight < 0 ? -1 : in.weight + (connection.weight_columns ? int(v) : segment.weight);
               paths.push_back({place, count_of_outputs, matrices[n][v] + entry, pitch, count_of_outputs == outputs, is_scalar, weight, connection.weight_columns ? connection.weight_columns : 1,
-                               writer != &in || segment.adds, again, adds_matrix});
+                               writer != &in || segment.adds, again});
             };
             if (is_scalar) {
-              add(first, count, 0, p > 0, p > 0);
+              add(first, count, 0, p > 0);
             } else {
               for (int q = 0; q < pieces_of(outputs); ++q) {
                 const int begin = piece_begin(outputs, q);
-                add(begin, piece_begin(outputs, q + 1) - begin, place_in_row(outputs, begin), p > 0 || q > 0, false);
+                add(begin, piece_begin(outputs, q + 1) - begin, place_in_row(outputs, begin), p > 0 || q > 0);
               }
             }
           }
