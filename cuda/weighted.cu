@@ -462,9 +462,9 @@ template <class T>
 class Weighted final : public Operation {
  public:
   Weighted(int device, const WeightedForm& form)
-      : Operation(device, sizeof(T) == 8, form.dims[0], form.dims[1], form.dims[2]), channelwise_(make_channelwise<T>(device, form)) {
+      : Operation(device, sizeof(T) == 8, form.dims[0], form.dims[1], form.dims[2]), kernel_(make_channelwise<T>(device, form)) {
     weights = form.weights;
-    if (!channelwise_ || !channelwise_has_directions<T>) general_ = std::make_unique<GeneralKernel<T>>(device, form);
+    if (!kernel_) kernel_ = std::make_unique<GeneralKernel<T>>(device, form);
   }
 
   void contract(const Call& call, cudaStream_t stream) const override {
@@ -503,15 +503,14 @@ class Weighted final : public Operation {
         if (T* const nodes = static_cast<T*>(call.out[s])) clear(nodes, (long long)(s == call.sweep->slot ? call.sweep->nodes : call.sweep->others) * dim[s]);
     for (int s = 0; s < slot_count; ++s) a.out[s] = place(s, call.out[s], a.summed[s], dim[s]);
     a.weight_out = place(slot_count, call.weight_out, a.weight_summed, weights);
-    const bool is_general = !channelwise_ || (has_directions(a) && !channelwise_has_directions<T>);
-    (is_general ? *general_ : *channelwise_).launch(a, rows, stream);
+    kernel_->launch(a, rows, stream);
     for (int s = 0; s < slot_count; ++s)
       if (a.summed[s]) sum_rows(a.out[s], static_cast<T*>(call.out[s]), call.accumulate, dim[s], rows, stream);
     if (a.weight_summed) sum_rows(a.weight_out, static_cast<T*>(call.weight_out), call.accumulate, weights, rows, stream);
   }
 
  private:
-  std::unique_ptr<WeightedKernel<T>> channelwise_, general_;
+  std::unique_ptr<WeightedKernel<T>> kernel_;
 };
 
 }  // namespace

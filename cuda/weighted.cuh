@@ -256,10 +256,6 @@ class WeightedKernel {
   virtual void launch(const WeightedCall<T>& a, long long sets, cudaStream_t stream) const = 0;
 };
 
-// With directions a thread has registers for one channel in float32; with two, or in float64, ptxas spills some on sm_100. So these passes go through the
-// kernel for all modes in float64.
-template <class T>
-constexpr bool channelwise_has_directions = sizeof(T) == 4;
 // Null for other modes than uvu, uvv and uvuv, and where an item is too large.
 template <class T>
 std::unique_ptr<WeightedKernel<T>> make_channelwise(int device, const WeightedForm& form);

@@ -1,6 +1,7 @@
 // The weighted tensor product of the modes uvu, uvv and uvuv: a thread keeps its channels' x and dx in registers while it goes through their paths, and every
 // number of x, of the weights and of z is read or written once, straight from global memory.
 #include "cuda/weighted.cuh"
+#include <array>
 #include <map>
 #include <type_traits>
 
@@ -124,11 +125,10 @@ __device__ __forceinline__ void load_row(const T* matrix, T (&m)[n]) {
   }
 }
 
-// A thread's channels c, c + 1, ... of an item: so many as `packed` says, of which with directions there is one.
+// A thread's channels c, c + 1, ... of an item: so many as `packed` says.
 template <class T, WeightedPass pass, int packed>
 struct ChannelwiseThread {
   static constexpr bool directional = pass == WeightedPass::directional;
-  static_assert(!directional || packed == 1);
   const ChannelwisePlan<T>& plan;
   const WeightedRows<T>& rows;  // of the item; forward of the first one
   const T *matrix, *matrix_direction;
@@ -342,10 +342,10 @@ struct ChannelwiseThread {
           t[p] = w[0][p] * ax[i][p] + aw[0][p] * x[i][p];
 #pragma unroll
           for (int k = row_begin<is_scalar>(i); k < row_end<is_scalar>(i, outputs); ++k) sum[k][p] += m[k] * t[p] + md[k] * (w[0][p] * x[i][p]);
-          if (!differentiates) continue;
         } else {
           t[p] = w[0][p] * x[i][p];
         }
+        if (directional && !differentiates) continue;
         T h = 0, hd = 0;
 #pragma unroll
         for (int k = row_begin<is_scalar>(i); k < row_end<is_scalar>(i, outputs); ++k) {
@@ -576,21 +576,23 @@ class ChannelwiseKernel final : public WeightedKernel<T> {
       : device_(device), arena_(device), plan_(arena_.build([&](auto& store) { return channelwise_plan<T>(store, form); })) {
     find_packs(form);
     if (!fits()) return;
-    for (const Kernel kernel : {forward[0], forward[1], backward[0], backward[1], directional})
-      if (kernel) allow_all_shared_memory(device, kernel);
+    for (const auto& both : {kernels<WeightedPass::forward>, kernels<WeightedPass::backward>, kernels<WeightedPass::directional>})
+      for (const Kernel kernel : both) allow_all_shared_memory(device, kernel);
   }
   bool fits() const { return item_bytes(WeightedPass::directional) <= properties(device_).shared_per_block; }
 
   void launch(const WeightedCall<T>& a, long long sets, cudaStream_t stream) const override {
     const WeightedPass pass = has_directions(a) ? WeightedPass::directional : has_gradients(a) ? WeightedPass::backward : WeightedPass::forward;
-    const bool packed = pass != WeightedPass::directional && has_packs_ && is_aligned(a);
+    const bool packed = has_packs_ && is_aligned(a);
     const long long bytes = item_bytes(pass);
     ChannelwisePlan<T> plan = plan_;
     plan.together = pass == WeightedPass::forward && a.is_swept ? int(std::clamp(most_bytes / bytes, 1ll, (long long)edges_at_once)) : 1;
-    const Tiling tiling = weighted_tiling(device_, lanes_for(work_, packed ? pack : 1), plan.together * bytes);
+    const Tiling tiling = weighted_tiling(device_, lanes_for(work_, channels_of(pass, packed)), plan.together * bytes);
     plan.lanes = tiling.threads / tiling.items, plan.shared = int(bytes / (long long)sizeof(T));
-    const Kernel kernel = pass == WeightedPass::forward ? forward[packed] : pass == WeightedPass::backward ? backward[packed] : directional;
-    check(cuda::launch(kernel, tiling.grid(sets), tiling.threads, tiling.shared_bytes, stream, plan, a), "cudaLaunchKernel");
+    const auto& both = pass == WeightedPass::forward    ? kernels<WeightedPass::forward>
+                       : pass == WeightedPass::backward ? kernels<WeightedPass::backward>
+                                                        : kernels<WeightedPass::directional>;
+    check(cuda::launch(both[packed], tiling.grid(sets), tiling.threads, tiling.shared_bytes, stream, plan, a), "cudaLaunchKernel");
   }
 
  private:
@@ -630,17 +632,11 @@ class ChannelwiseKernel final : public WeightedKernel<T> {
     return all;
   }
 
+  // Passes of one channel a thread, and of as many as fill an access; with directions of half of them, for the registers.
+  static constexpr int channels_of(WeightedPass pass, bool packed) { return !packed ? 1 : pass == WeightedPass::directional ? pack / 2 : pack; }
   using Kernel = void (*)(ChannelwisePlan<T>, WeightedCall<T>);
-  static constexpr Kernel directional_kernel() {
-    if constexpr (channelwise_has_directions<T>)
-      return channelwise<T, WeightedPass::directional, 1>;
-    else
-      return nullptr;
-  }
-  // [one channel a thread, a pack]
-  static constexpr Kernel forward[2] = {channelwise<T, WeightedPass::forward, 1>, channelwise<T, WeightedPass::forward, pack>};
-  static constexpr Kernel backward[2] = {channelwise<T, WeightedPass::backward, 1>, channelwise<T, WeightedPass::backward, pack>};
-  static constexpr Kernel directional = directional_kernel();
+  template <WeightedPass pass>
+  static constexpr std::array<Kernel, 2> kernels = {channelwise<T, pass, channels_of(pass, false)>, channelwise<T, pass, channels_of(pass, true)>};
 
   int device_;
   PlanArena arena_;
