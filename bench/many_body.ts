@@ -27,7 +27,7 @@ function errorOf(problem: ManyBodyProblem, pass: PassName, options: MakeOptions)
 const mostBytes = 256 << 20
 export const manyBody: Suite = {
   name: 'many-body',
-  meaning: "MACE's symmetric contraction, and powers and products of signals on the sphere, with 128 channels",
+  meaning: "MACE's symmetric contraction, and powers and products of signals on the sphere, with 128 channels; squares of tensors",
   problems: manyBodyProblems,
   run(settings: SuiteSettings, progress) {
     if (settings.backend === 'cuda') return runCounted(settings, progress)

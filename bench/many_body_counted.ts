@@ -35,11 +35,12 @@ function count(problem: ManyBodyProblem, pass: PassName, options: MakeOptions, b
 
 /** From four calls, which differ in one thing each. */
 function partsOf(problem: ManyBodyProblem, pass: PassName, options: MakeOptions): { launches: number; bytes: Parts; instructions: Parts } {
-  const counted = calls.map(([batch, species]) => count(problem, pass, options, batch, species))
+  const least = calls[0][0], scale = (problem.countedAtOnce ?? least) / least
+  const counted = calls.map(([batch, species]) => count(problem, pass, options, batch * scale, species))
   const solve = (of: (c: Counted) => number): Parts => {
-    const [first, more, fewer, least] = counted.map(of) as [number, number, number, number]
-    const item = (more - first) / 48, species = (more - fewer) / 12, task = (fewer - least - 48 * item) / 12
-    return { item, task, species, call: first - 16 * (item + task + species) }
+    const [first, more, fewer, fewest] = counted.map(of) as [number, number, number, number]
+    const item = (more - first) / 48, species = (more - fewer) / 12, task = (fewer - fewest - 48 * item) / 12
+    return { item: item / scale, task, species, call: first - 16 * (item + task + species) }
   }
   return { launches: counted[0]!.launches, bytes: solve((c) => c.bytes), instructions: solve((c) => c.instructions) }
 }

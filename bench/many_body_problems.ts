@@ -1,5 +1,5 @@
-// Many-body products: MACE's symmetric contraction, and its counterpart on the sphere, the power of a signal.
-import { GauntPower, GauntProduct, Irreps, SymmetricContraction, type DeviceArray } from '../lib/index'
+// Many-body products: MACE's symmetric contraction, its counterpart on the sphere, the power of a signal, and e3nn's square of a tensor.
+import { GauntPower, GauntProduct, Irreps, SymmetricContraction, TensorSquare, type DeviceArray } from '../lib/index'
 import type { PassName } from './passes'
 import type { MakeOptions, Numbers } from './problems'
 
@@ -16,6 +16,8 @@ export interface ManyBodyProblem {
   name: string
   meaning: string
   source: string
+  /** Items of a block of threads, if one alone is not a block's work: as many are counted, or multiples. */
+  countedAtOnce?: number
   /** `sets`: of weights, one a species. */
   make(options: MakeOptions, sets?: number): ManyBodyCase
 }
@@ -82,6 +84,24 @@ function product(factors: readonly string[], irrepsOut: string): ManyBodyProblem
     }
   }
 }
+function square(irreps: string): ManyBodyProblem['make'] {
+  return (options) => {
+    const op: TensorSquare<any> = new TensorSquare<any>(irreps, options)
+    return {
+      cost: op.cost,
+      weightBytes: 0,
+      bind(batch, draw) {
+        const [x, ax, dx] = [0, 1, 2].map(() => draw(batch * op.irrepsIn.dim)) as any[], [z, gradOut, dg] = [0, 1, 2].map(() => draw(batch * op.irrepsOut.dim)) as any[]
+        return {
+          forward: () => op.forward(x, undefined, { out: z }),
+          backward: () => op.backward(x, undefined, gradOut, { out: { x: dx } }),
+          doubleBackward: () => op.doubleBackward(x, undefined, gradOut, { x: ax }, { out: { x: dx, gradOut: dg } }),
+        }
+      },
+      dispose: () => op.dispose(),
+    }
+  }
+}
 
 const outputs = { small: '0e', medium: '0e+1o', large: '0e+1o+2e' }
 export const manyBodyProblems: readonly ManyBodyProblem[] = [
@@ -97,4 +117,8 @@ export const manyBodyProblems: readonly ManyBodyProblem[] = [
     source: mace,
     make: product(['0e+1o+2e+3o', '0e+1o+2e+3o', '0e+1o+2e+3o'], '0e+1o'),
   },
+  ...[1, 2].map((channels): ManyBodyProblem => {
+    const irreps = ['0e', '1o', '2e', '3o'].map((ir) => `${channels}x${ir}`).join('+')
+    return { name: `tensor-square-${channels}`, meaning: `x (x) x of ${irreps}, every two channels once`, source: 'e3nn.o3.TensorSquare, without weights', make: square(irreps), countedAtOnce: 128 }
+  }),
 ]
