@@ -1,4 +1,4 @@
-// What a kernel is given, on either backend: plain data, built once by build_plan.hpp. No functions here: anything inline would be
+// What a kernel is given, on either backend: plain data, built once by <operation>_plan.hpp. No functions here: anything inline would be
 // compiled for AVX-512 under a name that the baseline shares.
 #pragma once
 #include "call.hpp"

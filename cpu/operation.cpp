@@ -1,7 +1,15 @@
 #include "cpu/operation.hpp"
+#include "core/clebsch_gordan_plan.hpp"
+#include "core/fourier_plan.hpp"
+#include "core/gaunt_plan.hpp"
+#include "core/matrix_plan.hpp"
+#include "core/matrix_block_plan.hpp"
+#include "core/spherical_harmonics_plan.hpp"
+#include "core/symmetric_contraction_plan.hpp"
+#include "core/weighted_plan.hpp"
+#include "cpu/pool.hpp"
 #include <array>
 #include <utility>
-#include "cpu/pool.hpp"
 
 namespace equitensor {
 namespace {

@@ -1,6 +1,7 @@
 // An operation ready to run on the CPU: its plan, and the division of a batch into tasks.
 #pragma once
 #include "core/build_plan.hpp"
+#include "core/forms.hpp"
 #include "cpu/plan.hpp"
 #include <memory>
 

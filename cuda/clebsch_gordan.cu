@@ -1,6 +1,7 @@
 // Clebsch-Gordan tensor product, as on the CPU: for every pair of irreps the products of its components once, then one sparse map to all of
 // its l3; backwards the transposed map once, then a matrix-vector product with either operand. A block owns the whole of its items, so that
 // each operand is read once and a gradient is summed without atomics.
+#include "core/clebsch_gordan_plan.hpp"
 #include "cuda/host.hpp"
 #include "cuda/products.cuh"
 

@@ -1,6 +1,7 @@
 // Gaunt tensor product in the Fourier basis, as on the CPU: coefficients of both signals on the torus, their product term by term (or as values, by
 // fast transforms along both axes), and the components read off, in one kernel. Everything between operands and result lies in shared memory.
 // Every term is the same product with another slot as its output.
+#include "core/fourier_plan.hpp"
 #include "core/fourier_terms.hpp"
 #include "core/matrix_fold.hpp"
 #include "cuda/host.hpp"

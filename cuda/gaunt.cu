@@ -1,6 +1,8 @@
 // Gaunt tensor product, as on the CPU: seminaive transform of both signals to the rings of a Gauss-Legendre grid, product ring by ring,
 // transform back, in one kernel. Rings lie in shared memory; nothing between operands and result is in global memory. Every term is the same
 // product with another slot as its output.
+#include "core/gaunt_plan.hpp"
+#include "core/matrix_fold.hpp"
 #include "core/series.hpp"
 #include "cuda/host.hpp"
 

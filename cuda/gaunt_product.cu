@@ -3,6 +3,7 @@
 // the rings' coefficients to values, multiplies, and adds the results' values to their coefficients. The values of a power are in registers.
 //
 // Coefficients of a ring are [part][even, odd][order]; those of the orders m and -m multiply cos(m alpha) and sin(m alpha).
+#include "core/gaunt_plan.hpp"
 #include "cuda/host.hpp"
 
 namespace equitensor::cuda {

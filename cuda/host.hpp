@@ -1,5 +1,6 @@
 // What the host side of every operation shares: plans in device memory, the size of tiles, gradients that are summed over the batch.
 #pragma once
+#include "core/build_plan.hpp"
 #include "cuda/operation.hpp"
 #include "cuda/tile.cuh"
 #include <algorithm>

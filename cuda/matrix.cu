@@ -1,5 +1,6 @@
 // Matrix tensor product, as on the CPU: components to matrices, their product, components read off. A block holds the matrices of its items
 // in shared memory; nothing between operands and result is in global memory. Float32 operands are multiplied in double from k = 9 on.
+#include "core/matrix_plan.hpp"
 #include "cuda/host.hpp"
 
 namespace equitensor::cuda {

@@ -1,5 +1,6 @@
 // Matrix tensor product over a direct sum of irreps, by its paths, as on the CPU: products of components, a chunk at a time, and a map that adds them
 // up in the outputs; backwards the transposed map, then the gradients through the products. All of it in shared memory.
+#include "core/matrix_block_plan.hpp"
 #include "cuda/host.hpp"
 #include "cuda/products.cuh"
 

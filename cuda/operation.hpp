@@ -1,7 +1,8 @@
 // An operation ready to run on one CUDA device: its plan lies in that device's memory. Host code only.
 #pragma once
-#include "core/build_plan.hpp"
 #include "core/call.hpp"
+#include "core/forms.hpp"
+#include "core/irreps.hpp"
 #include "cuda/runtime.hpp"
 #include <memory>
 #include <vector>

@@ -1,6 +1,7 @@
 // Real spherical harmonics of vectors, their gradient, and the derivatives of both along a direction: core/spherical_harmonics.hpp, one
 // vector a thread, staged so that rows are read and written whole.
 #include "core/spherical_harmonics.hpp"
+#include "core/spherical_harmonics_plan.hpp"
 #include "cuda/host.hpp"
 #include <type_traits>
 

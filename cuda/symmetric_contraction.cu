@@ -5,6 +5,7 @@
 // A sum of products a_i b_j is formed without storing the products: most of MACE's go into one sum only.
 //
 // A double backward, or a jvp, is the same on dual numbers, as in cpu/symmetric_contraction.cpp.
+#include "core/symmetric_contraction_plan.hpp"
 #include "cuda/host.hpp"
 
 namespace equitensor::cuda {

@@ -3,6 +3,7 @@
 // neighbouring threads has an item to itself, so that nothing waits for a block.
 #pragma once
 #include "core/unroll.hpp"
+#include "core/weighted.hpp"
 #include "cuda/host.hpp"
 
 namespace equitensor::cuda {
