@@ -1,7 +1,7 @@
 // A checked call on its way to the kernels: which memory its arrays are in, this thread or another one, and until when somebody wants its results.
-import { overlap, type ArrayOf, type DType } from './arrays'
+import { fillZero, overlap, plainView, type ArrayOf, type DType } from './arrays'
 import { cuda } from './cuda'
-import { DeviceArray, nativeArray } from './device_array'
+import { isDeviceArray, nativeArray, type DeviceArray } from './device_array'
 import { argumentError, describe, EquitensorError } from './errors'
 import { sweepsOnDevice } from './graph'
 import { native, type NativeArray, type NativeArrays, type NativeCudaOperation, type NativeFactors, type NativeOperation } from './native'
@@ -38,7 +38,7 @@ export const slotOf = { x: 'x', y: 'y', w: 'w', z: 'z', ax: 'x', ay: 'y', aw: 'w
 export const names = Object.keys(slotOf) as (keyof typeof slotOf)[]
 
 const computes = (arrays: Arrays<unknown>) => Object.entries(arrays).some(([name, array]) => name.endsWith('Out') && array !== undefined)
-const isOnDevice = (arrays: Arrays<unknown>) => ('factors' in arrays ? arrays.f1 : arrays.x) instanceof DeviceArray
+const isOnDevice = (arrays: Arrays<unknown>) => isDeviceArray('factors' in arrays ? arrays.f1 : arrays.x)
 
 /** Results of pending calls on arrays of the host. */
 interface Written {
@@ -64,7 +64,7 @@ function written(arrays: Arrays<unknown>): Written {
 
 export function runCall<D extends DType>(runner: Runner, { arrays, zero }: CheckedCall<D, Arrays<OperandOf<D>>>): void {
   if (pending.size > 0) written(arrays)
-  for (const array of zero) fillZero(array)
+  for (const array of zero) clear(array)
   if (!computes(arrays)) return
   const operation = runner.cuda
   if (operation) {
@@ -92,13 +92,15 @@ export async function runCallAsync<D extends DType>(runner: Runner, { arrays, ze
       pending.delete(mine)
     }
   }
-  for (const array of zero) fillZero(array)
+  for (const array of zero) clear(array)
 }
 
 async function start<D extends DType>(runner: Runner, arrays: Arrays<OperandOf<D>>, signal: AbortSignal | undefined): Promise<void> {
   const operation = runner.cuda
   const cancel = signal && new Int32Array(new SharedArrayBuffer(4))
-  const call = { ...((operation ? forDevice(arrays, runner.device) : arrays) as Arrays<ArrayOf<D>>), cancel }
+  // Native code asks an array for its buffer, to know whether to copy it.
+  const plain = Object.fromEntries(Object.entries(arrays).map(([name, array]) => [name, ArrayBuffer.isView(array) ? plainView(array) : array])) as Arrays<OperandOf<D>>
+  const call = { ...((operation ? forDevice(plain, runner.device) : plain) as Arrays<ArrayOf<D>>), cancel }
   const done = !operation
     ? native.contractAsync(runner.cpu!, { ...call, threads: runner.threads }).catch((cause) => Promise.reject(translated(cause)))
     : isOnDevice(arrays)
@@ -142,12 +144,12 @@ function forDevice<D extends DType>(arrays: Arrays<OperandOf<D>>, device: number
 }
 
 function onDevice<Given extends object>(arrays: Given): Arrays<NativeArray> {
-  return Object.fromEntries(Object.entries(arrays).map(([name, array]) => [name, array instanceof DeviceArray ? nativeArray(array) : array])) as never
+  return Object.fromEntries(Object.entries(arrays).map(([name, array]) => [name, isDeviceArray(array) ? nativeArray(array) : array])) as never
 }
 
-function fillZero(array: ArrayLike<number> | DeviceArray): void {
-  if (array instanceof DeviceArray) cuda((addon) => addon.fillZero(nativeArray(array)))
-  else (array as Float32Array | Float64Array).fill(0)
+function clear(array: ArrayBufferView | DeviceArray): void {
+  if (isDeviceArray(array)) cuda((addon) => addon.fillZero(nativeArray(array)))
+  else fillZero(array)
 }
 
 /** Of the CPU's kernels. */

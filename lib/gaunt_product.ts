@@ -1,9 +1,9 @@
-import { allocate, requireArray, requireLength, requireSeparate, rowCount, type ArrayOf, type DType } from './arrays'
+import { allocate, lengthOf, requireArray, requireLength, requireSeparate, rowCount, type ArrayOf, type DType } from './arrays'
 import { runCall, runCallAsync, type AsyncOptions, type CheckedCall, type OperandOf, type Runner } from './call'
 import { requireSignals } from './channel_product'
 import { itemsForCpu } from './cost_model'
 import { capturing, cuda } from './cuda'
-import { DeviceArray, requireDeviceArray } from './device_array'
+import { DeviceArray, isDeviceArray, requireDeviceArray } from './device_array'
 import { argumentError, describe, EquitensorError } from './errors'
 import type { SphereGrid } from './gaunt'
 import { compareIrreps, formatIrrep, Irreps, irrepKey, maxOutputDegree, type Irrep, type IrrepsLike } from './irreps'
@@ -165,13 +165,13 @@ class FactorsOperation<D extends DType> {
 
   #runner({ arrays: { f1, batch } }: FactorsCall<D>): Runner {
     const { cpu, cuda } = this.#live()
-    return { cpu, cuda: f1 instanceof DeviceArray || batch > this.#itemsForCpu || capturing.now ? cuda : undefined, device: this.device, threads: this.threads }
+    return { cpu, cuda: isDeviceArray(f1) || batch > this.#itemsForCpu || capturing.now ? cuda : undefined, device: this.device, threads: this.threads }
   }
 
   #prepare({ x, gradOut, directions, wanted, out, accumulate = false, names }: Request): { call: FactorsCall<D>; results: FactorsResults<D> } {
     this.#live()
     const { dtype, irrepsOut } = this
-    const isOnDevice = this.backend === 'cuda' && x[0] instanceof DeviceArray
+    const isOnDevice = this.backend === 'cuda' && isDeviceArray(x[0])
     const requireOperand = (value: unknown, argument: string): OperandOf<D> =>
       isOnDevice ? requireDeviceArray(value, argument, dtype, this.device) : requireArray(value, argument, dtype)
     const inputs: Record<string, OperandOf<D>> = {}, outputs: Record<string, OperandOf<D>> = {}
@@ -194,7 +194,7 @@ class FactorsOperation<D extends DType> {
       const direction = directions?.[i]
       if (direction === undefined) return
       inputs[names.direction(i)] = call[`a${factorKeys[i]!}`] = requireOperand(direction, names.direction(i))
-      requireLength(inputs[names.direction(i)]!, names.direction(i), array.length, `as many as ${names.x(i)}`)
+      requireLength(inputs[names.direction(i)]!, names.direction(i), lengthOf(array), `as many as ${names.x(i)}`)
     })
 
     if (typeof accumulate !== 'boolean') throw argumentError('invalid_option', 'options.accumulate', 'a boolean', describe(accumulate))
@@ -208,7 +208,7 @@ class FactorsOperation<D extends DType> {
       requireLength(array, name, length, shape)
       return array
     }
-    const givenX = arrays.map((array, i) => take(out.x[i], names.xOut(i), wanted.x[i]!, array.length, `as many as ${names.x(i)}`))
+    const givenX = arrays.map((array, i) => take(out.x[i], names.xOut(i), wanted.x[i]!, lengthOf(array), `as many as ${names.x(i)}`))
     const givenZ = take(out.z, names.zOut, wanted.z, lengthOut, shapeOut)
     requireSeparate(outputs, inputs)
 
@@ -221,7 +221,7 @@ class FactorsOperation<D extends DType> {
       }
     }
     const results = {
-      x: arrays.map((array, i) => (wanted.x[i] ? (givenX[i] ?? make(array.length)) : undefined)),
+      x: arrays.map((array, i) => (wanted.x[i] ? (givenX[i] ?? make(lengthOf(array))) : undefined)),
       z: wanted.z ? (givenZ ?? make(lengthOut)) : undefined,
     }
     const all = [...results.x, results.z].filter((array) => array !== undefined)

@@ -1,4 +1,4 @@
-import { isDetached } from './arrays'
+import { isTyped, lengthOf, requireMemory } from './arrays'
 import { cuda } from './cuda'
 import { argumentError, describe, EquitensorError } from './errors'
 import type { NativeDeviceSweeps, NativeSweep, NativeSweeps } from './native'
@@ -64,13 +64,12 @@ export class Graph {
    * @throws EquitensorError `invalid_argument` for another type, an edge of a node that is not there, or a number that is none; `wrong_length`, `detached`.
    */
   constructor(edgeIndex: Int32Array | BigInt64Array, numNodes: number | { senders: number; receivers: number }) {
-    if (!(edgeIndex instanceof Int32Array || edgeIndex instanceof BigInt64Array)) {
+    if (!isTyped(edgeIndex, 'Int32Array') && !isTyped(edgeIndex, 'BigInt64Array')) {
       throw argumentError('invalid_argument', 'edgeIndex', 'an Int32Array or a BigInt64Array', describe(edgeIndex))
     }
-    if (edgeIndex.length === 0 && isDetached(edgeIndex.buffer)) {
-      throw argumentError('detached', 'edgeIndex', 'an array with its memory', 'one whose ArrayBuffer was transferred')
-    }
-    if (edgeIndex.length % 2 !== 0) throw argumentError('wrong_length', 'edgeIndex', 'an even number of nodes, senders and then receivers', `${edgeIndex.length}`)
+    requireMemory(edgeIndex, 'edgeIndex')
+    const length = lengthOf(edgeIndex)
+    if (length % 2 !== 0) throw argumentError('wrong_length', 'edgeIndex', 'an even number of nodes, senders and then receivers', `${length}`)
     if (typeof numNodes === 'object' && numNodes !== null) {
       requireKnownOptions(numNodes, ['senders', 'receivers'], 'numNodes')
       this.numSenders = requireCount(numNodes.senders, 'numNodes.senders')
@@ -78,9 +77,9 @@ export class Graph {
     } else {
       this.numSenders = this.numReceivers = requireCount(numNodes, 'numNodes')
     }
-    this.numEdges = edgeIndex.length / 2
+    this.numEdges = length / 2
     if (this.numEdges > most) throw argumentError('wrong_length', 'edgeIndex', `at most ${most} edges`, `${this.numEdges}`)
-    const senders = endsOf(edgeIndex, 0, this.numEdges, this.numSenders), receivers = endsOf(edgeIndex, this.numEdges, edgeIndex.length, this.numReceivers)
+    const senders = endsOf(edgeIndex, 0, this.numEdges, this.numSenders), receivers = endsOf(edgeIndex, this.numEdges, length, this.numReceivers)
     this.#sweeps = { senders: sweepOf(this.numSenders, senders, receivers), receivers: sweepOf(this.numReceivers, receivers, senders) }
   }
 

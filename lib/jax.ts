@@ -59,6 +59,7 @@ function read(array: JaxArray | undefined, argument: string, expected: { width: 
  * @param jax the module '@jax-js/jax', whichever of its two builds the caller has. It needs Node 24.
  */
 export function jaxOperations<A extends JaxArray>(jax: Jax<A>) {
+  if (typeof (jax as Partial<Jax<A>> | undefined)?.numpy?.array !== 'function') throw argumentError('invalid_argument', 'jax', "the module '@jax-js/jax'", describe(jax))
   const make = (values: Float32Array, shape: number[]) => jax.numpy.array(values as Float32Array<ArrayBuffer>, { shape })
   const readAll = (f: Differentiable, primals: readonly A[]) => {
     if (primals.length !== f.names.length) throw argumentError('wrong_length', 'primals', f.names.join(', '), `${primals.length} arrays`)

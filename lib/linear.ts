@@ -1,7 +1,7 @@
 import { allocate, type ArrayOf, type DType } from './arrays'
 import type { AsyncOptions, OperandOf } from './call'
 import { ClebschGordanTensorProduct } from './clebsch_gordan'
-import { DeviceArray } from './device_array'
+import { DeviceArray, isDeviceArray } from './device_array'
 import { requireReached, type NormalizationOptions } from './weighted'
 import { irrepKey, type Irreps, type IrrepsLike } from './irreps'
 import type { Pass } from './native'
@@ -104,7 +104,7 @@ export class Linear<D extends DType = 'float32'> {
 
   /** Of the kind that x is of. */
   #oneLike(x: OperandOf<D>): ArrayOf<D> {
-    return (x instanceof DeviceArray && this.#oneOnDevice ? this.#oneOnDevice : this.#one) as ArrayOf<D>
+    return (isDeviceArray(x) && this.#oneOnDevice ? this.#oneOnDevice : this.#one) as ArrayOf<D>
   }
 
   /** @throws EquitensorError as {@link ClebschGordanTensorProduct.forward}. */

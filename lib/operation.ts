@@ -1,9 +1,9 @@
 // What every tensor product operation is to its user: checks, forward, backward.
-import { allocate, requireArray, requireLength, requireSeparate, rowCount, type ArrayOf, type DType } from './arrays'
+import { allocate, lengthOf, requireArray, requireLength, requireSeparate, rowCount, type ArrayOf, type DType } from './arrays'
 import { names, runCall, runCallAsync, slotOf, slots, type AsyncOptions, type CheckedCall, type OperandOf, type Runner, type Slot } from './call'
 import { itemsForCpu } from './cost_model'
 import { capturing, cuda } from './cuda'
-import { DeviceArray, requireDeviceArray } from './device_array'
+import { DeviceArray, isDeviceArray, requireDeviceArray } from './device_array'
 import { argumentError, describe, EquitensorError } from './errors'
 import type { Graph } from './graph'
 import type { Irreps } from './irreps'
@@ -200,7 +200,7 @@ export abstract class TensorProduct<D extends DType> {
   /** What runs a call on these arrays. */
   #runner({ arrays: { x, batch } }: CheckedCall<D>): Runner {
     const { cpu, cuda } = this.#live()
-    return { cpu, cuda: x instanceof DeviceArray || batch > this.#itemsForCpu || capturing.now ? cuda : undefined, device: this.device, threads: this.threads }
+    return { cpu, cuda: isDeviceArray(x) || batch > this.#itemsForCpu || capturing.now ? cuda : undefined, device: this.device, threads: this.threads }
   }
 
   /** The triples of degrees with a nonzero coefficient, in order ("interactability" of Xie et al. 2025). */
@@ -436,12 +436,12 @@ export abstract class TensorProduct<D extends DType> {
       }
       if (!needs[name]) throw argumentError('invalid_option', `out.${name}`, `no array, since needs.${name} is false`, 'an array')
       this.#require(array, `out.${name}`, x)
-      requireLength(array, `out.${name}`, like[name]!.length, `as many as ${name}`)
+      requireLength(array, `out.${name}`, lengthOf(like[name]!), `as many as ${name}`)
     }
     const outputs = { 'out.x': out.x, 'out.y': out.y, 'out.weight': out.weight, 'out.gradOut': out.gradOut }
     requireSeparate(outputs, { x, y, weight, gradOut, ax, ay, aw })
     const wanted = results.filter((name) => needs[name])
-    return Object.fromEntries(wanted.map((name) => [name, out[name] ?? this.#allocate(x, like[name]!.length)])) as unknown as Gradients<D, OperandOf<D>>
+    return Object.fromEntries(wanted.map((name) => [name, out[name] ?? this.#allocate(x, lengthOf(like[name]!))])) as unknown as Gradients<D, OperandOf<D>>
   }
 
   /** The call that computes `results`, of which those whose slot is not in `terms` are zero. */
@@ -465,7 +465,7 @@ export abstract class TensorProduct<D extends DType> {
       if (array === undefined) continue
       if (!like) throw argumentError('weight_unwanted', `${argument}.${name}`, 'undefined, since the operation has no weights', describe(array))
       this.#require(array, `${argument}.${name}`, x)
-      requireLength(array, `${argument}.${name}`, like.length, `as many as ${name}`)
+      requireLength(array, `${argument}.${name}`, lengthOf(like), `as many as ${name}`)
     }
     return { ...inputs, ax: given.x, ay: given.y, aw: given.weight }
   }
@@ -477,7 +477,7 @@ export abstract class TensorProduct<D extends DType> {
 
   /** Of the kind that `like` is of; on the device with no particular values. */
   #allocate(like: OperandOf<D>, length: number): OperandOf<D> {
-    if (like instanceof DeviceArray) return DeviceArray.alloc(this.dtype, length, { device: this.device })
+    if (isDeviceArray(like)) return DeviceArray.alloc(this.dtype, length, { device: this.device })
     try {
       return allocate(this.dtype, length)
     } catch (cause) {
@@ -487,7 +487,7 @@ export abstract class TensorProduct<D extends DType> {
 
   /** An array of the kind that `like` is of. */
   #require(value: unknown, argument: string, like: unknown): void {
-    if (this.backend === 'cuda' && like instanceof DeviceArray) requireDeviceArray(value, argument, this.dtype, this.device)
+    if (this.backend === 'cuda' && isDeviceArray(like)) requireDeviceArray(value, argument, this.dtype, this.device)
     else requireArray(value, argument, this.dtype)
   }
 
@@ -506,8 +506,8 @@ export abstract class TensorProduct<D extends DType> {
     if (over) {
       const { sweeps, numSenders, numEdges: batch } = over.graph
       requireLength(x, 'x', numSenders * dim1, `(senders ${numSenders}, irrepsIn1.dim ${dim1})`)
-      if (y.length !== dim2) requireLength(y, 'y', batch * dim2, `(edges ${batch}, irrepsIn2.dim ${dim2}), or ${dim2} shared by all edges`)
-      inputs = { x, y, batch, yShared: y.length !== batch * dim2, sweeps, atomic: over.atomic }
+      if (lengthOf(y) !== dim2) requireLength(y, 'y', batch * dim2, `(edges ${batch}, irrepsIn2.dim ${dim2}), or ${dim2} shared by all edges`)
+      inputs = { x, y, batch, yShared: lengthOf(y) !== batch * dim2, sweeps, atomic: over.atomic }
     } else {
       const xBatch = rowCount(x, 'x', dim1, `(batch, irrepsIn1.dim ${dim1})`), yBatch = rowCount(y, 'y', dim2, `(batch, irrepsIn2.dim ${dim2})`)
       if (xBatch !== yBatch && xBatch !== 1 && yBatch !== 1) {
@@ -520,8 +520,8 @@ export abstract class TensorProduct<D extends DType> {
     const w = weight as OperandOf<D>
     this.#require(w, 'weight', x)
     const sets = inputs.batch * numel
-    if (w.length !== numel) requireLength(w, 'weight', sets, `(${over ? 'edges' : 'batch'} ${inputs.batch}, weightNumel ${numel}), or ${numel} shared by all ${items}`)
-    return { ...inputs, w, wShared: w.length !== sets }
+    if (lengthOf(w) !== numel) requireLength(w, 'weight', sets, `(${over ? 'edges' : 'batch'} ${inputs.batch}, weightNumel ${numel}), or ${numel} shared by all ${items}`)
+    return { ...inputs, w, wShared: lengthOf(w) !== sets }
   }
 
   #run(call: CheckedCall<D>): void {

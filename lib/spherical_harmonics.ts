@@ -1,7 +1,7 @@
-import { allocate, requireArray, requireLength, requireSeparate, rowCount, type ArrayOf, type DType } from './arrays'
+import { allocate, isTyped, requireArray, requireLength, requireSeparate, rowCount, type ArrayOf, type DType } from './arrays'
 import { runCall, runCallAsync, type AsyncOptions, type CheckedCall, type Runner } from './call'
 import { cuda } from './cuda'
-import { DeviceArray, requireDeviceArray } from './device_array'
+import { DeviceArray, isDeviceArray, requireDeviceArray } from './device_array'
 import { argumentError, describe } from './errors'
 import { Irreps, requireInputDegrees, toIrreps, type IrrepsLike } from './irreps'
 import { native, type NativeCudaOperation } from './native'
@@ -107,8 +107,8 @@ interface Evaluation {
 // Checks a call and allocates the results that are missing.
 function evaluation(irreps: IrrepsLike | number, vectors: Operand, options: Options, operands: Argument[], results: Argument[]): Evaluation {
   const harmonics = requireHarmonics(irreps)
-  const isOnDevice = vectors instanceof DeviceArray
-  const dtype: DType = isOnDevice ? vectors.dtype : vectors instanceof Float64Array ? 'float64' : 'float32'
+  const isOnDevice = isDeviceArray(vectors)
+  const dtype: DType = isOnDevice ? vectors.dtype : isTyped(vectors, 'Float64Array') ? 'float64' : 'float32'
   const require = (array: unknown, argument: string) =>
     isOnDevice ? requireDeviceArray(array, argument, dtype, vectors.device) : requireArray(array, argument, dtype)
   require(vectors, 'vectors')

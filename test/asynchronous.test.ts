@@ -78,6 +78,13 @@ describe.each(backend)('backend %s', (backend) => {
     await expect(gone.forwardAsync(x, y)).rejects.toMatchObject({ code: 'disposed' })
   })
 
+  test('an input is copied, whatever it says of its buffer', async () => {
+    const shadowed = Object.defineProperty(x.slice(), 'buffer', { value: undefined })
+    const pending = op.forwardAsync(shadowed, y)
+    shadowed.fill(0)
+    expect(await pending).toEqual(op.forward(x, y))
+  })
+
   test('inputs in shared memory are read in place', async () => {
     const shared = new Float32Array(new SharedArrayBuffer(x.byteLength))
     shared.set(x)
