@@ -1,6 +1,6 @@
 // Checks on the arrays of a call. They run before native code does, and before anything is written.
 import { arraysOverlap, isDeviceArray, type DeviceArray } from './device_array'
-import { argumentError, describe } from './errors'
+import { argumentError, describe, EquitensorError } from './errors'
 import { native } from './native'
 
 export type DType = 'float32' | 'float64'
@@ -8,8 +8,19 @@ export type ArrayOf<D extends DType> = D extends 'float32' ? Float32Array : Floa
 
 export const constructors = { float32: Float32Array, float64: Float64Array } as const
 
+/** @throws EquitensorError `out_of_memory`. */
 export function allocate<D extends DType>(dtype: D, length: number): ArrayOf<D> {
-  return new constructors[dtype](length) as ArrayOf<D>
+  return orOutOfMemory(() => new constructors[dtype](length) as ArrayOf<D>, () => `a result of ${length} numbers`)
+}
+
+/** What `make` makes. @throws EquitensorError `out_of_memory` that names `what`, where V8 has a RangeError: an array that is too long for it, or for the machine. */
+export function orOutOfMemory<T>(make: () => T, what: () => string): T {
+  try {
+    return make()
+  } catch (cause) {
+    if (!(cause instanceof RangeError)) throw cause
+    throw new EquitensorError('out_of_memory', `no memory for ${what()}`, { cause })
+  }
 }
 
 // What an array says of itself may be anything: a subclass, a property of its own, a Proxy. Its memory is what these say.

@@ -212,14 +212,7 @@ class FactorsOperation<D extends DType> {
     const givenZ = take(out.z, names.zOut, wanted.z, lengthOut, shapeOut)
     requireSeparate(outputs, inputs)
 
-    const make = (length: number): OperandOf<D> => {
-      if (isOnDevice) return DeviceArray.alloc(dtype, length, { device: this.device })
-      try {
-        return allocate(dtype, length)
-      } catch (cause) {
-        throw new EquitensorError('out_of_memory', `no memory for a result of ${length} numbers`, { cause })
-      }
-    }
+    const make = (length: number): OperandOf<D> => (isOnDevice ? DeviceArray.alloc(dtype, length, { device: this.device }) : allocate(dtype, length))
     const results = {
       x: arrays.map((array, i) => (wanted.x[i] ? (givenX[i] ?? make(lengthOf(array))) : undefined)),
       z: wanted.z ? (givenZ ?? make(lengthOut)) : undefined,

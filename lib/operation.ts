@@ -477,12 +477,7 @@ export abstract class TensorProduct<D extends DType> {
 
   /** Of the kind that `like` is of; on the device with no particular values. */
   #allocate(like: OperandOf<D>, length: number): OperandOf<D> {
-    if (isDeviceArray(like)) return DeviceArray.alloc(this.dtype, length, { device: this.device })
-    try {
-      return allocate(this.dtype, length)
-    } catch (cause) {
-      throw new EquitensorError('out_of_memory', `no memory for a result of ${length} numbers`, { cause })
-    }
+    return isDeviceArray(like) ? DeviceArray.alloc(this.dtype, length, { device: this.device }) : allocate(this.dtype, length)
   }
 
   /** An array of the kind that `like` is of. */

@@ -376,6 +376,14 @@ test('every code has a meaning, and messages stay short whatever came', () => {
   expect(caught(() => op.forward(hostile as never, hostile as never)).code).toBe('invalid_argument')
 })
 
+test('results that no array can hold', () => {
+  // V8 has no array of 2^33 numbers, whatever the machine.
+  const vectors = new Float32Array(3 * 100_000)
+  expect(caught(() => sphericalHarmonics([[8000, { l: 5, p: -1 }]], vectors))).toMatchObject({ code: 'out_of_memory' })
+  using op = ClebschGordanTensorProduct.full('0e', '200000x0e', { backend: 'cpu' })
+  expect(caught(() => op.forward(new Float32Array(50_000), new Float32Array(200_000)))).toMatchObject({ code: 'out_of_memory' })
+})
+
 test('jaxOperations of what is no jax-js', () => {
   for (const jax of [undefined, null, {}, { numpy: {} }]) expectError(caught(() => jaxOperations(jax as never)), 'invalid_argument', 'jax')
 })
