@@ -1,5 +1,5 @@
 // A checked call on its way to the kernels: which memory its arrays are in, this thread or another one, and until when somebody wants its results.
-import { fillZero, overlap, plainView, type ArrayOf, type DType } from './arrays'
+import { fillZero, lengthOf, overlap, plainView, type ArrayOf, type DType } from './arrays'
 import { cuda } from './cuda'
 import { isDeviceArray, nativeArray, type DeviceArray } from './device_array'
 import { argumentError, describe, EquitensorError } from './errors'
@@ -17,10 +17,11 @@ export interface AsyncOptions {
 
 type Arrays<A> = NativeArrays<A> | NativeFactors<A>
 
-/** Arrays of a call, checked. Results that nothing contributes to are in `zero`, and not in the call. */
+/** Arrays of a call, checked. Results that nothing contributes to are in `zero`, and not in the call. `given`: the results that the caller owns, by their argument. */
 export interface CheckedCall<D extends DType, Given extends Arrays<OperandOf<D>> = NativeArrays<OperandOf<D>>> {
   arrays: Given
   zero: OperandOf<D>[]
+  given: Record<string, OperandOf<D> | undefined>
 }
 
 /** What runs a call: the plan on the device if there is one, else that of the host, which is there then. */
@@ -40,9 +41,9 @@ export const names = Object.keys(slotOf) as (keyof typeof slotOf)[]
 const computes = (arrays: Arrays<unknown>) => Object.entries(arrays).some(([name, array]) => name.endsWith('Out') && array !== undefined)
 const isOnDevice = (arrays: Arrays<unknown>) => isDeviceArray('factors' in arrays ? arrays.f1 : arrays.x)
 
-/** Results of pending calls on arrays of the host. */
+/** Results of a call on arrays of the host that the caller owns. */
 interface Written {
-  arrays: ArrayBufferView[]
+  arrays: { argument: string; array: ArrayBufferView; length: number }[]
   adds: boolean
 }
 const pending = new Set<Written>()
@@ -51,19 +52,23 @@ const pending = new Set<Written>()
  * What a call adds to is read when it begins, and written when its promise resolves: in between nobody else may write there.
  * @throws EquitensorError `overlap`.
  */
-function written(arrays: Arrays<unknown>): Written {
-  const results = Object.entries(arrays).flatMap(([name, array]) => (name.endsWith('Out') && ArrayBuffer.isView(array) ? [array] : []))
-  const mine = { arrays: results, adds: arrays.accumulate === true }
+function written<D extends DType>({ arrays, zero, given }: CheckedCall<D, Arrays<OperandOf<D>>>): Written {
+  const results = new Set<unknown>([...Object.values(arrays), ...zero]), adds = arrays.accumulate === true
+  const mine = Object.entries(given).flatMap(([argument, array]) => (results.has(array) && ArrayBuffer.isView(array) ? [{ argument, array, length: lengthOf(array) }] : []))
   for (const theirs of pending) {
-    if ((mine.adds || theirs.adds) && mine.arrays.some((a) => theirs.arrays.some((b) => overlap(a, b)))) {
-      throw argumentError('overlap', 'out', 'memory that no pending call writes, where one of the two adds', 'an array of one that is pending: await it first')
+    if (!adds && !theirs.adds) continue
+    for (const { argument, array } of mine) {
+      if (!theirs.arrays.some((other) => overlap(array, other.array))) continue
+      const what = theirs.adds ? 'a pending call adds to' : 'a pending call writes, while this one adds'
+      throw argumentError('overlap', argument, 'memory of no pending call (await that first)', `an array that ${what}`)
     }
   }
-  return mine
+  return { arrays: mine, adds }
 }
 
-export function runCall<D extends DType>(runner: Runner, { arrays, zero }: CheckedCall<D, Arrays<OperandOf<D>>>): void {
-  if (pending.size > 0) written(arrays)
+export function runCall<D extends DType>(runner: Runner, call: CheckedCall<D, Arrays<OperandOf<D>>>): void {
+  const { arrays, zero } = call
+  if (pending.size > 0) written(call)
   for (const array of zero) clear(array)
   if (!computes(arrays)) return
   const operation = runner.cuda
@@ -80,16 +85,21 @@ export function runCall<D extends DType>(runner: Runner, { arrays, zero }: Check
   }
 }
 
-/** @throws EquitensorError `invalid_option` for a signal that is none, `aborted`. */
-export async function runCallAsync<D extends DType>(runner: Runner, { arrays, zero }: CheckedCall<D, Arrays<OperandOf<D>>>, signal: AbortSignal | undefined): Promise<void> {
+/** @throws EquitensorError `invalid_option` for a signal that is none, `aborted`, `detached` for a result that has lost its memory in the meantime. */
+export async function runCallAsync<D extends DType>(runner: Runner, call: CheckedCall<D, Arrays<OperandOf<D>>>, signal: AbortSignal | undefined): Promise<void> {
   requireSignal(signal)
+  const { arrays, zero } = call
   if (computes(arrays)) {
-    const mine = written(arrays)
+    const mine = written(call)
     pending.add(mine)
     try {
       await start(runner, arrays, signal)
     } finally {
       pending.delete(mine)
+    }
+    for (const { argument, array, length } of mine.arrays) {
+      if (lengthOf(array) === length) continue
+      throw argumentError('detached', argument, 'an array that keeps its memory until the promise resolves', 'one whose ArrayBuffer was transferred or resized')
     }
   }
   for (const array of zero) clear(array)

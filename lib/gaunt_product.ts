@@ -222,9 +222,9 @@ class FactorsOperation<D extends DType> {
     const isZero = directions !== undefined && directions.every((direction) => direction === undefined)
     // What the caller sees is of the kind that it gave.
     const typed = results as FactorsResults<D>
-    if (isZero) return { call: { arrays: call, zero: accumulate ? [] : all }, results: typed }
+    if (isZero) return { call: { arrays: call, zero: accumulate ? [] : all, given: outputs }, results: typed }
     results.x.forEach((array, i) => (call[`${factorKeys[i]!}Out`] = array))
-    return { call: { arrays: { ...call, zOut: results.z, accumulate }, zero: [] }, results: typed }
+    return { call: { arrays: { ...call, zOut: results.z, accumulate }, zero: [], given: outputs }, results: typed }
   }
 }
 const factorKeys = ['f1', 'f2', 'f3', 'f4'] as const

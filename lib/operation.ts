@@ -111,6 +111,12 @@ export function choiceOf(form: { algorithm: string; why?: string }, { backend, c
   })
 }
 
+/** Arrays for gradients, by their argument. */
+function givenOf<A>(options: DoubleBackwardOptions<A>): Record<string, A | undefined> {
+  const out = options.out ?? {}
+  return { 'out.x': out.x, 'out.y': out.y, 'out.weight': out.weight, 'out.gradOut': out.gradOut }
+}
+
 /** What a subclass hands to the base class. */
 export interface OperationForm {
   irrepsIn1: Irreps
@@ -227,7 +233,7 @@ export abstract class TensorProduct<D extends DType> {
 
   /**
    * {@link forward} beside this thread. Inputs must not change before the promise resolves. On the CPU what the call reads is copied first,
-   * but for arrays on a SharedArrayBuffer.
+   * but for arrays on a SharedArrayBuffer. An `out` whose ArrayBuffer is transferred or resized in the meantime is `detached`.
    * @throws EquitensorError as {@link forward}, and `aborted`, `capturing`.
    */
   forwardAsync(...call: ForwardArguments<ArrayOf<D>, AsyncOptions>): Promise<ArrayOf<D>>
@@ -357,14 +363,14 @@ export abstract class TensorProduct<D extends DType> {
     this.#live()
     const inputs = this.#inputs(x, y, weight, options)
     const result = this.#result(inputs, options.out)
-    return { call: { arrays: { ...inputs, zOut: result }, zero: [] } as CheckedCall<D>, result }
+    return { call: { arrays: { ...inputs, zOut: result }, zero: [], given: { out: options.out } } as CheckedCall<D>, result }
   }
 
   #backwardCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, gradOut: OperandOf<D>, options: BackwardOptions<OperandOf<D>> & OverGraph) {
     this.#live()
     const inputs = this.#withGradOut(this.#inputs(x, y, weight, options), gradOut)
     const result = this.#gradients(inputs, ['x', 'y', 'weight'], options)
-    return { call: this.#reached(inputs, result, { x: true, y: true, w: true }, options.accumulate), result }
+    return { call: this.#reached(inputs, result, { x: true, y: true, w: true }, givenOf(options), options.accumulate), result }
   }
 
   #doubleBackwardCall(
@@ -379,14 +385,14 @@ export abstract class TensorProduct<D extends DType> {
     const inputs = this.#withDirections(this.#withGradOut(this.#inputs(x, y, weight, options), gradOut), cotangents, 'cotangents')
     const result = this.#gradients(inputs, ['x', 'y', 'weight', 'gradOut'], options) as SecondGradients<D, OperandOf<D>>
     const { ax, ay, aw } = inputs
-    return { call: this.#reached(inputs, result, { x: (this.#isSquare ? ax : ay) ?? aw, y: ax ?? aw, w: ax ?? ay ?? (this.#weightsInParts ? aw : undefined), z: ax ?? ay ?? aw }, options.accumulate), result }
+    return { call: this.#reached(inputs, result, { x: (this.#isSquare ? ax : ay) ?? aw, y: ax ?? aw, w: ax ?? ay ?? (this.#weightsInParts ? aw : undefined), z: ax ?? ay ?? aw }, givenOf(options), options.accumulate), result }
   }
 
   #jvpCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, tangents: Directions<OperandOf<D>>, options: ForwardOptions<OperandOf<D>> & OverGraph) {
     this.#live()
     const inputs = this.#withDirections(this.#inputs(x, y, weight, options), tangents, 'tangents')
     const result = this.#result(inputs, options.out)
-    return { call: this.#reached(inputs, { gradOut: result }, { z: inputs.ax ?? inputs.ay ?? inputs.aw }, false), result }
+    return { call: this.#reached(inputs, { gradOut: result }, { z: inputs.ax ?? inputs.ay ?? inputs.aw }, { out: options.out }), result }
   }
 
   #ofResult({ batch, sweeps }: NativeArrays<OperandOf<D>>) {
@@ -438,8 +444,7 @@ export abstract class TensorProduct<D extends DType> {
       this.#require(array, `out.${name}`, x)
       requireLength(array, `out.${name}`, lengthOf(like[name]!), `as many as ${name}`)
     }
-    const outputs = { 'out.x': out.x, 'out.y': out.y, 'out.weight': out.weight, 'out.gradOut': out.gradOut }
-    requireSeparate(outputs, { x, y, weight, gradOut, ax, ay, aw })
+    requireSeparate(givenOf(options), { x, y, weight, gradOut, ax, ay, aw })
     const wanted = results.filter((name) => needs[name])
     return Object.fromEntries(wanted.map((name) => [name, out[name] ?? this.#allocate(x, lengthOf(like[name]!))])) as unknown as Gradients<D, OperandOf<D>>
   }
@@ -449,12 +454,13 @@ export abstract class TensorProduct<D extends DType> {
     inputs: NativeArrays<OperandOf<D>>,
     results: Partial<SecondGradients<D, OperandOf<D>>>,
     terms: Partial<Record<Slot, unknown>>,
+    given: CheckedCall<D>['given'],
     accumulate = false,
   ): CheckedCall<D> {
-    const given = { x: results.x, y: results.y, w: results.weight, z: results.gradOut }
-    const zero = slots.filter((slot) => !terms[slot] && !accumulate).flatMap((slot) => given[slot] ?? [])
-    const of = (slot: Slot) => (terms[slot] ? given[slot] : undefined)
-    return { arrays: { ...inputs, xOut: of('x'), yOut: of('y'), wOut: of('w'), zOut: of('z'), accumulate }, zero }
+    const all = { x: results.x, y: results.y, w: results.weight, z: results.gradOut }
+    const zero = slots.filter((slot) => !terms[slot] && !accumulate).flatMap((slot) => all[slot] ?? [])
+    const of = (slot: Slot) => (terms[slot] ? all[slot] : undefined)
+    return { arrays: { ...inputs, xOut: of('x'), yOut: of('y'), wOut: of('w'), zOut: of('z'), accumulate }, zero, given }
   }
 
   #withDirections<I extends NativeArrays<OperandOf<D>>>(inputs: I, given: Directions<OperandOf<D>>, argument: string): I {

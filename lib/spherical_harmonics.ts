@@ -137,15 +137,16 @@ function evaluation(irreps: IrrepsLike | number, vectors: Operand, options: Opti
   const given = results.filter(({ array }) => array !== undefined)
   const missing = accumulate && results.find(({ array }) => array === undefined)
   if (missing) throw argumentError('invalid_option', missing.name, 'an array to accumulate in', 'none')
-  requireSeparate(Object.fromEntries(given.map((result) => [result.name, requireRows(result)])), inputs)
+  const outputs: Record<string, Operand> = Object.fromEntries(given.map((result) => [result.name, requireRows(result)]))
+  requireSeparate(outputs, inputs)
 
-  const outputs = results.map(({ slot, array }) => {
+  const all = results.map(({ slot, array }) => {
     if (array !== undefined) return array as Operand
     return isOnDevice ? DeviceArray.alloc(dtype, lengthOf(slot), { device }) : allocate(dtype, lengthOf(slot))
   })
   const arrays: CheckedCall<DType>['arrays'] = { x: vectors, batch, accumulate }
   for (const { slot, array } of operands) arrays[slot] = array as Operand
-  results.forEach(({ slot }, i) => (arrays[slot] = outputs[i]!))
+  results.forEach(({ slot }, i) => (arrays[slot] = all[i]!))
   const degrees = harmonics.blocks.flatMap(({ mul, ir }) => Array<number>(mul).fill(ir.l))
   const form = {
     isDouble: dtype === 'float64',
@@ -154,7 +155,7 @@ function evaluation(irreps: IrrepsLike | number, vectors: Operand, options: Opti
     normalize,
   }
   const runner = backend === 'cuda' ? { cpu: undefined, cuda: planOnDevice(device, form) } : { cpu: native.createSphericalHarmonics(form), cuda: undefined }
-  return { call: { arrays, zero: [] }, runner: { ...runner, device, threads }, results: outputs }
+  return { call: { arrays, zero: [], given: outputs }, runner: { ...runner, device, threads }, results: all }
 }
 
 function evaluate({ runner, call, results }: Evaluation): Operand[] {
