@@ -43,7 +43,7 @@ export class EquitensorError extends Error {
   }
 
   readonly code: ErrorCode
-  /** Name of the argument at fault, as in the signature. */
+  /** The argument at fault, by its name in the signature, an option by that of its object too: 'x', 'options.dtype', 'out.x', 'edgeIndex[3]'; or an environment variable. */
   readonly argument: string | undefined
   readonly expected: string | undefined
   readonly received: string | undefined

@@ -9,7 +9,7 @@ import type { SphereGrid } from './gaunt'
 import { compareIrreps, formatIrrep, Irreps, irrepKey, maxOutputDegree, type Irrep, type IrrepsLike } from './irreps'
 import { channelsOf, packChannels } from './layout'
 import { native, type NativeFactors, type NativeFactorsCall, type Pass } from './native'
-import { choiceOf, createPlan, type Choice, type ForwardOptions, type PassCost, type Plan } from './operation'
+import { choiceOf, createPlan, nothingToAddTo, type Choice, type ForwardOptions, type PassCost, type Plan } from './operation'
 import { commonOptions, inputIrreps, outputIrreps, requireKnownOptions, resolveOptions, type Backend, type CommonOptions, type Layout } from './options'
 
 export interface GauntProductOptions<D extends DType> extends CommonOptions<D> {
@@ -200,7 +200,7 @@ class FactorsOperation<D extends DType> {
     if (typeof accumulate !== 'boolean') throw argumentError('invalid_option', 'options.accumulate', 'a boolean', describe(accumulate))
     const take = (given: unknown, name: string, isWanted: boolean, length: number, shape: string): OperandOf<D> | undefined => {
       if (given === undefined) {
-        if (isWanted && accumulate) throw argumentError('invalid_option', name, 'an array to accumulate in', 'none')
+        if (isWanted && accumulate) throw nothingToAddTo(name, `${name.replace('out.', 'needs.')} false`, [...wanted.x, wanted.z].filter(Boolean).length)
         return undefined
       }
       if (!isWanted) throw argumentError('invalid_option', name, 'no array, since it is not needed', 'an array')
@@ -299,7 +299,7 @@ interface ProductBackwardOptions<A> {
   needs?: { x?: readonly (boolean | undefined)[] }
   /** Arrays that receive the gradients. */
   out?: { x?: readonly (A | undefined)[] }
-  /** Add to what the arrays of `out` hold. Default false. */
+  /** Add to what the arrays of `out` hold, one for each gradient that is needed. Default false. */
   accumulate?: boolean
 }
 interface ProductDoubleBackwardOptions<A> {

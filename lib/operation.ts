@@ -56,7 +56,7 @@ export interface BackwardOptions<A> {
   needs?: { x?: boolean; y?: boolean; weight?: boolean }
   /** Arrays that receive the gradients. */
   out?: { x?: A; y?: A; weight?: A }
-  /** Add to what the arrays of `out` hold. Default false. */
+  /** Add to what the arrays of `out` hold, one for each gradient that is needed. Default false. */
   accumulate?: boolean
 }
 export interface DoubleBackwardOptions<A> {
@@ -103,12 +103,17 @@ export interface Choice {
 }
 
 /** `itemsForCpu`: up to how many items calls on host arrays run on the CPU, though there is a device. */
-export function choiceOf(form: { algorithm: string; why?: string }, { backend, choice }: ResolvedOptions<DType>, itemsForCpu: number): Choice {
+export function choiceOf(form: { algorithm: string; why?: string | undefined }, { backend, choice }: ResolvedOptions<DType>, itemsForCpu: number): Choice {
   const few = { 0: '', Infinity: '; calls on host arrays run on the CPU, which is faster than the bus' }[itemsForCpu]
   return Object.freeze({
-    algorithm: `${form.algorithm}: ${form.why ?? 'the only one, or the one asked for'}`,
+    algorithm: `${form.algorithm}: ${form.why ?? 'the only one'}`,
     backend: `${backend}: ${choice.why}${few ?? `; calls on host arrays with up to ${itemsForCpu} items run on the CPU (lib/cost_model.ts)`}`,
   })
+}
+
+/** `instead`: what else to say, where other results are wanted too. */
+export function nothingToAddTo(argument: string, instead: string, wanted: number): EquitensorError {
+  return argumentError('invalid_option', argument, `an array to accumulate in${wanted > 1 ? `, or ${instead}` : ''}`, 'none')
 }
 
 /** Arrays for gradients, by their argument. */
@@ -127,7 +132,7 @@ export interface OperationForm {
   paths: Path[]
   algorithm: string
   /** Why that algorithm, where there was a choice. */
-  why?: string
+  why?: string | undefined
   plan: Plan
   expressivity: number
   /** The second input is the first one: calls have x only. Default false. */
@@ -173,6 +178,8 @@ export abstract class TensorProduct<D extends DType> {
   /** Calls on host arrays with up to so many items run on the CPU, though the backend is 'cuda'. */
   readonly #itemsForCpu: number
   readonly #isSquare: boolean
+  /** @internal What errors call irrepsIn1, which another class may have under another name. */
+  nameOfIn1: string
   readonly #weightsInParts: boolean
 
   protected constructor(form: OperationForm, options: ResolvedOptions<D>) {
@@ -190,6 +197,7 @@ export abstract class TensorProduct<D extends DType> {
     this.expressivity = form.expressivity
     this.#plan = form.plan
     this.#isSquare = form.square ?? false
+    this.nameOfIn1 = this.#isSquare ? 'irrepsIn' : 'irrepsIn1'
     this.#weightsInParts = form.weightsInParts ?? false
     const flops = native.flops(form.plan.cpu)
     const size = options.dtype === 'float32' ? 4 : 8
@@ -437,7 +445,7 @@ export abstract class TensorProduct<D extends DType> {
       if (needs[name] && !like[name]) throw argumentError('weight_unwanted', `needs.${name}`, 'false, since the operation has no weights', 'true')
       const array = out[name]
       if (array === undefined) {
-        if (accumulate && needs[name]) throw argumentError('invalid_option', `out.${name}`, 'an array to accumulate in', 'none')
+        if (accumulate && needs[name]) throw nothingToAddTo(`out.${name}`, `needs: { ${name}: false }`, results.filter((other) => needs[other]).length)
         continue
       }
       if (!needs[name]) throw argumentError('invalid_option', `out.${name}`, `no array, since needs.${name} is false`, 'an array')
@@ -510,7 +518,7 @@ export abstract class TensorProduct<D extends DType> {
       if (lengthOf(y) !== dim2) requireLength(y, 'y', batch * dim2, `(edges ${batch}, irrepsIn2.dim ${dim2}), or ${dim2} shared by all edges`)
       inputs = { x, y, batch, yShared: lengthOf(y) !== batch * dim2, sweeps, atomic: over.atomic }
     } else {
-      const xBatch = rowCount(x, 'x', dim1, `(batch, irrepsIn1.dim ${dim1})`), yBatch = rowCount(y, 'y', dim2, `(batch, irrepsIn2.dim ${dim2})`)
+      const xBatch = rowCount(x, 'x', dim1, `(batch, ${this.nameOfIn1}.dim ${dim1})`), yBatch = rowCount(y, 'y', dim2, `(batch, irrepsIn2.dim ${dim2})`)
       if (xBatch !== yBatch && xBatch !== 1 && yBatch !== 1) {
         throw argumentError('batch_mismatch', 'y', `a batch of ${xBatch} as x has, or of 1`, `a batch of ${yBatch}`)
       }

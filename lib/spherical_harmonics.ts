@@ -3,8 +3,9 @@ import { runCall, runCallAsync, type AsyncOptions, type CheckedCall, type Runner
 import { cuda } from './cuda'
 import { DeviceArray, isDeviceArray, requireDeviceArray } from './device_array'
 import { argumentError, describe } from './errors'
-import { Irreps, requireInputDegrees, toIrreps, type IrrepsLike } from './irreps'
+import { Irreps, maxInputDegree, requireInputDegrees, toIrreps, type IrrepsLike } from './irreps'
 import { native, type NativeCudaOperation } from './native'
+import { nothingToAddTo } from './operation'
 import { cpuInfo, oneOf, requireKnownOptions, resolveBackend, type Backend } from './options'
 
 export interface SphericalHarmonicsOptions<D extends DType, A = ArrayOf<D>> {
@@ -55,9 +56,9 @@ const scales = {
 // One irrep for each degree, with the parity p^l of a vector of parity p, as e3nn requires.
 function requireHarmonics(value: IrrepsLike | number): Irreps {
   if (typeof value === 'number') {
-    const irreps = Irreps.sphericalHarmonics(value)
-    requireInputDegrees(irreps, 'irreps')
-    return irreps
+    if (!Number.isInteger(value) || value < 0) throw argumentError('invalid_argument', 'irreps', 'irreps, or an lmax that is not negative', describe(value))
+    if (value > maxInputDegree) throw argumentError('degree_limit', 'irreps', `an lmax of at most ${maxInputDegree}`, describe(value))
+    return Irreps.sphericalHarmonics(value)
   }
   const irreps = toIrreps(value, 'irreps')
   requireInputDegrees(irreps, 'irreps')
@@ -136,7 +137,7 @@ function evaluation(irreps: IrrepsLike | number, vectors: Operand, options: Opti
   for (const operand of operands) inputs[operand.name] = requireRows(operand)
   const given = results.filter(({ array }) => array !== undefined)
   const missing = accumulate && results.find(({ array }) => array === undefined)
-  if (missing) throw argumentError('invalid_option', missing.name, 'an array to accumulate in', 'none')
+  if (missing) throw nothingToAddTo(missing.name, `needs: { ${missing.name.slice(4)}: false }`, results.length)
   const outputs: Record<string, Operand> = Object.fromEntries(given.map((result) => [result.name, requireRows(result)]))
   requireSeparate(outputs, inputs)
 

@@ -29,7 +29,7 @@ type Results<A, Name extends string> = {
   needs?: { [name in Name]?: boolean }
   /** Arrays that receive the gradients. */
   out?: { [name in Name]?: A }
-  /** Add to what the arrays of `out` hold. Default false. */
+  /** Add to what the arrays of `out` hold, one for each gradient that is needed. Default false. */
   accumulate?: boolean
 }
 /** Absent where `needs` said so. */
