@@ -158,7 +158,7 @@ describe('command line', () => {
 
   test.each(['help', '--help', '-h'])('%s prints the usage', (flag) => {
     const { status, stdout } = equitensor(flag)
-    for (const part of ['Usage: equitensor', '--cuda', '--cpu', '--emulated', '--cmake', 'EQUITENSOR_BUILD', 'EQUITENSOR_BINARY']) {
+    for (const part of ['Usage: equitensor', '--cuda', '--cpu', '--emulated', '--cmake', 'EQUITENSOR_BUILD', 'EQUITENSOR_BINARY', 'EQUITENSOR_CPU', 'EQUITENSOR_BACKEND']) {
       expect(stdout).toContain(part)
     }
     expect(status).toBe(0)
@@ -169,6 +169,28 @@ describe('command line', () => {
     const { status, stderr } = equitensor('build', ...args)
     expect(stderr).toContain('Usage: equitensor')
     expect(status).toBe(2)
+  })
+
+  test('doctor refuses options', () => {
+    const { status, stdout, stderr } = equitensor('doctor', '--all')
+    expect(stderr).toMatch(/^equitensor: unknown option --all\n/)
+    expect([status, stdout]).toEqual([2, ''])
+  })
+
+  test('doctor says what is wrong with the environment, and no more', () => {
+    const cpu = equitensorWith({ EQUITENSOR_CPU: 'mmx' }, 'doctor')
+    expect(cpu.stdout).toContain(native.stamp)
+    expect(cpu.stdout).not.toContain('nothing')
+    expect(cpu.stderr.trim()).toMatch(/^EQUITENSOR_CPU: expected one of .*, got "mmx"$/)
+    const flavour = equitensorWith({ EQUITENSOR_BINARY: 'gpu' }, 'doctor')
+    expect(flavour.stderr.trim()).toBe("EQUITENSOR_BINARY is cuda, cpu, emulated or unset, not 'gpu'")
+    expect([cpu.status, flavour.status]).toEqual([1, 1])
+  })
+
+  test('install with a flavour that is none says so, and nothing of compilers', () => {
+    const { status, stderr } = spawnSync(process.execPath, [path.join(root, 'bin/install.js')], { encoding: 'utf8', env: { ...process.env, EQUITENSOR_BUILD: 'gpu' } })
+    expect(stderr.trim()).toBe("equitensor: EQUITENSOR_BUILD is auto, cuda, cpu, emulated or unset, not 'gpu'. Nothing was built.")
+    expect(status).toBe(1)
   })
 
   test('an unknown command gets the usage', () => {
@@ -231,7 +253,8 @@ describe('loader', () => {
     vi.stubEnv('EQUITENSOR_BINARY', 'cuda')
     expect(failureOf(place).message).toContain(cuda)
     vi.stubEnv('EQUITENSOR_BINARY', 'gpu')
-    expect(failureOf(place).message).toContain("not 'gpu'")
+    // No remedy but another value.
+    expect(failureOf(place)).toMatchObject({ argument: 'EQUITENSOR_BINARY', message: "EQUITENSOR_BINARY is cuda, cpu, emulated or unset, not 'gpu'" })
   })
 
   test.skipIf(!hasTool('objdump') || process.platform !== 'linux')('knows the C library that a binary needs', () => {
