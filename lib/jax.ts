@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 // equitensor/jax: the derivatives of the operations of this package, in the form in which jax-js gives those of its functions.
 import { Convolution } from './convolution'
 import { ofConvolution, ofHarmonics, ofLinear, ofProduct, ofSquare, type Differentiable, type Directions } from './differentiable'

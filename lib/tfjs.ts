@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 // equitensor/tfjs: the operations of this package as those of TensorFlow.js, differentiable twice, so that a loss may contain forces.
 import type { DataId, KernelBackend, NamedAttrMap, NamedTensorMap, Tensor, Tensor2D, TensorInfo } from '@tensorflow/tfjs-core'
 import { isTyped, lengthOf } from './arrays'
