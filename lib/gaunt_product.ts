@@ -358,7 +358,7 @@ export class GauntProduct<D extends DType = 'float32'> extends ManyBodyProduct<D
 
   /**
    * Gradients of a scalar with respect to the factors, given its gradient with respect to the result.
-   * @returns `x`: of each factor; undefined where `needs.x` is false.
+   * @returns `x`: of each factor; undefined where `needs.x` is false, which the type does not know.
    * @throws EquitensorError as {@link forward}.
    */
   backward<A extends OperandOf<D>>(x: readonly A[], gradOut: A, options?: ProductBackwardOptions<A>): { x: A[] }

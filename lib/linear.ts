@@ -20,7 +20,7 @@ export interface LinearPath {
   readonly coefficient: number
 }
 
-/** Absent where `needs` said so. */
+/** Absent where `needs` said so; the type has all of them, since it does not know that. */
 export interface LinearGradients<D extends DType, A = ArrayOf<D>> {
   /** Shape of x. */
   x: A

@@ -27,13 +27,13 @@ export interface PassCost {
   readonly bytes: number
 }
 
-/** Absent where `needs` said so. */
+/** Absent where `needs` said so; the type has all of them, since it does not know that. */
 export interface Gradients<D extends DType, A = ArrayOf<D>> {
   /** Shape of x. */
   x: A
   /** Shape of y. */
   y: A
-  /** Shape of weight: shared weights get the sum over the items. Absent too if the operation has no weights. */
+  /** Shape of weight: shared weights get the sum over the items. Absent too if the operation has no weights, which the type does not know either. */
   weight: A
 }
 export interface SecondGradients<D extends DType, A = ArrayOf<D>> extends Gradients<D, A> {

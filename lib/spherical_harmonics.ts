@@ -33,7 +33,7 @@ export interface SphericalHarmonicsDoubleBackwardOptions<D extends DType, A = Ar
   out?: { vectors?: A; gradOut?: A }
 }
 
-/** Gradients of a scalar of {@link sphericalHarmonics.backward}'s result. Absent where `needs` said so. */
+/** Gradients of a scalar of {@link sphericalHarmonics.backward}'s result. Absent where `needs` said so; the type has all of them, since it does not know that. */
 export interface SphericalHarmonicsGradients<A> {
   /** (n, 3) */
   vectors: A

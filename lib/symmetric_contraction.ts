@@ -32,7 +32,7 @@ type Results<A, Name extends string> = {
   /** Add to what the arrays of `out` hold, one for each gradient that is needed. Default false. */
   accumulate?: boolean
 }
-/** Absent where `needs` said so. */
+/** Absent where `needs` said so; the type has all of them, since it does not know that. */
 export interface ContractionGradients<A> {
   /** Shape of x. */
   x: A
