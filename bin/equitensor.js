@@ -22,7 +22,9 @@ const usage = `Usage: equitensor <command>
 
 EQUITENSOR_BUILD=auto|cuda|cpu|emulated   what npm install builds
 EQUITENSOR_BINARY=cuda|cpu|emulated       what a process loads, instead of the first that is there
-EQUITENSOR_CUDA_ARCHITECTURES=90-real     compile for these cards only (separated by semicolons)`
+EQUITENSOR_CUDA_ARCHITECTURES=90-real     compile for these cards only (separated by semicolons)
+EQUITENSOR_BACKEND=auto|cpu|cuda          what the backend 'auto' of a process is
+EQUITENSOR_CPU=baseline|avx2|avx512       which CPU kernels a process uses, instead of the fastest that the machine can run`
 
 class UsageError extends Error {}
 
@@ -67,7 +69,8 @@ function describeBinary(file, record) {
   return `${path.relative(root, file)} (${(fs.statSync(file).size / 1e6).toFixed(1)} MB${glibc ? `, needs glibc ${glibc}` : ''}${made})`
 }
 
-function doctor() {
+function doctor(args) {
+  if (args.length > 0) throw new UsageError(`unknown option ${args[0]}`)
   const say = (what, text) => console.log(`${what.padEnd(15)}${text}`)
 
   const { version } = require('../package.json')
@@ -91,17 +94,25 @@ function doctor() {
     console.error('\nThe TypeScript sources are not compiled: npm run build')
     return 1
   }
+  let loaded
   try {
-    const { native, binary } = require('../dist/native.js')
+    loaded = require('../dist/native.js')
+  } catch (error) {
+    say('loaded', 'nothing')
+    console.error(`\n${error.message}`)
+    return 1
+  }
+  const { native, binary } = loaded
+  say('loaded', `${path.relative(root, binary.file)}, stamp ${native.stamp}`)
+  for (const { file, reason } of binary.refused) say('not loaded', `${path.relative(root, file)}: ${reason}`)
+  try {
     const { variant, variants, threads } = native.cpuInfo()
-    say('loaded', `${path.relative(root, binary.file)}, stamp ${native.stamp}`)
-    for (const { file, reason } of binary.refused) say('not loaded', `${path.relative(root, file)}: ${reason}`)
-    say('cpu', `${variant} (can run ${variants.join(', ')}; built ${Object.keys(builtVariants()).join(', ')}), ${threads} threads`)
+    const built = Object.keys(builtVariants()).map((name) => (name === 'counted' ? 'and one that counts its operations, for tests and compare' : name))
+    say('cpu', `${variant} (can run ${variants.join(', ')}; built ${built.join(', ')}), ${threads} threads`)
     const { cuda } = require('../dist/index.js').backends()
     say('cuda', cuda.available ? `available: ${cuda.devices.map(({ name }) => name).join(', ')}` : `unavailable: ${cuda.reason}`)
     return 0
   } catch (error) {
-    say('loaded', 'nothing: the addon does not load')
     console.error(`\n${error.message}`)
     return 1
   }

@@ -17,6 +17,8 @@ for (const entry of ['index', 'tfjs', 'jax']) {
     throw new Error(`lib/${entry}.ts must export functions, or \`{ names } from './file'\``)
   }
 
-  fs.writeFileSync(path.join(dist, `${entry}.mjs`), `export { ${names.join(', ')} } from './${entry}.js'\n`)
+  // Not `export ... from`: where the CommonJS module throws, as without a peer, Node 20 reports it a second time as uncaught, though the import was caught.
+  const esm = `import { createRequire } from 'node:module'\nexport const { ${names.join(', ')} } = createRequire(import.meta.url)('./${entry}.js')\n`
+  fs.writeFileSync(path.join(dist, `${entry}.mjs`), esm)
   fs.writeFileSync(path.join(dist, `${entry}.d.mts`), `export * from './${entry}.js'\n`)
 }

@@ -46,15 +46,18 @@ function installCpu() {
   }
 }
 
+const wanted = process.env.EQUITENSOR_BUILD || 'auto'
+if (wanted !== 'auto' && !flavours.includes(wanted)) {
+  console.error(`\nequitensor: EQUITENSOR_BUILD is auto, ${flavours.join(', ')} or unset, not '${wanted}'. Nothing was built.\n`)
+  process.exit(1)
+}
 try {
-  const wanted = process.env.EQUITENSOR_BUILD || 'auto'
-  if (wanted !== 'auto' && !flavours.includes(wanted)) throw new Error(`EQUITENSOR_BUILD is auto, ${flavours.join(', ')} or unset, not '${wanted}'`)
   if (wanted !== 'auto') buildNative(wanted)
   else if (!tryCuda()) installCpu()
 } catch (error) {
   console.error(`
 equitensor: the native addon could not be built: ${error.message}
-The messages of the compiler are above. npm does not keep a package whose install script failed: remove the cause and
+The messages of the compiler, if any, are above. npm does not keep a package whose install script failed: remove the cause and
 install again, or install with --ignore-scripts and build afterwards.
 
 ${remedies}

@@ -1,7 +1,7 @@
 // A checked call on its way to the kernels: which memory its arrays are in, this thread or another one, and until when somebody wants its results.
-import { overlap, type ArrayOf, type DType } from './arrays'
+import { fillZero, lengthOf, overlap, plainView, type ArrayOf, type DType } from './arrays'
 import { cuda } from './cuda'
-import { DeviceArray, nativeArray } from './device_array'
+import { isDeviceArray, nativeArray, type DeviceArray } from './device_array'
 import { argumentError, describe, EquitensorError } from './errors'
 import { sweepsOnDevice } from './graph'
 import { native, type NativeArray, type NativeArrays, type NativeCudaOperation, type NativeFactors, type NativeOperation } from './native'
@@ -17,10 +17,11 @@ export interface AsyncOptions {
 
 type Arrays<A> = NativeArrays<A> | NativeFactors<A>
 
-/** Arrays of a call, checked. Results that nothing contributes to are in `zero`, and not in the call. */
+/** Arrays of a call, checked. Results that nothing contributes to are in `zero`, and not in the call. `given`: the results that the caller owns, by their argument. */
 export interface CheckedCall<D extends DType, Given extends Arrays<OperandOf<D>> = NativeArrays<OperandOf<D>>> {
   arrays: Given
   zero: OperandOf<D>[]
+  given: Record<string, OperandOf<D> | undefined>
 }
 
 /** What runs a call: the plan on the device if there is one, else that of the host, which is there then. */
@@ -38,11 +39,11 @@ export const slotOf = { x: 'x', y: 'y', w: 'w', z: 'z', ax: 'x', ay: 'y', aw: 'w
 export const names = Object.keys(slotOf) as (keyof typeof slotOf)[]
 
 const computes = (arrays: Arrays<unknown>) => Object.entries(arrays).some(([name, array]) => name.endsWith('Out') && array !== undefined)
-const isOnDevice = (arrays: Arrays<unknown>) => ('factors' in arrays ? arrays.f1 : arrays.x) instanceof DeviceArray
+const isOnDevice = (arrays: Arrays<unknown>) => isDeviceArray('factors' in arrays ? arrays.f1 : arrays.x)
 
-/** Results of pending calls on arrays of the host. */
+/** Results of a call on arrays of the host that the caller owns. */
 interface Written {
-  arrays: ArrayBufferView[]
+  arrays: { argument: string; array: ArrayBufferView; length: number }[]
   adds: boolean
 }
 const pending = new Set<Written>()
@@ -51,20 +52,24 @@ const pending = new Set<Written>()
  * What a call adds to is read when it begins, and written when its promise resolves: in between nobody else may write there.
  * @throws EquitensorError `overlap`.
  */
-function written(arrays: Arrays<unknown>): Written {
-  const results = Object.entries(arrays).flatMap(([name, array]) => (name.endsWith('Out') && ArrayBuffer.isView(array) ? [array] : []))
-  const mine = { arrays: results, adds: arrays.accumulate === true }
+function written<D extends DType>({ arrays, zero, given }: CheckedCall<D, Arrays<OperandOf<D>>>): Written {
+  const results = new Set<unknown>([...Object.values(arrays), ...zero]), adds = arrays.accumulate === true
+  const mine = Object.entries(given).flatMap(([argument, array]) => (results.has(array) && ArrayBuffer.isView(array) ? [{ argument, array, length: lengthOf(array) }] : []))
   for (const theirs of pending) {
-    if ((mine.adds || theirs.adds) && mine.arrays.some((a) => theirs.arrays.some((b) => overlap(a, b)))) {
-      throw argumentError('overlap', 'out', 'memory that no pending call writes, where one of the two adds', 'an array of one that is pending: await it first')
+    if (!adds && !theirs.adds) continue
+    for (const { argument, array } of mine) {
+      if (!theirs.arrays.some((other) => overlap(array, other.array))) continue
+      const what = theirs.adds ? 'a pending call adds to' : 'a pending call writes, while this one adds'
+      throw argumentError('overlap', argument, 'memory of no pending call (await that first)', `an array that ${what}`)
     }
   }
-  return mine
+  return { arrays: mine, adds }
 }
 
-export function runCall<D extends DType>(runner: Runner, { arrays, zero }: CheckedCall<D, Arrays<OperandOf<D>>>): void {
-  if (pending.size > 0) written(arrays)
-  for (const array of zero) fillZero(array)
+export function runCall<D extends DType>(runner: Runner, call: CheckedCall<D, Arrays<OperandOf<D>>>): void {
+  const { arrays, zero } = call
+  if (pending.size > 0) written(call)
+  for (const array of zero) clear(array)
   if (!computes(arrays)) return
   const operation = runner.cuda
   if (operation) {
@@ -80,25 +85,32 @@ export function runCall<D extends DType>(runner: Runner, { arrays, zero }: Check
   }
 }
 
-/** @throws EquitensorError `invalid_option` for a signal that is none, `aborted`. */
-export async function runCallAsync<D extends DType>(runner: Runner, { arrays, zero }: CheckedCall<D, Arrays<OperandOf<D>>>, signal: AbortSignal | undefined): Promise<void> {
+/** @throws EquitensorError `invalid_option` for a signal that is none, `aborted`, `detached` for a result that has lost its memory in the meantime. */
+export async function runCallAsync<D extends DType>(runner: Runner, call: CheckedCall<D, Arrays<OperandOf<D>>>, signal: AbortSignal | undefined): Promise<void> {
   requireSignal(signal)
+  const { arrays, zero } = call
   if (computes(arrays)) {
-    const mine = written(arrays)
+    const mine = written(call)
     pending.add(mine)
     try {
       await start(runner, arrays, signal)
     } finally {
       pending.delete(mine)
     }
+    for (const { argument, array, length } of mine.arrays) {
+      if (lengthOf(array) === length) continue
+      throw argumentError('detached', argument, 'an array that keeps its memory until the promise resolves', 'one whose ArrayBuffer was transferred or resized')
+    }
   }
-  for (const array of zero) fillZero(array)
+  for (const array of zero) clear(array)
 }
 
 async function start<D extends DType>(runner: Runner, arrays: Arrays<OperandOf<D>>, signal: AbortSignal | undefined): Promise<void> {
   const operation = runner.cuda
   const cancel = signal && new Int32Array(new SharedArrayBuffer(4))
-  const call = { ...((operation ? forDevice(arrays, runner.device) : arrays) as Arrays<ArrayOf<D>>), cancel }
+  // Native code asks an array for its buffer, to know whether to copy it.
+  const plain = Object.fromEntries(Object.entries(arrays).map(([name, array]) => [name, ArrayBuffer.isView(array) ? plainView(array) : array])) as Arrays<OperandOf<D>>
+  const call = { ...((operation ? forDevice(plain, runner.device) : plain) as Arrays<ArrayOf<D>>), cancel }
   const done = !operation
     ? native.contractAsync(runner.cpu!, { ...call, threads: runner.threads }).catch((cause) => Promise.reject(translated(cause)))
     : isOnDevice(arrays)
@@ -142,12 +154,12 @@ function forDevice<D extends DType>(arrays: Arrays<OperandOf<D>>, device: number
 }
 
 function onDevice<Given extends object>(arrays: Given): Arrays<NativeArray> {
-  return Object.fromEntries(Object.entries(arrays).map(([name, array]) => [name, array instanceof DeviceArray ? nativeArray(array) : array])) as never
+  return Object.fromEntries(Object.entries(arrays).map(([name, array]) => [name, isDeviceArray(array) ? nativeArray(array) : array])) as never
 }
 
-function fillZero(array: ArrayLike<number> | DeviceArray): void {
-  if (array instanceof DeviceArray) cuda((addon) => addon.fillZero(nativeArray(array)))
-  else (array as Float32Array | Float64Array).fill(0)
+function clear(array: ArrayBufferView | DeviceArray): void {
+  if (isDeviceArray(array)) cuda((addon) => addon.fillZero(nativeArray(array)))
+  else fillZero(array)
 }
 
 /** Of the CPU's kernels. */

@@ -223,6 +223,7 @@ function unweightedForm<D extends DType>(
       return { in1, in2, out: position[i]!, l, coefficient }
     }),
     algorithm,
+    why: planned.square ? undefined : options.algorithm === undefined ? 'the default' : 'options.algorithm says so',
     plan: createPlan(
       'createClebschGordan',
       {
@@ -294,9 +295,9 @@ export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends Ten
    * sorted and has one block for each path, with mul1 mul2 channels.
    * @throws EquitensorError as the constructor.
    */
-  static full<D extends DType = 'float32'>(in1: IrrepsLike, in2: IrrepsLike, options: UnweightedOptions<D> = {}): ClebschGordanTensorProduct<D> {
+  static full<D extends DType = 'float32'>(irrepsIn1: IrrepsLike, irrepsIn2: IrrepsLike, options: UnweightedOptions<D> = {}): ClebschGordanTensorProduct<D> {
     requireKnownOptions(options, unweightedOptions)
-    return new ClebschGordanTensorProduct(in1, in2, options)
+    return new ClebschGordanTensorProduct(irrepsIn1, irrepsIn2, options)
   }
 
   /**
@@ -304,9 +305,9 @@ export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends Ten
    * of the channels, not sorted.
    * @throws EquitensorError as the constructor, and `unequal_multiplicities` if the inputs have different numbers of irreps.
    */
-  static elementwise<D extends DType = 'float32'>(in1: IrrepsLike, in2: IrrepsLike, options: UnweightedOptions<D> = {}): ClebschGordanTensorProduct<D> {
+  static elementwise<D extends DType = 'float32'>(irrepsIn1: IrrepsLike, irrepsIn2: IrrepsLike, options: UnweightedOptions<D> = {}): ClebschGordanTensorProduct<D> {
     requireKnownOptions(options, unweightedOptions)
-    return new ClebschGordanTensorProduct(in1, in2, options, planElementwise)
+    return new ClebschGordanTensorProduct(irrepsIn1, irrepsIn2, options, planElementwise)
   }
 
   /**
@@ -316,13 +317,13 @@ export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends Ten
    * @throws EquitensorError as the constructor.
    */
   static channelwise<D extends DType = 'float32'>(
-    in1: IrrepsLike,
-    in2: IrrepsLike,
+    irrepsIn1: IrrepsLike,
+    irrepsIn2: IrrepsLike,
     filterIrrepsOut?: IrrepsLike,
     options: WeightedOptions<D> = {},
   ): ClebschGordanTensorProduct<D> {
     requireKnownOptions(options, weightedOptions)
-    const first = inputIrreps(in1, 'irrepsIn1'), second = inputIrreps(in2, 'irrepsIn2')
+    const first = inputIrreps(irrepsIn1, 'irrepsIn1'), second = inputIrreps(irrepsIn2, 'irrepsIn2')
     const form = channelwiseInstructions(first, second, keepOf(filterIrrepsOut, 'filterIrrepsOut'))
     if (form.irrepsOut.dim === 0) throw noPath(first, second, filterIrrepsOut, 'filterIrrepsOut')
     return new ClebschGordanTensorProduct(first, second, { ...options, ...form })
@@ -333,13 +334,13 @@ export class ClebschGordanTensorProduct<D extends DType = 'float32'> extends Ten
    * @throws EquitensorError as the constructor.
    */
   static fullyConnected<D extends DType = 'float32'>(
-    in1: IrrepsLike,
-    in2: IrrepsLike,
-    out: IrrepsLike,
+    irrepsIn1: IrrepsLike,
+    irrepsIn2: IrrepsLike,
+    irrepsOut: IrrepsLike,
     options: WeightedOptions<D> = {},
   ): ClebschGordanTensorProduct<D> {
     requireKnownOptions(options, weightedOptions)
-    const first = inputIrreps(in1, 'irrepsIn1'), second = inputIrreps(in2, 'irrepsIn2'), irrepsOut = outputIrreps(out, 'irrepsOut')
-    return new ClebschGordanTensorProduct(first, second, { ...options, irrepsOut, instructions: fullyConnectedInstructions(first, second, irrepsOut) })
+    const first = inputIrreps(irrepsIn1, 'irrepsIn1'), second = inputIrreps(irrepsIn2, 'irrepsIn2'), out = outputIrreps(irrepsOut, 'irrepsOut')
+    return new ClebschGordanTensorProduct(first, second, { ...options, irrepsOut: out, instructions: fullyConnectedInstructions(first, second, out) })
   }
 }

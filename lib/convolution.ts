@@ -95,13 +95,13 @@ export class Convolution<D extends DType = 'float32'> {
   }
 
   /** With the product of {@link ClebschGordanTensorProduct.channelwise}: that of MACE and NequIP. @throws EquitensorError as it, and as the constructor. */
-  static channelwise<D extends DType = 'float32'>(in1: IrrepsLike, in2: IrrepsLike, filterIrrepsOut?: IrrepsLike, options: EdgeSumOptions<D> = {}): Convolution<D> {
-    return ofProduct(ClebschGordanTensorProduct.channelwise(in1, in2, filterIrrepsOut, apart(options).rest), options)
+  static channelwise<D extends DType = 'float32'>(irrepsIn1: IrrepsLike, irrepsIn2: IrrepsLike, filterIrrepsOut?: IrrepsLike, options: EdgeSumOptions<D> = {}): Convolution<D> {
+    return ofProduct(ClebschGordanTensorProduct.channelwise(irrepsIn1, irrepsIn2, filterIrrepsOut, apart(options).rest), options)
   }
 
   /** With the product of {@link ClebschGordanTensorProduct.fullyConnected}: that of DiffDock. @throws EquitensorError as it, and as the constructor. */
-  static fullyConnected<D extends DType = 'float32'>(in1: IrrepsLike, in2: IrrepsLike, out: IrrepsLike, options: EdgeSumOptions<D> = {}): Convolution<D> {
-    return ofProduct(ClebschGordanTensorProduct.fullyConnected(in1, in2, out, apart(options).rest), options)
+  static fullyConnected<D extends DType = 'float32'>(irrepsIn1: IrrepsLike, irrepsIn2: IrrepsLike, irrepsOut: IrrepsLike, options: EdgeSumOptions<D> = {}): Convolution<D> {
+    return ofProduct(ClebschGordanTensorProduct.fullyConnected(irrepsIn1, irrepsIn2, irrepsOut, apart(options).rest), options)
   }
 
   /** The triples of degrees with a nonzero coefficient, in order. */

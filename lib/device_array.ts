@@ -1,4 +1,4 @@
-import { allocate, constructors, requireArray, requireLength, type ArrayOf, type DType } from './arrays'
+import { allocate, isTyped, lengthOf, requireArray, requireLength, type ArrayOf, type DType } from './arrays'
 import { cuda, requireDevice } from './cuda'
 import { argumentError, describe, EquitensorError, inspectCustom } from './errors'
 import type { NativeArray } from './native'
@@ -7,6 +7,9 @@ import { oneOf, requireKnownOptions } from './options'
 const bytesPerElement = { float32: 4, float64: 8 } as const
 
 let open: (array: DeviceArray) => NativeArray | undefined
+
+/** @internal Whether it is one, and no mere heir of the prototype. */
+export let isDeviceArray: (value: unknown) => value is DeviceArray
 
 /**
  * An array of numbers in the memory of a CUDA device. Calls on device arrays return at once, and the device does the work in the order of
@@ -23,6 +26,7 @@ export class DeviceArray<D extends DType = DType> {
 
   static {
     open = (array) => array.#native
+    isDeviceArray = (value): value is DeviceArray => typeof value === 'object' && value !== null && #native in value
   }
 
   private constructor(dtype: D, length: number, device: number, native: NativeArray) {
@@ -30,6 +34,7 @@ export class DeviceArray<D extends DType = DType> {
     this.length = length
     this.device = device
     this.#native = native
+    Object.freeze(this) // native code is told of its length
   }
 
   /**
@@ -56,10 +61,10 @@ export class DeviceArray<D extends DType = DType> {
   ): DeviceArray<A extends Float32Array ? 'float32' : 'float64'> {
     requireKnownOptions(options, ['device'])
     const device = requireDevice(options.device)
-    const dtype = (array as unknown) instanceof Float64Array ? 'float64' : 'float32'
+    const dtype = isTyped(array, 'Float64Array') ? 'float64' : 'float32'
     requireArray(array, 'array', dtype)
     const native = cuda((native) => native.from(device, array))
-    return new DeviceArray<DType>(dtype, array.length, device, native) as DeviceArray<A extends Float32Array ? 'float32' : 'float64'>
+    return new DeviceArray<DType>(dtype, lengthOf(array), device, native) as DeviceArray<A extends Float32Array ? 'float32' : 'float64'>
   }
 
   /**
@@ -85,7 +90,7 @@ export class DeviceArray<D extends DType = DType> {
    */
   copyFrom(source: ArrayOf<D> | DeviceArray<D>): this {
     const native = live(this, 'this')
-    if (source instanceof DeviceArray) {
+    if (isDeviceArray(source)) {
       const from = nativeArray(requireDeviceArray(source, 'source', this.dtype))
       requireLength(source, 'source', this.length, 'as many as the device array')
       if (cuda((addon) => addon.overlap(native, from))) throw argumentError('overlap', 'source', 'memory of its own', 'an array that overlaps this one')
@@ -125,6 +130,7 @@ export class DeviceArray<D extends DType = DType> {
   }
 
   [inspectCustom](): string {
+    if (!isDeviceArray(this)) return 'an heir of DeviceArray.prototype'
     return `DeviceArray(${this.length}) [${this.dtype}, ${this.#native ? `device ${this.device}` : 'disposed'}]`
   }
 }
@@ -150,8 +156,8 @@ export function arraysOverlap(a: DeviceArray, b: DeviceArray): boolean {
  * @throws EquitensorError `wrong_kind`, `wrong_dtype`, `disposed`, and `invalid_argument` for anything else and for another device.
  */
 export function requireDeviceArray<D extends DType>(value: unknown, argument: string, dtype: D, device?: number): DeviceArray<D> {
-  if (!(value instanceof DeviceArray)) {
-    const isHost = value instanceof Float32Array || value instanceof Float64Array
+  if (!isDeviceArray(value)) {
+    const isHost = isTyped(value, 'Float32Array') || isTyped(value, 'Float64Array')
     throw argumentError(isHost ? 'wrong_kind' : 'invalid_argument', argument, `a DeviceArray (dtype ${dtype})`, describe(value))
   }
   if (value.dtype !== dtype) throw argumentError('wrong_dtype', argument, `a DeviceArray of dtype ${dtype}`, describe(value))

@@ -10,7 +10,7 @@ export const errorCodes = {
   wrong_length: 'An array is not as long as the irreps, the batch or the weights require.',
   wrong_dtype: 'An array is float32 where float64 is expected, or the other way round.',
   wrong_kind: 'A host array came where a DeviceArray is expected, or the other way round, or both were mixed.',
-  detached: 'An array has lost its memory, because its ArrayBuffer was transferred.',
+  detached: 'An array has lost its memory, because its ArrayBuffer was transferred or shrunk.',
   disposed: 'An operation or a device array was used after dispose().',
   overlap: 'An output array shares memory with an input or with another output, also of a pending call where one of the two adds.',
   weight_missing: 'The operation has weights and none were passed.',
@@ -43,7 +43,7 @@ export class EquitensorError extends Error {
   }
 
   readonly code: ErrorCode
-  /** Name of the argument at fault, as in the signature. */
+  /** The argument at fault, by its name in the signature, an option by that of its object too: 'x', 'options.dtype', 'out.x', 'edgeIndex[3]'; or an environment variable. */
   readonly argument: string | undefined
   readonly expected: string | undefined
   readonly received: string | undefined
@@ -82,7 +82,7 @@ export const inspectCustom: unique symbol = Symbol.for('nodejs.util.inspect.cust
 /** A value as it appears in a message: strings quoted, arrays and objects by their first few elements. */
 export function describe(value: unknown): string {
   if (typeof value === 'string') return JSON.stringify(shorten(value, 56))
-  return shorten(inspect(value, { depth: 2, breakLength: Infinity, maxArrayLength: 8, maxStringLength: 56 }), 60)
+  return shorten(inspect(value, { depth: 2, showProxy: true, breakLength: Infinity, maxArrayLength: 8, maxStringLength: 56 }), 60)
 }
 
 /** `text`, or its beginning and an ellipsis, in at most `length` characters. */

@@ -104,7 +104,9 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
     const { taken, plan } = planOfFirst(candidates)
     const rival = candidates.find(({ algorithm }) => algorithm !== taken.algorithm)
     const weighed = candidates.some(({ cpu }) => resolved.backend === 'cpu' && native.flops(cpu).unrolled) ? ' (unrolled ones count a seventh)' : ''
-    const why = rival && `${operations(taken)} operations an item forward${weighed}, ${rival.algorithm} has ${operations(rival)}`
+    const why = rival
+      ? `${operations(taken)} operations an item forward${weighed}, ${rival.algorithm} has ${operations(rival)}`
+      : `options.${algorithm === 'auto' ? 'grid' : 'algorithm'} says so`
     for (const { cpu } of candidates) if (cpu !== plan.cpu) native.dispose(cpu)
     super(
       {
@@ -115,7 +117,7 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
         weightsInParts: true,
         paths: form.paths,
         algorithm: taken.algorithm,
-        ...(why && { why }),
+        why,
         plan,
         expressivity: form.expressivity,
       },

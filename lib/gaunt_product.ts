@@ -1,15 +1,15 @@
-import { allocate, requireArray, requireLength, requireSeparate, rowCount, type ArrayOf, type DType } from './arrays'
+import { allocate, lengthOf, requireArray, requireLength, requireSeparate, rowCount, type ArrayOf, type DType } from './arrays'
 import { runCall, runCallAsync, type AsyncOptions, type CheckedCall, type OperandOf, type Runner } from './call'
 import { requireSignals } from './channel_product'
 import { itemsForCpu } from './cost_model'
 import { capturing, cuda } from './cuda'
-import { DeviceArray, requireDeviceArray } from './device_array'
+import { DeviceArray, isDeviceArray, requireDeviceArray } from './device_array'
 import { argumentError, describe, EquitensorError } from './errors'
 import type { SphereGrid } from './gaunt'
 import { compareIrreps, formatIrrep, Irreps, irrepKey, maxOutputDegree, type Irrep, type IrrepsLike } from './irreps'
 import { channelsOf, packChannels } from './layout'
 import { native, type NativeFactors, type NativeFactorsCall, type Pass } from './native'
-import { choiceOf, createPlan, type Choice, type ForwardOptions, type PassCost, type Plan } from './operation'
+import { choiceOf, createPlan, nothingToAddTo, type Choice, type ForwardOptions, type PassCost, type Plan } from './operation'
 import { commonOptions, inputIrreps, outputIrreps, requireKnownOptions, resolveOptions, type Backend, type CommonOptions, type Layout } from './options'
 
 export interface GauntProductOptions<D extends DType> extends CommonOptions<D> {
@@ -165,13 +165,13 @@ class FactorsOperation<D extends DType> {
 
   #runner({ arrays: { f1, batch } }: FactorsCall<D>): Runner {
     const { cpu, cuda } = this.#live()
-    return { cpu, cuda: f1 instanceof DeviceArray || batch > this.#itemsForCpu || capturing.now ? cuda : undefined, device: this.device, threads: this.threads }
+    return { cpu, cuda: isDeviceArray(f1) || batch > this.#itemsForCpu || capturing.now ? cuda : undefined, device: this.device, threads: this.threads }
   }
 
   #prepare({ x, gradOut, directions, wanted, out, accumulate = false, names }: Request): { call: FactorsCall<D>; results: FactorsResults<D> } {
     this.#live()
     const { dtype, irrepsOut } = this
-    const isOnDevice = this.backend === 'cuda' && x[0] instanceof DeviceArray
+    const isOnDevice = this.backend === 'cuda' && isDeviceArray(x[0])
     const requireOperand = (value: unknown, argument: string): OperandOf<D> =>
       isOnDevice ? requireDeviceArray(value, argument, dtype, this.device) : requireArray(value, argument, dtype)
     const inputs: Record<string, OperandOf<D>> = {}, outputs: Record<string, OperandOf<D>> = {}
@@ -194,13 +194,13 @@ class FactorsOperation<D extends DType> {
       const direction = directions?.[i]
       if (direction === undefined) return
       inputs[names.direction(i)] = call[`a${factorKeys[i]!}`] = requireOperand(direction, names.direction(i))
-      requireLength(inputs[names.direction(i)]!, names.direction(i), array.length, `as many as ${names.x(i)}`)
+      requireLength(inputs[names.direction(i)]!, names.direction(i), lengthOf(array), `as many as ${names.x(i)}`)
     })
 
     if (typeof accumulate !== 'boolean') throw argumentError('invalid_option', 'options.accumulate', 'a boolean', describe(accumulate))
     const take = (given: unknown, name: string, isWanted: boolean, length: number, shape: string): OperandOf<D> | undefined => {
       if (given === undefined) {
-        if (isWanted && accumulate) throw argumentError('invalid_option', name, 'an array to accumulate in', 'none')
+        if (isWanted && accumulate) throw nothingToAddTo(name, `${name.replace('out.', 'needs.')} false`, [...wanted.x, wanted.z].filter(Boolean).length)
         return undefined
       }
       if (!isWanted) throw argumentError('invalid_option', name, 'no array, since it is not needed', 'an array')
@@ -208,20 +208,13 @@ class FactorsOperation<D extends DType> {
       requireLength(array, name, length, shape)
       return array
     }
-    const givenX = arrays.map((array, i) => take(out.x[i], names.xOut(i), wanted.x[i]!, array.length, `as many as ${names.x(i)}`))
+    const givenX = arrays.map((array, i) => take(out.x[i], names.xOut(i), wanted.x[i]!, lengthOf(array), `as many as ${names.x(i)}`))
     const givenZ = take(out.z, names.zOut, wanted.z, lengthOut, shapeOut)
     requireSeparate(outputs, inputs)
 
-    const make = (length: number): OperandOf<D> => {
-      if (isOnDevice) return DeviceArray.alloc(dtype, length, { device: this.device })
-      try {
-        return allocate(dtype, length)
-      } catch (cause) {
-        throw new EquitensorError('out_of_memory', `no memory for a result of ${length} numbers`, { cause })
-      }
-    }
+    const make = (length: number): OperandOf<D> => (isOnDevice ? DeviceArray.alloc(dtype, length, { device: this.device }) : allocate(dtype, length))
     const results = {
-      x: arrays.map((array, i) => (wanted.x[i] ? (givenX[i] ?? make(array.length)) : undefined)),
+      x: arrays.map((array, i) => (wanted.x[i] ? (givenX[i] ?? make(lengthOf(array))) : undefined)),
       z: wanted.z ? (givenZ ?? make(lengthOut)) : undefined,
     }
     const all = [...results.x, results.z].filter((array) => array !== undefined)
@@ -229,9 +222,9 @@ class FactorsOperation<D extends DType> {
     const isZero = directions !== undefined && directions.every((direction) => direction === undefined)
     // What the caller sees is of the kind that it gave.
     const typed = results as FactorsResults<D>
-    if (isZero) return { call: { arrays: call, zero: accumulate ? [] : all }, results: typed }
+    if (isZero) return { call: { arrays: call, zero: accumulate ? [] : all, given: outputs }, results: typed }
     results.x.forEach((array, i) => (call[`${factorKeys[i]!}Out`] = array))
-    return { call: { arrays: { ...call, zOut: results.z, accumulate }, zero: [] }, results: typed }
+    return { call: { arrays: { ...call, zOut: results.z, accumulate }, zero: [], given: outputs }, results: typed }
   }
 }
 const factorKeys = ['f1', 'f2', 'f3', 'f4'] as const
@@ -306,7 +299,7 @@ interface ProductBackwardOptions<A> {
   needs?: { x?: readonly (boolean | undefined)[] }
   /** Arrays that receive the gradients. */
   out?: { x?: readonly (A | undefined)[] }
-  /** Add to what the arrays of `out` hold. Default false. */
+  /** Add to what the arrays of `out` hold, one for each gradient that is needed. Default false. */
   accumulate?: boolean
 }
 interface ProductDoubleBackwardOptions<A> {
@@ -365,7 +358,7 @@ export class GauntProduct<D extends DType = 'float32'> extends ManyBodyProduct<D
 
   /**
    * Gradients of a scalar with respect to the factors, given its gradient with respect to the result.
-   * @returns `x`: of each factor; undefined where `needs.x` is false.
+   * @returns `x`: of each factor; undefined where `needs.x` is false, which the type does not know.
    * @throws EquitensorError as {@link forward}.
    */
   backward<A extends OperandOf<D>>(x: readonly A[], gradOut: A, options?: ProductBackwardOptions<A>): { x: A[] }

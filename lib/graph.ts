@@ -1,4 +1,4 @@
-import { isDetached } from './arrays'
+import { isTyped, lengthOf, orOutOfMemory, requireMemory } from './arrays'
 import { cuda } from './cuda'
 import { argumentError, describe, EquitensorError } from './errors'
 import type { NativeDeviceSweeps, NativeSweep, NativeSweeps } from './native'
@@ -7,11 +7,12 @@ import { requireKnownOptions } from './options'
 /** Edges by the node at one of their ends, in the order in which they came: a counting sort. */
 function sweepOf(nodes: number, ends: Int32Array, others: Int32Array): NativeSweep {
   const begin = new Int32Array(nodes + 1), edge = new Int32Array(ends.length), other = new Int32Array(ends.length)
-  for (const node of ends) begin[node + 1]!++
+  if (ends.length === 0) return { begin, edge, other } // zeros that were never written take no memory
+  for (const node of ends) begin[node]!++
+  // Where a node's edges end; filled from behind, where they begin.
   for (let node = 0; node < nodes; node++) begin[node + 1]! += begin[node]!
-  const next = begin.slice()
-  for (let e = 0; e < ends.length; e++) {
-    const place = next[ends[e]!]!++
+  for (let e = ends.length - 1; e >= 0; e--) {
+    const place = --begin[ends[e]!]!
     edge[place] = e
     other[place] = others[e]!
   }
@@ -61,16 +62,16 @@ export class Graph {
   /**
    * @param edgeIndex (2, edges), row-major: the senders of all edges, then their receivers; PyTorch Geometric's `edge_index`. It is copied.
    * @param numNodes how many nodes there are, or, where senders and receivers are different nodes, how many of each.
-   * @throws EquitensorError `invalid_argument` for another type, an edge of a node that is not there, or a number that is none; `wrong_length`, `detached`.
+   * @throws EquitensorError `invalid_argument` for another type, an edge of a node that is not there, or a number that is none; `wrong_length`, `detached`,
+   * `out_of_memory`: it takes 4 bytes a sender and a receiver, and 16 an edge.
    */
   constructor(edgeIndex: Int32Array | BigInt64Array, numNodes: number | { senders: number; receivers: number }) {
-    if (!(edgeIndex instanceof Int32Array || edgeIndex instanceof BigInt64Array)) {
+    if (!isTyped(edgeIndex, 'Int32Array') && !isTyped(edgeIndex, 'BigInt64Array')) {
       throw argumentError('invalid_argument', 'edgeIndex', 'an Int32Array or a BigInt64Array', describe(edgeIndex))
     }
-    if (edgeIndex.length === 0 && isDetached(edgeIndex.buffer)) {
-      throw argumentError('detached', 'edgeIndex', 'an array with its memory', 'one whose ArrayBuffer was transferred')
-    }
-    if (edgeIndex.length % 2 !== 0) throw argumentError('wrong_length', 'edgeIndex', 'an even number of nodes, senders and then receivers', `${edgeIndex.length}`)
+    requireMemory(edgeIndex, 'edgeIndex')
+    const length = lengthOf(edgeIndex)
+    if (length % 2 !== 0) throw argumentError('wrong_length', 'edgeIndex', 'an even number of nodes, senders and then receivers', `${length}`)
     if (typeof numNodes === 'object' && numNodes !== null) {
       requireKnownOptions(numNodes, ['senders', 'receivers'], 'numNodes')
       this.numSenders = requireCount(numNodes.senders, 'numNodes.senders')
@@ -78,10 +79,13 @@ export class Graph {
     } else {
       this.numSenders = this.numReceivers = requireCount(numNodes, 'numNodes')
     }
-    this.numEdges = edgeIndex.length / 2
+    this.numEdges = length / 2
     if (this.numEdges > most) throw argumentError('wrong_length', 'edgeIndex', `at most ${most} edges`, `${this.numEdges}`)
-    const senders = endsOf(edgeIndex, 0, this.numEdges, this.numSenders), receivers = endsOf(edgeIndex, this.numEdges, edgeIndex.length, this.numReceivers)
-    this.#sweeps = { senders: sweepOf(this.numSenders, senders, receivers), receivers: sweepOf(this.numReceivers, receivers, senders) }
+    const sweeps = (): NativeSweeps => {
+      const senders = endsOf(edgeIndex, 0, this.numEdges, this.numSenders), receivers = endsOf(edgeIndex, this.numEdges, length, this.numReceivers)
+      return { senders: sweepOf(this.numSenders, senders, receivers), receivers: sweepOf(this.numReceivers, receivers, senders) }
+    }
+    this.#sweeps = orOutOfMemory(sweeps, () => `a graph of ${this.numSenders} senders, ${this.numReceivers} receivers and ${this.numEdges} edges`)
   }
 
   /** @internal The order of the edges by both of their ends. @throws EquitensorError `disposed`. */

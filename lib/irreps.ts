@@ -131,7 +131,9 @@ export class Irreps implements Iterable<MulIr> {
    * The blocks in order, stably; e3nn's `sort`. `p[i]` is the new position of block i, `inv[j]` the old position of the
    * block that is now at j.
    */
-  sort({ order = 'e3nn' }: { order?: IrrepsOrder } = {}): { irreps: Irreps; p: number[]; inv: number[] } {
+  sort(options: { order?: IrrepsOrder } = {}): { irreps: Irreps; p: number[]; inv: number[] } {
+    if (typeof options !== 'object' || options === null) throw argumentError('invalid_option', 'options', 'an object with order', describe(options))
+    const { order = 'e3nn' } = options
     if (order !== 'e3nn' && order !== 'e3nn-jax') {
       throw argumentError('invalid_option', 'order', '"e3nn" or "e3nn-jax"', describe(order))
     }

@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 // equitensor/jax: the derivatives of the operations of this package, in the form in which jax-js gives those of its functions.
 import { Convolution } from './convolution'
 import { ofConvolution, ofHarmonics, ofLinear, ofProduct, ofSquare, type Differentiable, type Directions } from './differentiable'
@@ -56,9 +57,10 @@ function read(array: JaxArray | undefined, argument: string, expected: { width: 
  * Derivatives of operations on the arrays of jax-js, in the form of its own `vjp` and `jvp`. jax-js has no custom_vjp: an operation cannot be called
  * on the tracers of a function that `jax.grad` or `jax.jit` is applied to. A model is cut at the operations instead: `jax.vjp` of each part between,
  * `vjp` of each operation, and the functions that they return called in reverse. Arguments are consumed, as jax-js does; pass `.ref` to keep one.
- * @param jax the module '@jax-js/jax', whichever of its two builds the caller has. It needs Node 24.
+ * @param jax the module '@jax-js/jax', whichever of its two builds the caller has.
  */
 export function jaxOperations<A extends JaxArray>(jax: Jax<A>) {
+  if (typeof (jax as Partial<Jax<A>> | undefined)?.numpy?.array !== 'function') throw argumentError('invalid_argument', 'jax', "the module '@jax-js/jax'", describe(jax))
   const make = (values: Float32Array, shape: number[]) => jax.numpy.array(values as Float32Array<ArrayBuffer>, { shape })
   const readAll = (f: Differentiable, primals: readonly A[]) => {
     if (primals.length !== f.names.length) throw argumentError('wrong_length', 'primals', f.names.join(', '), `${primals.length} arrays`)

@@ -1,7 +1,7 @@
 import { allocate, type ArrayOf, type DType } from './arrays'
 import type { AsyncOptions, OperandOf } from './call'
 import { ClebschGordanTensorProduct } from './clebsch_gordan'
-import { DeviceArray } from './device_array'
+import { DeviceArray, isDeviceArray } from './device_array'
 import { requireReached, type NormalizationOptions } from './weighted'
 import { irrepKey, type Irreps, type IrrepsLike } from './irreps'
 import type { Pass } from './native'
@@ -20,7 +20,7 @@ export interface LinearPath {
   readonly coefficient: number
 }
 
-/** Absent where `needs` said so. */
+/** Absent where `needs` said so; the type has all of them, since it does not know that. */
 export interface LinearGradients<D extends DType, A = ArrayOf<D>> {
   /** Shape of x. */
   x: A
@@ -42,7 +42,7 @@ type Results<A, Name extends string> = {
   needs?: { [name in Name]?: boolean }
   /** Arrays that receive the gradients. */
   out?: { [name in Name]?: A }
-  /** Add to what the arrays of `out` hold. Default false. */
+  /** Add to what the arrays of `out` hold, one for each gradient that is needed. Default false. */
   accumulate?: boolean
 }
 export type LinearBackwardOptions<D extends DType, A = ArrayOf<D>> = Results<A, 'x' | 'weight'>
@@ -50,8 +50,8 @@ export type LinearDoubleBackwardOptions<D extends DType, A = ArrayOf<D>> = Resul
 
 /**
  * Linear layer on irreps: each output channel is a weighted sum of the input channels of its irrep; `e3nn.o3.Linear` without biases. The weights of an item
- * are those of one path after the other, in the order of (in, out), each (mul in, mul out). Path coefficients are e3nn's: blocks of one irrep that are apart
- * are paths of their own, which 'element' does not see.
+ * are those of one path after the other, in the order of (in, out), each (mul in, mul out). Path coefficients are e3nn's: 1 / sqrt(n), where n counts, for `'element'`,
+ * the channels that all paths into an output block have together. So it does not matter there whether 8 channels are one block, 8x0e, or two, 3x0e + ... + 5x0e.
  *
  * x is (batch, irrepsIn.dim), the result (batch, irrepsOut.dim), row-major in the operation's dtype and layout; `weight` is (weightNumel), shared by all
  * items, or (batch, weightNumel). It is the fully connected product with the scalar 1. With backend 'cuda' arrays are on the host or on the device, as of every product.
@@ -88,6 +88,7 @@ export class Linear<D extends DType = 'float32'> {
     const reached = this.irrepsOut.blocks.flatMap(({ ir }, out) => (present.has(irrepKey(ir)) ? [{ out }] : []))
     requireReached(this.irrepsOut, reached, 'irrepsOut', `irreps of '${this.irrepsIn}'`)
     this.#product = ClebschGordanTensorProduct.fullyConnected(this.irrepsIn, '0e', this.irrepsOut, options)
+    this.#product.nameOfIn1 = 'irrepsIn'
     this.#one = allocate(this.#product.dtype, 1).fill(1) as ArrayOf<D>
     // wigner3j(l, 0, l) is the identity over sqrt(2 l + 1).
     this.paths = Object.freeze(this.#product.paths.map((path) => ({ in: path.in1, out: path.out, coefficient: path.coefficient / Math.sqrt(2 * path.l[0] + 1) })))
@@ -104,7 +105,7 @@ export class Linear<D extends DType = 'float32'> {
 
   /** Of the kind that x is of. */
   #oneLike(x: OperandOf<D>): ArrayOf<D> {
-    return (x instanceof DeviceArray && this.#oneOnDevice ? this.#oneOnDevice : this.#one) as ArrayOf<D>
+    return (isDeviceArray(x) && this.#oneOnDevice ? this.#oneOnDevice : this.#one) as ArrayOf<D>
   }
 
   /** @throws EquitensorError as {@link ClebschGordanTensorProduct.forward}. */

@@ -78,6 +78,7 @@ export class MatrixTensorProduct<D extends DType = 'float32'> extends TensorProd
         weightsInParts: true,
         paths: form.paths,
         algorithm: shape,
+        why: options.form === undefined ? 'the default' : 'options.form says so',
         plan:
           shape === 'single'
             ? createPlan('createMatrix', { ...packed, k }, resolved)

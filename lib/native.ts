@@ -358,8 +358,14 @@ const messageOf = (error: unknown) => (error instanceof Error ? error.message : 
 /** @internal Loads the first usable binary below `root`, which only a test names. */
 export function loadNative(root = packageRoot): LoadedBinary {
   const refused: LoadedBinary['refused'] = []
+  const all = (() => {
+    try {
+      return candidates(root)
+    } catch (cause) {
+      throw new EquitensorError('native_unavailable', messageOf(cause), { argument: 'EQUITENSOR_BINARY', cause })
+    }
+  })()
   try {
-    const all = candidates(root)
     for (const { flavour, file } of all.filter(({ file }) => existsSync(file))) {
       try {
         const place = path.relative(root, path.dirname(file)).split(path.sep)

@@ -1,9 +1,9 @@
 // What every tensor product operation is to its user: checks, forward, backward.
-import { allocate, requireArray, requireLength, requireSeparate, rowCount, type ArrayOf, type DType } from './arrays'
+import { allocate, lengthOf, requireArray, requireLength, requireSeparate, rowCount, type ArrayOf, type DType } from './arrays'
 import { names, runCall, runCallAsync, slotOf, slots, type AsyncOptions, type CheckedCall, type OperandOf, type Runner, type Slot } from './call'
 import { itemsForCpu } from './cost_model'
 import { capturing, cuda } from './cuda'
-import { DeviceArray, requireDeviceArray } from './device_array'
+import { DeviceArray, isDeviceArray, requireDeviceArray } from './device_array'
 import { argumentError, describe, EquitensorError } from './errors'
 import type { Graph } from './graph'
 import type { Irreps } from './irreps'
@@ -27,13 +27,13 @@ export interface PassCost {
   readonly bytes: number
 }
 
-/** Absent where `needs` said so. */
+/** Absent where `needs` said so; the type has all of them, since it does not know that. */
 export interface Gradients<D extends DType, A = ArrayOf<D>> {
   /** Shape of x. */
   x: A
   /** Shape of y. */
   y: A
-  /** Shape of weight: shared weights get the sum over the items. Absent too if the operation has no weights. */
+  /** Shape of weight: shared weights get the sum over the items. Absent too if the operation has no weights, which the type does not know either. */
   weight: A
 }
 export interface SecondGradients<D extends DType, A = ArrayOf<D>> extends Gradients<D, A> {
@@ -56,7 +56,7 @@ export interface BackwardOptions<A> {
   needs?: { x?: boolean; y?: boolean; weight?: boolean }
   /** Arrays that receive the gradients. */
   out?: { x?: A; y?: A; weight?: A }
-  /** Add to what the arrays of `out` hold. Default false. */
+  /** Add to what the arrays of `out` hold, one for each gradient that is needed. Default false. */
   accumulate?: boolean
 }
 export interface DoubleBackwardOptions<A> {
@@ -103,12 +103,23 @@ export interface Choice {
 }
 
 /** `itemsForCpu`: up to how many items calls on host arrays run on the CPU, though there is a device. */
-export function choiceOf(form: { algorithm: string; why?: string }, { backend, choice }: ResolvedOptions<DType>, itemsForCpu: number): Choice {
+export function choiceOf(form: { algorithm: string; why?: string | undefined }, { backend, choice }: ResolvedOptions<DType>, itemsForCpu: number): Choice {
   const few = { 0: '', Infinity: '; calls on host arrays run on the CPU, which is faster than the bus' }[itemsForCpu]
   return Object.freeze({
-    algorithm: `${form.algorithm}: ${form.why ?? 'the only one, or the one asked for'}`,
+    algorithm: `${form.algorithm}: ${form.why ?? 'the only one'}`,
     backend: `${backend}: ${choice.why}${few ?? `; calls on host arrays with up to ${itemsForCpu} items run on the CPU (lib/cost_model.ts)`}`,
   })
+}
+
+/** `instead`: what else to say, where other results are wanted too. */
+export function nothingToAddTo(argument: string, instead: string, wanted: number): EquitensorError {
+  return argumentError('invalid_option', argument, `an array to accumulate in${wanted > 1 ? `, or ${instead}` : ''}`, 'none')
+}
+
+/** Arrays for gradients, by their argument. */
+function givenOf<A>(options: DoubleBackwardOptions<A>): Record<string, A | undefined> {
+  const out = options.out ?? {}
+  return { 'out.x': out.x, 'out.y': out.y, 'out.weight': out.weight, 'out.gradOut': out.gradOut }
 }
 
 /** What a subclass hands to the base class. */
@@ -121,7 +132,7 @@ export interface OperationForm {
   paths: Path[]
   algorithm: string
   /** Why that algorithm, where there was a choice. */
-  why?: string
+  why?: string | undefined
   plan: Plan
   expressivity: number
   /** The second input is the first one: calls have x only. Default false. */
@@ -167,6 +178,8 @@ export abstract class TensorProduct<D extends DType> {
   /** Calls on host arrays with up to so many items run on the CPU, though the backend is 'cuda'. */
   readonly #itemsForCpu: number
   readonly #isSquare: boolean
+  /** @internal What errors call irrepsIn1, which another class may have under another name. */
+  nameOfIn1: string
   readonly #weightsInParts: boolean
 
   protected constructor(form: OperationForm, options: ResolvedOptions<D>) {
@@ -184,6 +197,7 @@ export abstract class TensorProduct<D extends DType> {
     this.expressivity = form.expressivity
     this.#plan = form.plan
     this.#isSquare = form.square ?? false
+    this.nameOfIn1 = this.#isSquare ? 'irrepsIn' : 'irrepsIn1'
     this.#weightsInParts = form.weightsInParts ?? false
     const flops = native.flops(form.plan.cpu)
     const size = options.dtype === 'float32' ? 4 : 8
@@ -200,7 +214,7 @@ export abstract class TensorProduct<D extends DType> {
   /** What runs a call on these arrays. */
   #runner({ arrays: { x, batch } }: CheckedCall<D>): Runner {
     const { cpu, cuda } = this.#live()
-    return { cpu, cuda: x instanceof DeviceArray || batch > this.#itemsForCpu || capturing.now ? cuda : undefined, device: this.device, threads: this.threads }
+    return { cpu, cuda: isDeviceArray(x) || batch > this.#itemsForCpu || capturing.now ? cuda : undefined, device: this.device, threads: this.threads }
   }
 
   /** The triples of degrees with a nonzero coefficient, in order ("interactability" of Xie et al. 2025). */
@@ -227,7 +241,7 @@ export abstract class TensorProduct<D extends DType> {
 
   /**
    * {@link forward} beside this thread. Inputs must not change before the promise resolves. On the CPU what the call reads is copied first,
-   * but for arrays on a SharedArrayBuffer.
+   * but for arrays on a SharedArrayBuffer. An `out` whose ArrayBuffer is transferred or resized in the meantime is `detached`.
    * @throws EquitensorError as {@link forward}, and `aborted`, `capturing`.
    */
   forwardAsync(...call: ForwardArguments<ArrayOf<D>, AsyncOptions>): Promise<ArrayOf<D>>
@@ -357,14 +371,14 @@ export abstract class TensorProduct<D extends DType> {
     this.#live()
     const inputs = this.#inputs(x, y, weight, options)
     const result = this.#result(inputs, options.out)
-    return { call: { arrays: { ...inputs, zOut: result }, zero: [] } as CheckedCall<D>, result }
+    return { call: { arrays: { ...inputs, zOut: result }, zero: [], given: { out: options.out } } as CheckedCall<D>, result }
   }
 
   #backwardCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, gradOut: OperandOf<D>, options: BackwardOptions<OperandOf<D>> & OverGraph) {
     this.#live()
     const inputs = this.#withGradOut(this.#inputs(x, y, weight, options), gradOut)
     const result = this.#gradients(inputs, ['x', 'y', 'weight'], options)
-    return { call: this.#reached(inputs, result, { x: true, y: true, w: true }, options.accumulate), result }
+    return { call: this.#reached(inputs, result, { x: true, y: true, w: true }, givenOf(options), options.accumulate), result }
   }
 
   #doubleBackwardCall(
@@ -379,14 +393,14 @@ export abstract class TensorProduct<D extends DType> {
     const inputs = this.#withDirections(this.#withGradOut(this.#inputs(x, y, weight, options), gradOut), cotangents, 'cotangents')
     const result = this.#gradients(inputs, ['x', 'y', 'weight', 'gradOut'], options) as SecondGradients<D, OperandOf<D>>
     const { ax, ay, aw } = inputs
-    return { call: this.#reached(inputs, result, { x: (this.#isSquare ? ax : ay) ?? aw, y: ax ?? aw, w: ax ?? ay ?? (this.#weightsInParts ? aw : undefined), z: ax ?? ay ?? aw }, options.accumulate), result }
+    return { call: this.#reached(inputs, result, { x: (this.#isSquare ? ax : ay) ?? aw, y: ax ?? aw, w: ax ?? ay ?? (this.#weightsInParts ? aw : undefined), z: ax ?? ay ?? aw }, givenOf(options), options.accumulate), result }
   }
 
   #jvpCall(x: OperandOf<D>, y: OperandOf<D>, weight: unknown, tangents: Directions<OperandOf<D>>, options: ForwardOptions<OperandOf<D>> & OverGraph) {
     this.#live()
     const inputs = this.#withDirections(this.#inputs(x, y, weight, options), tangents, 'tangents')
     const result = this.#result(inputs, options.out)
-    return { call: this.#reached(inputs, { gradOut: result }, { z: inputs.ax ?? inputs.ay ?? inputs.aw }, false), result }
+    return { call: this.#reached(inputs, { gradOut: result }, { z: inputs.ax ?? inputs.ay ?? inputs.aw }, { out: options.out }), result }
   }
 
   #ofResult({ batch, sweeps }: NativeArrays<OperandOf<D>>) {
@@ -431,17 +445,16 @@ export abstract class TensorProduct<D extends DType> {
       if (needs[name] && !like[name]) throw argumentError('weight_unwanted', `needs.${name}`, 'false, since the operation has no weights', 'true')
       const array = out[name]
       if (array === undefined) {
-        if (accumulate && needs[name]) throw argumentError('invalid_option', `out.${name}`, 'an array to accumulate in', 'none')
+        if (accumulate && needs[name]) throw nothingToAddTo(`out.${name}`, `needs: { ${name}: false }`, results.filter((other) => needs[other]).length)
         continue
       }
       if (!needs[name]) throw argumentError('invalid_option', `out.${name}`, `no array, since needs.${name} is false`, 'an array')
       this.#require(array, `out.${name}`, x)
-      requireLength(array, `out.${name}`, like[name]!.length, `as many as ${name}`)
+      requireLength(array, `out.${name}`, lengthOf(like[name]!), `as many as ${name}`)
     }
-    const outputs = { 'out.x': out.x, 'out.y': out.y, 'out.weight': out.weight, 'out.gradOut': out.gradOut }
-    requireSeparate(outputs, { x, y, weight, gradOut, ax, ay, aw })
+    requireSeparate(givenOf(options), { x, y, weight, gradOut, ax, ay, aw })
     const wanted = results.filter((name) => needs[name])
-    return Object.fromEntries(wanted.map((name) => [name, out[name] ?? this.#allocate(x, like[name]!.length)])) as unknown as Gradients<D, OperandOf<D>>
+    return Object.fromEntries(wanted.map((name) => [name, out[name] ?? this.#allocate(x, lengthOf(like[name]!))])) as unknown as Gradients<D, OperandOf<D>>
   }
 
   /** The call that computes `results`, of which those whose slot is not in `terms` are zero. */
@@ -449,12 +462,13 @@ export abstract class TensorProduct<D extends DType> {
     inputs: NativeArrays<OperandOf<D>>,
     results: Partial<SecondGradients<D, OperandOf<D>>>,
     terms: Partial<Record<Slot, unknown>>,
+    given: CheckedCall<D>['given'],
     accumulate = false,
   ): CheckedCall<D> {
-    const given = { x: results.x, y: results.y, w: results.weight, z: results.gradOut }
-    const zero = slots.filter((slot) => !terms[slot] && !accumulate).flatMap((slot) => given[slot] ?? [])
-    const of = (slot: Slot) => (terms[slot] ? given[slot] : undefined)
-    return { arrays: { ...inputs, xOut: of('x'), yOut: of('y'), wOut: of('w'), zOut: of('z'), accumulate }, zero }
+    const all = { x: results.x, y: results.y, w: results.weight, z: results.gradOut }
+    const zero = slots.filter((slot) => !terms[slot] && !accumulate).flatMap((slot) => all[slot] ?? [])
+    const of = (slot: Slot) => (terms[slot] ? all[slot] : undefined)
+    return { arrays: { ...inputs, xOut: of('x'), yOut: of('y'), wOut: of('w'), zOut: of('z'), accumulate }, zero, given }
   }
 
   #withDirections<I extends NativeArrays<OperandOf<D>>>(inputs: I, given: Directions<OperandOf<D>>, argument: string): I {
@@ -465,7 +479,7 @@ export abstract class TensorProduct<D extends DType> {
       if (array === undefined) continue
       if (!like) throw argumentError('weight_unwanted', `${argument}.${name}`, 'undefined, since the operation has no weights', describe(array))
       this.#require(array, `${argument}.${name}`, x)
-      requireLength(array, `${argument}.${name}`, like.length, `as many as ${name}`)
+      requireLength(array, `${argument}.${name}`, lengthOf(like), `as many as ${name}`)
     }
     return { ...inputs, ax: given.x, ay: given.y, aw: given.weight }
   }
@@ -477,17 +491,12 @@ export abstract class TensorProduct<D extends DType> {
 
   /** Of the kind that `like` is of; on the device with no particular values. */
   #allocate(like: OperandOf<D>, length: number): OperandOf<D> {
-    if (like instanceof DeviceArray) return DeviceArray.alloc(this.dtype, length, { device: this.device })
-    try {
-      return allocate(this.dtype, length)
-    } catch (cause) {
-      throw new EquitensorError('out_of_memory', `no memory for a result of ${length} numbers`, { cause })
-    }
+    return isDeviceArray(like) ? DeviceArray.alloc(this.dtype, length, { device: this.device }) : allocate(this.dtype, length)
   }
 
   /** An array of the kind that `like` is of. */
   #require(value: unknown, argument: string, like: unknown): void {
-    if (this.backend === 'cuda' && like instanceof DeviceArray) requireDeviceArray(value, argument, this.dtype, this.device)
+    if (this.backend === 'cuda' && isDeviceArray(like)) requireDeviceArray(value, argument, this.dtype, this.device)
     else requireArray(value, argument, this.dtype)
   }
 
@@ -506,10 +515,10 @@ export abstract class TensorProduct<D extends DType> {
     if (over) {
       const { sweeps, numSenders, numEdges: batch } = over.graph
       requireLength(x, 'x', numSenders * dim1, `(senders ${numSenders}, irrepsIn1.dim ${dim1})`)
-      if (y.length !== dim2) requireLength(y, 'y', batch * dim2, `(edges ${batch}, irrepsIn2.dim ${dim2}), or ${dim2} shared by all edges`)
-      inputs = { x, y, batch, yShared: y.length !== batch * dim2, sweeps, atomic: over.atomic }
+      if (lengthOf(y) !== dim2) requireLength(y, 'y', batch * dim2, `(edges ${batch}, irrepsIn2.dim ${dim2}), or ${dim2} shared by all edges`)
+      inputs = { x, y, batch, yShared: lengthOf(y) !== batch * dim2, sweeps, atomic: over.atomic }
     } else {
-      const xBatch = rowCount(x, 'x', dim1, `(batch, irrepsIn1.dim ${dim1})`), yBatch = rowCount(y, 'y', dim2, `(batch, irrepsIn2.dim ${dim2})`)
+      const xBatch = rowCount(x, 'x', dim1, `(batch, ${this.nameOfIn1}.dim ${dim1})`), yBatch = rowCount(y, 'y', dim2, `(batch, irrepsIn2.dim ${dim2})`)
       if (xBatch !== yBatch && xBatch !== 1 && yBatch !== 1) {
         throw argumentError('batch_mismatch', 'y', `a batch of ${xBatch} as x has, or of 1`, `a batch of ${yBatch}`)
       }
@@ -520,8 +529,8 @@ export abstract class TensorProduct<D extends DType> {
     const w = weight as OperandOf<D>
     this.#require(w, 'weight', x)
     const sets = inputs.batch * numel
-    if (w.length !== numel) requireLength(w, 'weight', sets, `(${over ? 'edges' : 'batch'} ${inputs.batch}, weightNumel ${numel}), or ${numel} shared by all ${items}`)
-    return { ...inputs, w, wShared: w.length !== sets }
+    if (lengthOf(w) !== numel) requireLength(w, 'weight', sets, `(${over ? 'edges' : 'batch'} ${inputs.batch}, weightNumel ${numel}), or ${numel} shared by all ${items}`)
+    return { ...inputs, w, wShared: lengthOf(w) !== sets }
   }
 
   #run(call: CheckedCall<D>): void {

@@ -92,17 +92,19 @@ export function resolveBackend(options: { backend?: 'auto' | Backend; device?: n
   const given = options.backend ?? 'auto'
   const choices = ['auto', 'cpu', 'cuda'] as const
   const preferred = process.env.EQUITENSOR_BACKEND
-  const asked = given === 'auto' && preferred ? oneOf(preferred, 'EQUITENSOR_BACKEND', choices) : oneOf(given, 'options.backend', choices)
-  // An emulation is slower than anything: it is for tests, which ask for it.
-  const { devices, reason } = asked === 'auto' && (binary.flavour === 'cuda' || preferred === 'auto') ? cudaDevices() : { devices: [], reason: '' }
+  const source = given === 'auto' && preferred ? 'EQUITENSOR_BACKEND' : 'options.backend'
+  const asked = oneOf(given === 'auto' && preferred ? preferred : given, source, choices)
   const isAutomatic = asked === 'auto'
+  // An emulation is slower than anything: it is for tests, which ask for it.
+  const isUnasked = binary.flavour === 'emulated' && preferred !== 'auto'
+  const { devices, reason } = !isAutomatic || isUnasked ? { devices: [], reason: 'the emulated one has to be asked for' } : cudaDevices()
   if (asked === 'cuda' || devices.length > 0) {
-    if (asked === 'cuda') requireCuda('options.backend', "'auto' or 'cpu'", "'cuda'")
+    if (asked === 'cuda') requireCuda(source, "'auto' or 'cpu'", "'cuda'")
     const device = requireDevice(options.device)
-    return { backend: 'cuda', device, isAutomatic, why: isAutomatic ? `there is ${devices[device]!.name}` : `options.backend or EQUITENSOR_BACKEND says so` }
+    return { backend: 'cuda', device, isAutomatic, why: isAutomatic ? `there is ${devices[device]!.name}` : `${source} says so` }
   }
   if (options.device !== undefined) throw argumentError('invalid_option', 'options.device', "none without backend 'cuda'", describe(options.device))
-  return { backend: 'cpu', device: 0, isAutomatic, why: isAutomatic ? `no CUDA device${reason && `: ${reason}`}` : 'options.backend or EQUITENSOR_BACKEND says so' }
+  return { backend: 'cpu', device: 0, isAutomatic, why: isAutomatic ? `no CUDA device: ${reason}` : `${source} says so` }
 }
 
 /** Irreps of an input: not empty, degrees up to 11. */

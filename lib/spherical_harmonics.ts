@@ -1,10 +1,11 @@
-import { allocate, requireArray, requireLength, requireSeparate, rowCount, type ArrayOf, type DType } from './arrays'
+import { allocate, isTyped, requireArray, requireLength, requireSeparate, rowCount, type ArrayOf, type DType } from './arrays'
 import { runCall, runCallAsync, type AsyncOptions, type CheckedCall, type Runner } from './call'
 import { cuda } from './cuda'
-import { DeviceArray, requireDeviceArray } from './device_array'
+import { DeviceArray, isDeviceArray, requireDeviceArray } from './device_array'
 import { argumentError, describe } from './errors'
-import { Irreps, requireInputDegrees, toIrreps, type IrrepsLike } from './irreps'
+import { Irreps, maxInputDegree, requireInputDegrees, toIrreps, type IrrepsLike } from './irreps'
 import { native, type NativeCudaOperation } from './native'
+import { nothingToAddTo } from './operation'
 import { cpuInfo, oneOf, requireKnownOptions, resolveBackend, type Backend } from './options'
 
 export interface SphericalHarmonicsOptions<D extends DType, A = ArrayOf<D>> {
@@ -32,7 +33,7 @@ export interface SphericalHarmonicsDoubleBackwardOptions<D extends DType, A = Ar
   out?: { vectors?: A; gradOut?: A }
 }
 
-/** Gradients of a scalar of {@link sphericalHarmonics.backward}'s result. Absent where `needs` said so. */
+/** Gradients of a scalar of {@link sphericalHarmonics.backward}'s result. Absent where `needs` said so; the type has all of them, since it does not know that. */
 export interface SphericalHarmonicsGradients<A> {
   /** (n, 3) */
   vectors: A
@@ -55,9 +56,9 @@ const scales = {
 // One irrep for each degree, with the parity p^l of a vector of parity p, as e3nn requires.
 function requireHarmonics(value: IrrepsLike | number): Irreps {
   if (typeof value === 'number') {
-    const irreps = Irreps.sphericalHarmonics(value)
-    requireInputDegrees(irreps, 'irreps')
-    return irreps
+    if (!Number.isInteger(value) || value < 0) throw argumentError('invalid_argument', 'irreps', 'irreps, or an lmax that is not negative', describe(value))
+    if (value > maxInputDegree) throw argumentError('degree_limit', 'irreps', `an lmax of at most ${maxInputDegree}`, describe(value))
+    return Irreps.sphericalHarmonics(value)
   }
   const irreps = toIrreps(value, 'irreps')
   requireInputDegrees(irreps, 'irreps')
@@ -107,8 +108,8 @@ interface Evaluation {
 // Checks a call and allocates the results that are missing.
 function evaluation(irreps: IrrepsLike | number, vectors: Operand, options: Options, operands: Argument[], results: Argument[]): Evaluation {
   const harmonics = requireHarmonics(irreps)
-  const isOnDevice = vectors instanceof DeviceArray
-  const dtype: DType = isOnDevice ? vectors.dtype : vectors instanceof Float64Array ? 'float64' : 'float32'
+  const isOnDevice = isDeviceArray(vectors)
+  const dtype: DType = isOnDevice ? vectors.dtype : isTyped(vectors, 'Float64Array') ? 'float64' : 'float32'
   const require = (array: unknown, argument: string) =>
     isOnDevice ? requireDeviceArray(array, argument, dtype, vectors.device) : requireArray(array, argument, dtype)
   require(vectors, 'vectors')
@@ -136,16 +137,17 @@ function evaluation(irreps: IrrepsLike | number, vectors: Operand, options: Opti
   for (const operand of operands) inputs[operand.name] = requireRows(operand)
   const given = results.filter(({ array }) => array !== undefined)
   const missing = accumulate && results.find(({ array }) => array === undefined)
-  if (missing) throw argumentError('invalid_option', missing.name, 'an array to accumulate in', 'none')
-  requireSeparate(Object.fromEntries(given.map((result) => [result.name, requireRows(result)])), inputs)
+  if (missing) throw nothingToAddTo(missing.name, `needs: { ${missing.name.slice(4)}: false }`, results.length)
+  const outputs: Record<string, Operand> = Object.fromEntries(given.map((result) => [result.name, requireRows(result)]))
+  requireSeparate(outputs, inputs)
 
-  const outputs = results.map(({ slot, array }) => {
+  const all = results.map(({ slot, array }) => {
     if (array !== undefined) return array as Operand
     return isOnDevice ? DeviceArray.alloc(dtype, lengthOf(slot), { device }) : allocate(dtype, lengthOf(slot))
   })
   const arrays: CheckedCall<DType>['arrays'] = { x: vectors, batch, accumulate }
   for (const { slot, array } of operands) arrays[slot] = array as Operand
-  results.forEach(({ slot }, i) => (arrays[slot] = outputs[i]!))
+  results.forEach(({ slot }, i) => (arrays[slot] = all[i]!))
   const degrees = harmonics.blocks.flatMap(({ mul, ir }) => Array<number>(mul).fill(ir.l))
   const form = {
     isDouble: dtype === 'float64',
@@ -154,7 +156,7 @@ function evaluation(irreps: IrrepsLike | number, vectors: Operand, options: Opti
     normalize,
   }
   const runner = backend === 'cuda' ? { cpu: undefined, cuda: planOnDevice(device, form) } : { cpu: native.createSphericalHarmonics(form), cuda: undefined }
-  return { call: { arrays, zero: [] }, runner: { ...runner, device, threads }, results: outputs }
+  return { call: { arrays, zero: [], given: outputs }, runner: { ...runner, device, threads }, results: all }
 }
 
 function evaluate({ runner, call, results }: Evaluation): Operand[] {

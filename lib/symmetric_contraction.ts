@@ -1,4 +1,4 @@
-import { requireSeparate, type ArrayOf, type DType } from './arrays'
+import { isTyped, lengthIfArray, requireSeparate, type ArrayOf, type DType } from './arrays'
 import type { AsyncOptions, OperandOf } from './call'
 import { requireSignals } from './channel_product'
 import { argumentError, describe, EquitensorError } from './errors'
@@ -29,10 +29,10 @@ type Results<A, Name extends string> = {
   needs?: { [name in Name]?: boolean }
   /** Arrays that receive the gradients. */
   out?: { [name in Name]?: A }
-  /** Add to what the arrays of `out` hold. Default false. */
+  /** Add to what the arrays of `out` hold, one for each gradient that is needed. Default false. */
   accumulate?: boolean
 }
-/** Absent where `needs` said so. */
+/** Absent where `needs` said so; the type has all of them, since it does not know that. */
 export interface ContractionGradients<A> {
   /** Shape of x. */
   x: A
@@ -294,18 +294,18 @@ export class SymmetricContraction<D extends DType = 'float32'> {
   #with(given: Int32Array, x: ArrayOf<D>, weight: ArrayOf<D>, outputs: object | undefined): Contraction<D> {
     const op = this.#contraction, { numSpecies, weightNumel } = this
     if (op.isDisposed) throw new EquitensorError('disposed', 'SymmetricContraction: expected a live operation, got one after dispose()')
-    if (!(given instanceof Int32Array)) throw argumentError('invalid_argument', 'species', 'an Int32Array (nodes)', describe(given))
-    const species = given.slice() // so that what is checked is what is used, whoever shares its memory
+    if (!isTyped(given, 'Int32Array')) throw argumentError('invalid_argument', 'species', 'an Int32Array (nodes)', describe(given))
+    const species = new Int32Array(given) // so that what is checked is what is used, whoever shares its memory
     // Of other x and weights the operation says what is wrong with them.
-    const nodes = (x as ArrayLike<number> | undefined)?.length! / this.irrepsIn.dim
+    const nodes = lengthIfArray(x)! / this.irrepsIn.dim
     if (Number.isInteger(nodes) && species.length !== nodes) throw argumentError('wrong_length', 'species', `${nodes} numbers, one for each node of x`, `${species.length}`)
     const wrong = species.findIndex((s) => s < 0 || s >= numSpecies)
     if (wrong >= 0) throw argumentError('invalid_argument', `species[${wrong}]`, `an integer from 0 to ${numSpecies - 1}`, `${species[wrong]}`)
-    const length = (weight as ArrayLike<number> | undefined)?.length, expected = `${numSpecies * weightNumel} numbers, (numSpecies ${numSpecies}, weightNumel ${weightNumel})`
+    const length = lengthIfArray(weight), expected = `${numSpecies * weightNumel} numbers, (numSpecies ${numSpecies}, weightNumel ${weightNumel})`
     if (weight === undefined || weight === null) throw argumentError('weight_missing', 'weight', expected, describe(weight))
-    if (typeof length === 'number' && length !== numSpecies * weightNumel) throw argumentError('wrong_length', 'weight', expected, `${length}`)
+    if (length !== undefined && length !== numSpecies * weightNumel) throw argumentError('wrong_length', 'weight', expected, `${length}`)
     for (const [name, array] of Object.entries(outputs ?? {})) {
-      if (ArrayBuffer.isView(array)) requireSeparate({ [name === 'out' ? name : `out.${name}`]: array }, { species: given })
+      if (ArrayBuffer.isView(array) && lengthIfArray(array) !== undefined) requireSeparate({ [name === 'out' ? name : `out.${name}`]: array }, { species: given })
     }
     const { of } = op.bySpecies
     const isSame = of.length === species.length && of.every((s, n) => s === species[n])

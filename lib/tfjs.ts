@@ -1,5 +1,7 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 // equitensor/tfjs: the operations of this package as those of TensorFlow.js, differentiable twice, so that a loss may contain forces.
 import type { DataId, KernelBackend, NamedAttrMap, NamedTensorMap, Tensor, Tensor2D, TensorInfo } from '@tensorflow/tfjs-core'
+import { isTyped, lengthOf } from './arrays'
 import { Convolution } from './convolution'
 import { ofConvolution, ofHarmonics, ofLinear, ofProduct, ofSquare, type Arrays, type Differentiable, type Directions } from './differentiable'
 import { argumentError, describe } from './errors'
@@ -219,7 +221,7 @@ function sumRows(from: Float32Array, indices: Int32Array, dim: number, to: Float
 }
 
 function requireIndices(indices: unknown, rows: number): asserts indices is Int32Array {
-  if (!(indices instanceof Int32Array)) throw argumentError('invalid_argument', 'indices', 'an Int32Array', describe(indices))
+  if (!isTyped(indices, 'Int32Array')) throw argumentError('invalid_argument', 'indices', 'an Int32Array', describe(indices))
   const outside = indices.find((row) => row < 0 || row >= rows)
   if (outside !== undefined) throw argumentError('invalid_argument', 'indices', `rows from 0 to ${rows - 1}`, `${outside}`)
 }
@@ -244,7 +246,7 @@ export function gather(x: Tensor, indices: Int32Array): Tensor2D {
       along ? gatherRows(along, indices, dim, gradGradOut!) : gradGradOut!.fill(0)
     },
   }
-  return runKernel(forwardName, [x], { form, shape: [indices.length, dim] })
+  return runKernel(forwardName, [x], { form, shape: [lengthOf(indices), dim] })
 }
 
 /**
@@ -260,7 +262,7 @@ export function scatterSum(x: Tensor, indices: Int32Array, rows: number): Tensor
   if (!Number.isInteger(rows) || rows < 0) throw argumentError('invalid_argument', 'rows', 'an integer that is not negative', describe(rows))
   requireIndices(indices, rows)
   const dim = x.shape[1]
-  if (indices.length !== x.shape[0]) throw argumentError('wrong_length', 'indices', `${x.shape[0]} numbers, one for each row of x`, `${indices.length}`)
+  if (lengthOf(indices) !== x.shape[0]) throw argumentError('wrong_length', 'indices', `${x.shape[0]} numbers, one for each row of x`, `${lengthOf(indices)}`)
   const form: Form = {
     forward: ([x], out) => sumRows(x!, indices, dim, out),
     backward: (_inputs, gradOut, [gradX]) => gatherRows(gradOut, indices, dim, gradX!),

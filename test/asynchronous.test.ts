@@ -1,6 +1,6 @@
 // Calls beside the thread of JavaScript, on host arrays: the results of the synchronous ones, several at once, cancelled, and without their arrays.
 import { describe, expect, test } from 'vitest'
-import { backends, ClebschGordanTensorProduct, GauntPower, Linear } from '../lib/index'
+import { backends, ClebschGordanTensorProduct, GauntPower, Linear, sphericalHarmonics } from '../lib/index'
 import { products } from './reference'
 import { random, randomArray } from './support'
 
@@ -41,12 +41,15 @@ describe.each(backend)('backend %s', (backend) => {
     const x = randomArray('float32', 4 * 10, random(1)), g = randomArray('float32', 10 * op.irrepsOut.dim, random(2)), w = randomArray('float32', 2, random(3))
     const sum = new Float32Array(x.length), out = { x: sum }, parts = { x: sum.subarray(1, 5), weight: new Float32Array(2) }
     const pending = op.backwardAsync(x, g, { out, accumulate: true })
-    const refused = { code: 'overlap', argument: 'out' }
+    const refused = { code: 'overlap', argument: 'out.x', received: 'an array that a pending call adds to' }
     await expect(op.backwardAsync(x, g, { out, accumulate: true })).rejects.toMatchObject(refused)
     await expect(op.backwardAsync(x, g, { out })).rejects.toMatchObject(refused)
     await expect(linear.backwardAsync(x.subarray(4, 8), w, x.subarray(0, 4), { out: parts, accumulate: true })).rejects.toMatchObject(refused)
     expect(() => op.backward(x, g, { out, accumulate: true })).toThrow(expect.objectContaining(refused))
     await pending
+    const writing = op.backwardAsync(x, g, { out })
+    await expect(op.backwardAsync(x, g, { out, accumulate: true })).rejects.toMatchObject({ ...refused, received: 'an array that a pending call writes, while this one adds' })
+    await writing
     const once = op.backward(x, g).x
     expect(sum).toEqual(once)
     await op.backwardAsync(x, g, { out, accumulate: true })
@@ -71,11 +74,41 @@ describe.each(backend)('backend %s', (backend) => {
     gone.dispose()
     structuredClone([a, b], { transfer: [a.buffer, b.buffer] })
     expect(await pending).toEqual(expected)
-    const lost = op.forwardAsync(x, y, undefined, { out })
-    structuredClone(out, { transfer: [out.buffer] })
-    expect((await lost).length).toBe(0)
     expect(() => gone.forward(x, y)).toThrow(/dispose/)
     await expect(gone.forwardAsync(x, y)).rejects.toMatchObject({ code: 'disposed' })
+  })
+
+  test('a result whose array has lost its memory in the meantime is an error that names it', async () => {
+    const { buffer } = new Float32Array(x.length)
+    const lose = (array: Float32Array) => structuredClone(array, { transfer: [array.buffer as ArrayBuffer] })
+    const g = op.forward(x, y), out = new Float32Array(g.length)
+    const lost = op.forwardAsync(x, y, undefined, { out })
+    lose(out)
+    await expect(lost).rejects.toMatchObject({ code: 'detached', argument: 'out' })
+    // Nothing contributes to it: it would be filled with zeros.
+    const zero = new Float32Array(y.length)
+    const second = op.doubleBackwardAsync(x, y, undefined, g, { y }, { out: { y: zero } })
+    lose(zero)
+    await expect(second).rejects.toMatchObject({ code: 'detached', argument: 'out.y' })
+    using power = new GauntPower('0e+1o', 2, { backend })
+    const factors = power.backwardAsync(x, randomArray('float32', 100 * power.irrepsOut.dim, random(3)), { out: { x: new Float32Array(buffer) } })
+    lose(new Float32Array(buffer))
+    await expect(factors).rejects.toMatchObject({ code: 'detached', argument: 'out.x' })
+    const resizable = new (ArrayBuffer as any)(out.byteLength + 4 * g.length, { maxByteLength: 8 * g.length }), fixed = new Float32Array(resizable, 0, g.length)
+    const shrunk = op.forwardAsync(x, y, undefined, { out: fixed })
+    resizable.resize(4)
+    await expect(shrunk).rejects.toMatchObject({ code: 'detached', argument: 'out' })
+    const vectors = randomArray('float32', 300, random(4)), gradient = new Float32Array(300)
+    const harmonics = sphericalHarmonics.backwardAsync(2, vectors, sphericalHarmonics(2, vectors), { out: gradient })
+    lose(gradient)
+    await expect(harmonics).rejects.toMatchObject({ code: 'detached', argument: 'out' })
+  })
+
+  test('an input is copied, whatever it says of its buffer', async () => {
+    const shadowed = Object.defineProperty(x.slice(), 'buffer', { value: undefined })
+    const pending = op.forwardAsync(shadowed, y)
+    shadowed.fill(0)
+    expect(await pending).toEqual(op.forward(x, y))
   })
 
   test('inputs in shared memory are read in place', async () => {

@@ -1,9 +1,10 @@
 // Convolutions over graphs: what gather, product and sum give, pass by pass; graphs of all kinds; differences; what a call refuses.
+import { execFileSync } from 'node:child_process'
 import { describe, expect, test } from 'vitest'
 import { backends, capture, ClebschGordanTensorProduct, Convolution, DeviceArray, Graph, sphericalHarmonics, type ArrayOf, type DType, type Layout } from '../lib/index'
 import { native } from '../lib/native'
 import { caught } from './caught'
-import { arrayError, blockError, constructors, defaultBackend, dtypes, guarded, layouts, random, randomArray, sameBits, tolerance, type Numbers } from './support'
+import { arrayError, blockError, constructors, defaultBackend, dtypes, guarded, layouts, random, randomArray, root, sameBits, tolerance, type Numbers } from './support'
 import { problems, type Problem } from './weighted_problems'
 
 interface Edges {
@@ -371,6 +372,20 @@ test('factories and properties are those of the product', () => {
   expect([conv.backend, conv.layout, conv.threads]).toEqual([defaultBackend, 'ir_mul', 1])
 })
 
+test.skipIf(process.platform !== 'linux')('a graph that is too large, and one without edges, which takes no memory by its nodes', () => {
+  // Of a process that may have 9 GB.
+  const program = `
+    const { Graph } = require('equitensor')
+    const before = process.memoryUsage.rss()
+    const graph = new Graph(new Int32Array(0), 2e8), grown = process.memoryUsage.rss() - before
+    try { new Graph(new Int32Array(0), 2 ** 31 - 1) } catch ({ name, code, message }) { console.log(JSON.stringify({ name, code, message, grown })) }`
+  const limited = ['-c', 'ulimit -v 9000000 && exec "$@"', 'bash', process.execPath, '-e', program]
+  const { name, code, message, grown } = JSON.parse(execFileSync('bash', limited, { cwd: root, encoding: 'utf8' }))
+  expect([name, code]).toEqual(['EquitensorError', 'out_of_memory'])
+  expect(message).toMatch(/2147483647 senders/)
+  expect(grown).toBeLessThan(100e6) // of 1.6e9 bytes
+})
+
 describe('what is refused', () => {
   const index = Int32Array.of(0, 1, 1, 2)
   const conv = Convolution.channelwise('2x1o', '0e+1o', '1o'), graph = new Graph(index, { senders: 2, receivers: 3 })
@@ -387,6 +402,9 @@ describe('what is refused', () => {
     ['an odd length', () => new Graph(Int32Array.of(0, 1, 0), 2), 'wrong_length', 'edgeIndex'],
     ['an array of another type', () => new Graph([0, 1] as never, 2), 'invalid_argument', 'edgeIndex'],
     ['unsigned nodes', () => new Graph(Uint32Array.of(0, 1) as never, 2), 'invalid_argument', 'edgeIndex'],
+    ['a Proxy of an index', () => new Graph(new Proxy(index, {}), 3), 'invalid_argument', 'edgeIndex'],
+    ['an heir of the prototype', () => new Graph(Object.create(Int32Array.prototype), 3), 'invalid_argument', 'edgeIndex'],
+    ['an odd length that says to be even', () => new Graph(Object.defineProperty(Int32Array.of(0, 1, 0), 'length', { value: 2 }), 2), 'wrong_length', 'edgeIndex'],
     ['a detached index', () => new Graph(detached, 2), 'detached', 'edgeIndex'],
     ['no number of nodes', () => new Graph(index, undefined as never), 'invalid_argument', 'numNodes'],
     ['half a node', () => new Graph(index, 2.5), 'invalid_argument', 'numNodes'],

@@ -1,6 +1,10 @@
 // Every error that a caller can cause: its code, the argument, what was expected and what came; and nothing has been written.
 import { describe, expect, test } from 'vitest'
-import { backends, ClebschGordanTensorProduct, DeviceArray, EquitensorError, errorCodes, GauntTensorProduct, Irreps, MatrixTensorProduct } from '../lib/index'
+import {
+  backends, ClebschGordanTensorProduct, DeviceArray, EquitensorError, errorCodes, GauntProduct, GauntTensorProduct, Irreps, MatrixTensorProduct, sphericalHarmonics,
+  SymmetricContraction,
+} from '../lib/index'
+import { jaxOperations } from '../lib/jax'
 import { products } from './reference'
 import { caught } from './caught'
 import { defaultBackend, guarded, random, randomArray } from './support'
@@ -19,6 +23,18 @@ function detached(array: Float32Array): Float32Array {
   return array
 }
 
+/** With a property of its own in front of what the array is. */
+function withLength<A extends object>(array: A, length: number): A {
+  return Object.defineProperty(array, 'length', { value: length })
+}
+
+function shrunk(length: number): Float32Array {
+  const buffer = new (ArrayBuffer as any)(4 * length, { maxByteLength: 4 * length })
+  const array = new Float32Array(buffer, 0, length)
+  buffer.resize(4)
+  return array
+}
+
 // 4 items of 1o x 1o.
 const n = 4
 type Call = { x: any; y: any; weight: any; v: any; z: any; gx: any; gy: any; forward: any; backward: any }
@@ -34,6 +50,11 @@ const problems: Problem[] = [
       ...[undefined, null, 7, 'x', {}].map((value): Problem => [`${name} ${JSON.stringify(value)}`, 'invalid_argument', argument, (c) => (c[name] = value), pass]),
       [`${name} a plain array`, 'invalid_argument', argument, (c) => (c[name] = Array.from(c[name])), pass],
       [`${name} an Int32Array`, 'invalid_argument', argument, (c) => (c[name] = new Int32Array(c[name].length)), pass],
+      [`${name} a Proxy of an array`, 'invalid_argument', argument, (c) => (c[name] = new Proxy(c[name], {})), pass],
+      [`${name} an heir of the prototype`, 'invalid_argument', argument, (c) => (c[name] = Object.create(Float32Array.prototype)), pass],
+      [`${name} an heir of DeviceArray's prototype`, 'invalid_argument', argument, (c) => (c[name] = Object.create(DeviceArray.prototype)), pass],
+      [`${name} that says to be longer`, 'wrong_length', argument, (c) => (c[name] = withLength(c[name].slice(1), c[name].length)), pass],
+      [`${name} of a buffer that was shrunk`, 'detached', argument, (c) => (c[name] = shrunk(c[name].length)), pass],
       [`${name} a DataView`, 'invalid_argument', argument, (c) => (c[name] = new DataView(new ArrayBuffer(48))), pass],
     ]
   }),
@@ -44,6 +65,7 @@ const problems: Problem[] = [
   ['weights', 'weight_unwanted', 'weight', (c) => (c.weight = new Float32Array(3))],
   ['weights as a number', 'weight_unwanted', 'weight', (c) => (c.weight = 1)],
 
+  ['out that says to be longer', 'wrong_length', 'out', (c) => (c.forward.out = withLength(c.z.subarray(1), c.z.length)), 'forward'],
   ['out short', 'wrong_length', 'out', (c) => (c.forward.out = c.z.subarray(1)), 'forward'],
   ['out long', 'wrong_length', 'out', (c) => (c.forward.out = new Float32Array(c.z.length + 1)), 'forward'],
   ['out of the other dtype', 'wrong_dtype', 'out', (c) => (c.forward.out = new Float64Array(c.z.length)), 'forward'],
@@ -53,6 +75,7 @@ const problems: Problem[] = [
   ['an unknown option of forward', 'invalid_option', 'options.into', (c) => (c.forward.into = c.z), 'forward'],
   ['null for the options of forward', 'invalid_option', 'options', (c) => (c.forward = null), 'forward'],
 
+  ['out.x that says to be longer', 'wrong_length', 'out.x', (c) => (c.backward.out.x = withLength(c.gx.subarray(1), c.gx.length)), 'backward'],
   ['out.x short', 'wrong_length', 'out.x', (c) => (c.backward.out.x = c.gx.subarray(1)), 'backward'],
   ['out.y of another batch', 'wrong_length', 'out.y', (c) => (c.backward.out.y = new Float32Array(3)), 'backward'],
   ['out.y of the other dtype', 'wrong_dtype', 'out.y', (c) => (c.backward.out.y = new Float64Array(3 * n)), 'backward'],
@@ -353,6 +376,18 @@ test('every code has a meaning, and messages stay short whatever came', () => {
   expect(caught(() => op.forward(hostile as never, hostile as never)).code).toBe('invalid_argument')
 })
 
+test('results that no array can hold', () => {
+  // V8 has no array of 2^33 numbers, whatever the machine.
+  const vectors = new Float32Array(3 * 100_000)
+  expect(caught(() => sphericalHarmonics([[8000, { l: 5, p: -1 }]], vectors))).toMatchObject({ code: 'out_of_memory' })
+  using op = ClebschGordanTensorProduct.full('0e', '200000x0e', { backend: 'cpu' })
+  expect(caught(() => op.forward(new Float32Array(50_000), new Float32Array(200_000)))).toMatchObject({ code: 'out_of_memory' })
+})
+
+test('jaxOperations of what is no jax-js', () => {
+  for (const jax of [undefined, null, {}, { numpy: {} }]) expectError(caught(() => jaxOperations(jax as never)), 'invalid_argument', 'jax')
+})
+
 test('buffers that shrink between two calls are seen', () => {
   using op = ClebschGordanTensorProduct.full('0e', '0e')
   const buffer = new (ArrayBuffer as any)(64, { maxByteLength: 128 })
@@ -361,13 +396,49 @@ test('buffers that shrink between two calls are seen', () => {
   expect(op.forward(tracking, Float32Array.of(2))).toHaveLength(16)
   buffer.resize(32)
   expect(op.forward(tracking, Float32Array.of(2))).toHaveLength(8)
-  // A fixed view out of bounds has no elements any more, but neither is its buffer gone: it must not be read.
-  const result = (() => {
-    try {
-      return op.forward(fixed, Float32Array.of(2)).length
-    } catch (error) {
-      return (error as EquitensorError).code
+  // A fixed view out of bounds has no elements any more.
+  expectError(caught(() => op.forward(fixed, Float32Array.of(2))), 'detached', 'x')
+})
+
+test('lengths are those of the memory, whatever an array says', () => {
+  class Long extends Float32Array {
+    override get length() {
+      return 999
     }
-  })()
-  expect([0, 'detached', 'wrong_length']).toContain(result)
+  }
+  using op = ClebschGordanTensorProduct.full('1o', '1o')
+  const x = Float32Array.of(1, 2, 3), y = Float32Array.of(4, 5, 6), long = new Long(x)
+  expect(op.forward(long, y)).toEqual(op.forward(x, y))
+  expect(op.backward(withLength(x.slice(), 30), y, undefined, op.forward(x, y)).x).toHaveLength(3)
+  // Of one prototype, with the memory of another.
+  const narrow = Object.setPrototypeOf(new Float32Array(3), Float64Array.prototype)
+  expectError(caught(() => ClebschGordanTensorProduct.full('1o', '1o', { dtype: 'float64' }).forward(narrow, new Float64Array(3))), 'wrong_dtype', 'x')
+  expectError(caught(() => op.forward(x, y, undefined, { out: withLength(new Float32Array(8), 9) })), 'wrong_length', 'out')
+  const buffer = new ArrayBuffer(48), out = Object.defineProperty(new Float32Array(buffer, 0, 9), 'buffer', { value: new ArrayBuffer(36) })
+  expectError(caught(() => op.forward(new Float32Array(buffer, 0, 3), y, undefined, { out })), 'overlap', 'out')
+
+  expect(sphericalHarmonics(1, withLength(x.slice(), 30))).toHaveLength(4)
+  expectError(caught(() => sphericalHarmonics.backward(1, x, withLength(new Float32Array(1), 4))), 'wrong_length', 'gradOut')
+
+  using contraction = new SymmetricContraction('1x0e+1x1o', '1x0e', { correlation: 2, numSpecies: 2 })
+  const nodes = new Float32Array(12), w = new Float32Array(2 * contraction.weightNumel)
+  expectError(caught(() => contraction.forward(withLength(nodes, 4), Int32Array.of(0), w)), 'wrong_length', 'species')
+  expectError(caught(() => contraction.forward(nodes, withLength(Int32Array.of(0), 3), w)), 'wrong_length', 'species')
+  expectError(caught(() => contraction.forward(nodes, new Int32Array(3), withLength(w.slice(1), w.length))), 'wrong_length', 'weight')
+  // What is checked is what is used.
+  class Retained extends Int32Array {
+    override slice(): never {
+      throw new Error('called')
+    }
+  }
+  expect(contraction.forward(nodes, Retained.of(0, 1, 0) as Int32Array, w)).toHaveLength(3)
+
+  using product = new GauntProduct(['1o', '1o'])
+  expectError(caught(() => product.forward([x, withLength(new Float32Array(2), 3)])), 'wrong_length', 'x[1]')
+})
+
+test.skipIf(!backends().cuda.available)('the length of a device array is its own', () => {
+  using array = DeviceArray.alloc('float32', 3)
+  expect(() => ((array as { length: number }).length = 9)).toThrow(TypeError)
+  expect(() => withLength(array, 9)).toThrow(TypeError)
 })

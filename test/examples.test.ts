@@ -80,6 +80,8 @@ describe.skipIf(onceOnly)('potential', () => {
     ['--product', 'gaunt'],
     ['--epochs', '0.5'],
     ['--count', '1000'],
+    ['--train', 'not/there.xyz'],
+    ['--test', '.'],
   ])('refuses %s %s', async (...args) => {
     await expect(run(...potential('none', ...args))).rejects.toThrow(`${args[0]}: expected`)
   })

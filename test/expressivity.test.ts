@@ -67,6 +67,16 @@ test.each([[1, 6, 5], [2, 19, 9], [3, 44, 13], [4, 85, 17]])('MIMO, L = %i: CGTP
   expect(jacobianRank(mtp, sameChannel)).toBe(channelwise)
 })
 
+// The numbers of README.md and docs/mathematics.md.
+test.each([1, 2, 3, 4])("with the parities of harmonics, L = %i: MTP reaches both parities of a degree, unless the outputs are harmonics' too", (L) => {
+  const harmonics = Irreps.sphericalHarmonics(L), irrepsOut = Irreps.sphericalHarmonics(2 * L)
+  using gtp = new GauntTensorProduct(harmonics, harmonics), mtp = new MatrixTensorProduct(harmonics, harmonics), some = new MatrixTensorProduct(harmonics, harmonics, { irrepsOut })
+  expect([gtp, mtp, some].map((op) => op.expressivity)).toEqual([4 * L + 1, 6 * L, 4 * L + 1])
+  expect(jacobianRank(mtp, sameChannel)).toBe(6 * L)
+  const filtered = ClebschGordanTensorProduct.full(harmonics, harmonics, { filterIrrepsOut: irrepsOut })
+  expect(filtered.expressivity).toBe([5, 14, 30, 55][L - 1])
+})
+
 const channelwise: [in1: string, in2: string, irrepsOut?: string][] = [
   [both(1), both(1)], [both(2), both(2)], [both(1), even(2)], ['1o', '1o'], ['0e+1o+2e', '0e+1o+2e'], ['0e+1e', '0o+1o'],
   ['0e+1e+2e+3e', '0e+2e', '1e+2e+3e'], ['2e', '2e', '2e'], ['0e+2e', '0e+2e', '0e'], ['1o+1e', '1o+1e', '0e'], ['0e+0o', '0e+0o'],

@@ -166,7 +166,7 @@ describe('algorithms', () => {
     const [ofTaken, ofOther] = auto.choice.algorithm.match(/\d+(?= operations)|\d+$/g)!.map(Number) as [number, number]
     expect(ofTaken).toBeLessThanOrEqual(ofOther)
     expect([ofTaken <= taken.cost.forward.flops, ofOther <= other.cost.forward.flops]).toEqual([true, true])
-    expect(grid.choice.algorithm).toBe('grid: the only one, or the one asked for')
+    expect(grid.choice.algorithm).toBe('grid: options.algorithm says so')
     for (const op of [grid, fourier, auto]) expect(op.grid).toEqual({ beta: Math.floor(degrees / 2) + 1, alpha: degrees + 1 })
   })
 

@@ -188,6 +188,7 @@ describe('rearrangement', () => {
     expect(String(new Irreps('4x2e+2x2o+12x1e+5x1o+7x0e+3x0o').sort().irreps)).toBe(plain)
     expect(String(new Irreps(plain).sort({ order: 'e3nn-jax' }).irreps)).toBe('7x0e+3x0o+5x1o+12x1e+4x2e+2x2o')
     expect(caught(() => new Irreps('1o').sort({ order: 'l' as 'e3nn' }))).toMatchObject({ code: 'invalid_option', argument: 'order' })
+    for (const options of [null, 'e3nn-jax']) expect(caught(() => new Irreps('1o').sort(options as never))).toMatchObject({ code: 'invalid_option', argument: 'options' })
   })
 
   test.each(['e3nn', 'e3nn-jax'] as const)('sort(%j): p and inv invert each other, equal irreps keep their order', (order) => {

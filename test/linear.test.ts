@@ -98,6 +98,8 @@ test('errors', () => {
   expect(code(() => new Linear('2x0e', '2x1o'))).toEqual(['no_path', 'irrepsOut'])
   expect(code(() => new Linear('2x0e', '2x0e+1x0o'))).toEqual(['unreachable_output', 'irrepsOut'])
   expect(code(() => new Linear('0x1o+2x0e', '2x0e+1x1o'))).toEqual(['unreachable_output', 'irrepsOut'])
+  // As many channels in two blocks as in one.
+  for (const { coefficient } of new Linear('3x0e+1o+5x0e', '2x0e').paths) expect(coefficient).toBeCloseTo(8 ** -0.5, 14)
   expect(code(() => new Linear('', '2x0e'))).toEqual(['invalid_irreps', 'irrepsIn'])
   expect(code(() => new Linear('0e', ''))).toEqual(['invalid_irreps', 'irrepsOut'])
   expect(code(() => new Linear('12e', '12e'))).toEqual(['degree_limit', 'irrepsIn'])
@@ -105,6 +107,7 @@ test('errors', () => {
   const op = new Linear('2x0e', '3x0e'), x = new Float32Array(4), w = new Float32Array(6), z = new Float32Array(6)
   expect(code(() => op.forward(x, undefined as never))).toEqual(['weight_missing', 'weight'])
   expect(code(() => op.forward(x, w.subarray(1)))).toEqual(['wrong_length', 'weight'])
+  expect(caught(() => op.forward(x.slice(1), w)).expected).toMatch(/irrepsIn\.dim/)
   expect(code(() => op.backward(x, w, z, { needs: { y: true } as object }))).toEqual(['invalid_option', 'needs.y'])
   expect(code(() => op.backward(x, w, z, { out: { y: x } as object }))).toEqual(['invalid_option', 'out.y'])
   // What is told is what this operation has, not what the product inside has.

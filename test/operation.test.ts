@@ -1,11 +1,12 @@
 // What every operation computes: against the reference, under rotations, its gradients, and what it says of itself.
-import { describe, expect, test } from 'vitest'
+import { describe, expect, test, vi } from 'vitest'
 import { passes } from '../bench/passes'
 import { cases, type ProblemIrreps } from '../bench/problems'
 import { largestError, positions } from '../bench/reference'
 import { itemsForCpu } from '../lib/cost_model'
 import {
-  capture, ClebschGordanTensorProduct, Convolution, GauntPower, GauntProduct, GauntTensorProduct, Irreps, Linear, SymmetricContraction, TensorProduct, TensorSquare,
+  backends, capture, ClebschGordanTensorProduct, Convolution, GauntPower, GauntProduct, GauntTensorProduct, Irreps, Linear, MatrixTensorProduct, SymmetricContraction,
+  TensorProduct, TensorSquare,
 } from '../lib/index'
 import { binary, native } from '../lib/native'
 import { products } from './reference'
@@ -151,15 +152,37 @@ describe('choices', () => {
   })
 
   test('are told with their reasons', () => {
-    using op = ClebschGordanTensorProduct.full('1o', '1o', { backend: 'cpu' })
-    const choice = { algorithm: 'sparse: the only one, or the one asked for', backend: 'cpu: options.backend or EQUITENSOR_BACKEND says so' }
-    expect(op.choice).toEqual(choice)
+    const choice = { algorithm: 'sparse: the only one', backend: 'cpu: options.backend says so' }
+    const products = [
+      ['sparse: the default', ClebschGordanTensorProduct.full('1o', '1o', { backend: 'cpu' })],
+      ['dense: options.algorithm says so', ClebschGordanTensorProduct.elementwise('1o', '1o', { backend: 'cpu', algorithm: 'dense' })],
+      ['sparse: the only one', ClebschGordanTensorProduct.channelwise('1o', '1o', '0e', { backend: 'cpu' })],
+      ['grid: options.algorithm says so', new GauntTensorProduct('1o', '1o', { backend: 'cpu', algorithm: 'grid' })],
+      ['grid: options.grid says so', new GauntTensorProduct('1o', '1o', { backend: 'cpu', grid: { beta: 5 } })],
+      ['single: the default', new MatrixTensorProduct('1o', '1o', { backend: 'cpu' })],
+      ['block: options.form says so', new MatrixTensorProduct('1o', '1o', { backend: 'cpu', form: 'block' })],
+    ] as const
+    for (const [algorithm, op] of products) expect(op.choice).toEqual({ ...choice, algorithm })
     for (const Product of [Linear, SymmetricContraction]) expect(new Product('1o', '1o', { backend: 'cpu' }).choice).toEqual(choice)
     expect(new TensorSquare('1o', { backend: 'cpu' }).choice).toEqual(choice)
     expect(Convolution.channelwise('1o', '1o', '0e', { backend: 'cpu' })).toMatchObject({ choice, device: 0 })
     for (const product of [new GauntProduct(['1o', '1o'], { backend: 'cpu' }), new GauntPower('1o', 2, { backend: 'cpu' })]) {
-      expect(product.choice).toEqual({ ...choice, algorithm: 'grid: the only one, or the one asked for' })
+      expect(product.choice).toEqual({ ...choice, algorithm: 'grid: the only one' })
     }
+  })
+
+  test.skipIf(backends().cuda.available)('without a device: the reason is the one of backends(), and an error names who asked', () => {
+    const { reason } = backends().cuda as { reason: string }
+    vi.stubEnv('EQUITENSOR_BACKEND', 'auto')
+    expect(ClebschGordanTensorProduct.full('1o', '1o').choice.backend).toBe(`cpu: no CUDA device: ${reason}`)
+    vi.stubEnv('EQUITENSOR_BACKEND', '')
+    expect(ClebschGordanTensorProduct.full('1o', '1o').choice.backend).toBe(`cpu: no CUDA device: ${reason}`)
+    vi.stubEnv('EQUITENSOR_BACKEND', 'cpu')
+    expect(ClebschGordanTensorProduct.full('1o', '1o').choice.backend).toBe('cpu: EQUITENSOR_BACKEND says so')
+    vi.stubEnv('EQUITENSOR_BACKEND', 'cuda')
+    expect(() => ClebschGordanTensorProduct.full('1o', '1o')).toThrow(expect.objectContaining({ code: 'backend_unavailable', argument: 'EQUITENSOR_BACKEND' }))
+    expect(() => ClebschGordanTensorProduct.full('1o', '1o', { backend: 'cuda' })).toThrow(expect.objectContaining({ argument: 'options.backend' }))
+    vi.unstubAllEnvs()
   })
 
   test.runIf(binary.flavour === 'emulated')("with 'auto' and a device, small calls on host arrays run on the CPU", () => {

@@ -382,7 +382,7 @@ describe('arguments', () => {
   const bad: [name: string, code: string, argument: string, call: (out: Float64Array) => unknown][] = [
     ['a degree above 11', 'degree_limit', 'irreps', (out) => sphericalHarmonics('12e', vectors, { out })],
     ['lmax above 11', 'degree_limit', 'irreps', (out) => sphericalHarmonics(12, vectors, { out })],
-    ['a negative lmax', 'invalid_argument', 'lmax', (out) => sphericalHarmonics(-1, vectors, { out })],
+    ['a negative lmax', 'invalid_argument', 'irreps', (out) => sphericalHarmonics(-1, vectors, { out })],
     ['mixed parities', 'invalid_irreps', 'irreps', (out) => sphericalHarmonics('1o+3e', vectors, { out })],
     ['no irreps', 'invalid_irreps', 'irreps', (out) => sphericalHarmonics('0x1o', vectors, { out })],
     ['an odd scalar', 'invalid_irreps', 'irreps', (out) => sphericalHarmonics('0o', vectors, { out })],

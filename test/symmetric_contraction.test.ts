@@ -387,7 +387,7 @@ describe('errors', () => {
     expect(forward(x, Int32Array.of(0, 2, 0))).toEqual(['invalid_argument', 'species[1]'])
     expect(forward(x, Int32Array.of(0, 0, -1))).toEqual(['invalid_argument', 'species[2]'])
     expect(forward(x, new Int32Array(2))).toEqual(['wrong_length', 'species'])
-    for (const wrong of [[0, 0, 0], new Float32Array(3), null]) expect(forward(x, wrong)).toEqual(['invalid_argument', 'species'])
+    for (const wrong of [[0, 0, 0], new Float32Array(3), new Proxy(s, {}), Object.create(Int32Array.prototype), null]) expect(forward(x, wrong)).toEqual(['invalid_argument', 'species'])
     expect(forward(x.slice(1))).toEqual(['wrong_length', 'x'])
     expect(forward(new Float64Array(24))).toEqual(['wrong_dtype', 'x'])
     expect(forward('x')).toEqual(['invalid_argument', 'x'])

@@ -190,7 +190,9 @@ describe('errors', () => {
         resolve(name, name.startsWith('@tensorflow/') ? { id: '/', filename: '/none.js', paths: [] } : parent, ...rest)
       require('equitensor')
       import('equitensor/tfjs').catch(({ code, message }) => console.log(code, message))`
-    const { stdout } = spawnSync(process.execPath, ['-e', program], { cwd: root, encoding: 'utf8' })
+    const { status, stdout, stderr } = spawnSync(process.execPath, ['-e', program], { cwd: root, encoding: 'utf8' })
     expect(stdout).toBe('peer_missing equitensor/tfjs needs @tensorflow/tfjs-core, which is not installed: npm install @tensorflow/tfjs@4.22\n')
+    // And once: who catches it goes on.
+    expect([status, stderr]).toEqual([0, ''])
   })
 })

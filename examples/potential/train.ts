@@ -56,6 +56,14 @@ function fail(message: string): never {
   console.error(`${message}\n\n${usage}`)
   process.exit(2)
 }
+function read(flag: 'train' | 'test', file: string): Configuration[] {
+  try {
+    return readXyz(file)
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).syscall === undefined) throw error
+    return fail(`--${flag}: expected a file that can be read, got ${file} (${(error as Error).message})`)
+  }
+}
 function number(name: keyof typeof flags, smallest: number, isInteger = true): number {
   const value = Number(flags[name])
   if (!(value >= smallest) || (isInteger && !Number.isInteger(value))) fail(`--${name}: expected ${isInteger ? 'an integer' : 'a number'} from ${smallest} on, got ${flags[name]}`)
@@ -188,11 +196,11 @@ function consistency(model: Potential, tape: Tape, data: Data, weights: Float32A
   return { error: 1000 * Math.abs(difference - along), size: 1000 * Math.abs(along) }
 }
 
-const all = shuffled(readXyz(trainFile), generator(settings.seed)), count = flags.count === undefined ? Math.floor(0.9 * all.length) : number('count', 1)
+const all = shuffled(read('train', trainFile), generator(settings.seed)), count = flags.count === undefined ? Math.floor(0.9 * all.length) : number('count', 1)
 if (count > all.length) fail(`--count: expected up to ${all.length}, the configurations of ${trainFile}, got ${count}`)
 const chosen = all.slice(0, count), left = all.slice(count), statistics = statisticsOf(chosen, settings.cutoff)
 requireSpecies(left, statistics, trainFile)
-const tests = flags.test.map((file) => ({ file, configurations: readXyz(file) }))
+const tests = flags.test.map((file) => ({ file, configurations: read('test', file) }))
 for (const { file, configurations } of tests) requireSpecies(configurations, statistics, file)
 const data = new Data(chosen, statistics, settings.cutoff), valid = new Data(left, statistics, settings.cutoff)
 const stepsPerEpoch = Math.ceil(count / batchSize), steps = epochs * stepsPerEpoch

@@ -1,4 +1,4 @@
-// Run by test/jax.test.ts on Node 24, which jax-js needs: prints what the test asserts.
+// Run by test/jax.test.ts: prints what the test asserts.
 import * as jax from '@jax-js/jax'
 import { ClebschGordanTensorProduct, Convolution, EquitensorError, GauntTensorProduct, Graph, Linear, TensorSquare } from 'equitensor'
 import { convolution, harmonics, jaxOperations, type JaxFunction } from 'equitensor/jax'
