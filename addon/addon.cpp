@@ -151,9 +151,7 @@ Napi::Value contract(const Napi::CallbackInfo& info) {
     const Call call = call_on(HostSpans(o), o);
     for_each_sweep(call, read_sweeps(o), operation.differentiates_by_receiver(call), [&](const Call& part) { operation.contract(part, kernels); });
   } catch (const std::bad_alloc&) {
-    auto error = Napi::Error::New(info.Env(), "no memory for the kernels' working space");
-    error.Set("code", "out_of_memory");
-    throw error;
+    throw out_of_memory(info.Env(), "no memory for the kernels' working space");
   }
   return info.Env().Undefined();
 }
@@ -186,7 +184,11 @@ class ContractWorker final : public Worker {
 // As contract, with cancel?: a promise
 Napi::Value contract_async(const Napi::CallbackInfo& info) {
   const auto o = info[1].As<Napi::Object>();
-  return (new ContractWorker(info.Env(), operation_of(info[0]), o, HostSpans(o)))->start();
+  try {
+    return (new ContractWorker(info.Env(), operation_of(info[0]), o, HostSpans(o)))->start();
+  } catch (const std::bad_alloc&) {
+    throw out_of_memory(info.Env(), "no memory for the copies of the arrays that a pending call has");
+  }
 }
 
 Napi::Value take_count(const Napi::CallbackInfo& info) {

@@ -9,6 +9,12 @@
 
 namespace equitensor {
 
+inline Napi::Error out_of_memory(Napi::Env env, const char* text) {
+  auto error = Napi::Error::New(env, text);
+  error.Set("code", "out_of_memory");
+  return error;
+}
+
 struct HostSpan {
   void* data;
   size_t bytes;
@@ -108,9 +114,7 @@ class Worker : public Napi::AsyncWorker {
     try {
       std::rethrow_exception(thrown);
     } catch (const std::bad_alloc&) {
-      auto error = Napi::Error::New(Env(), "no memory for the kernels' working space");
-      error.Set("code", "out_of_memory");
-      return error;
+      return out_of_memory(Env(), "no memory for the kernels' working space");
     } catch (const std::exception& e) {
       return Napi::Error::New(Env(), e.what());
     }

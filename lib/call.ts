@@ -112,7 +112,7 @@ async function start<D extends DType>(runner: Runner, arrays: Arrays<OperandOf<D
   const plain = Object.fromEntries(Object.entries(arrays).map(([name, array]) => [name, ArrayBuffer.isView(array) ? plainView(array) : array])) as Arrays<OperandOf<D>>
   const call = { ...((operation ? forDevice(plain, runner.device) : plain) as Arrays<ArrayOf<D>>), cancel }
   const done = !operation
-    ? native.contractAsync(runner.cpu!, { ...call, threads: runner.threads }).catch((cause) => Promise.reject(translated(cause)))
+    ? contractAsync(runner.cpu!, { ...call, threads: runner.threads })
     : isOnDevice(arrays)
       ? cuda((addon) => {
           addon.run(operation, onDevice(call))
@@ -120,6 +120,15 @@ async function start<D extends DType>(runner: Runner, arrays: Arrays<OperandOf<D
         })
       : cuda((addon) => addon.runHostAsync(operation, call))
   return signal ? cancellable(done, signal, cancel!) : done
+}
+
+// Async, so that what is wrong before there is a promise comes as its rejection too.
+async function contractAsync(...call: Parameters<typeof native.contractAsync>): Promise<void> {
+  try {
+    await native.contractAsync(...call)
+  } catch (cause) {
+    throw translated(cause)
+  }
 }
 
 /** @throws EquitensorError `invalid_option` for a signal that is none, `aborted`. */
