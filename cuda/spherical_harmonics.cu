@@ -64,8 +64,9 @@ __global__ __launch_bounds__(threads, 1) void spherical_harmonics(HarmonicsPlan<
   // body(m, Q_mm, Re w^m, Im w^m) for the orders of this team: m, m + teams, ..., each with a recurrence in l.
   const auto for_each_order = [&](int end, auto&& body) {
     N cosine = constant<N>(T(1)), sine{};
-    for (int m = 0; m < end; ++m) {
-      if (m % team.count == team.index) body(m, constant<N>(read(plan.recurrence + 2 * orders * orders + m)), cosine, sine);
+    const T* start = plan.recurrence + 2 * orders * orders;
+    for (int m = 0, mine = team.index; m < end; ++m, ++start) {
+      if (m == mine) body(m, constant<N>(read(start)), cosine, sine), mine += team.count;
       next_power(at.point, cosine, sine);
     }
   };
@@ -113,7 +114,9 @@ class SphericalHarmonics final : public Operation {
 
   void contract(const Call& call, cudaStream_t stream) const override {
     const bool has_direction = call.in[x_direction], has_gradient = call.out[0];
-    const Tiling tiling = tiling_for<T>(device, harmonics_components(plan_, has_direction, has_gradient), threads / 32, call.batch);
+    // As of other operations a team for every 48 components: each has the whole way to the normalised vector for itself. (With twelve, L = 2 issued 2,025 instructions a vector.)
+    const long components = harmonics_components(plan_, has_direction, has_gradient);
+    const Tiling tiling = tiling_for<T>(device, components, Components{components}.teams(), call.batch);
     check(launch(kernels[has_direction][has_gradient], tiling.grid(call.batch), tiling.threads, tiling.shared_bytes, stream, plan_, whole_rows<T>(3, false, tiling.threads),
                  whole_rows<T>(plan_.dim, false, tiling.threads), tiling.items, call.batch, call.accumulate, static_cast<const T*>(call.in[x_operand]),
                  static_cast<const T*>(call.in[x_direction]), static_cast<const T*>(call.in[z_operand]), static_cast<T*>(call.out[0]),
