@@ -1,5 +1,10 @@
 // The project's own kernels for the sanitizers: every operation, all passes, on arrays of exactly the right size in device
 // memory. Prints a hash of all results, which must not depend on the order of the threads. Their numbers are checked by the vitest suite.
+#include "core/channels.hpp"
+#include "core/clebsch_gordan.hpp"
+#include "core/matrix_block.hpp"
+#include "core/symmetric_contraction.hpp"
+#include "core/weighted.hpp"
 #include "cuda/operation.hpp"
 #include <array>
 #include <cstdio>
