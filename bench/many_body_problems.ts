@@ -47,61 +47,28 @@ function contraction(irrepsOut: string, correlation: number): ManyBodyProblem['m
     }
   }
 }
-function power(irreps: string, n: number, irrepsOut: string): ManyBodyProblem['make'] {
-  return (options) => {
-    const op: GauntPower<any> = new GauntPower<any>(withChannels(irreps), n, { ...options, irrepsOut: withChannels(irrepsOut) })
-    return {
-      cost: op.cost,
-      weightBytes: 0,
-      bind(batch, draw) {
-        const [x, ax, dx] = [0, 1, 2].map(() => draw(batch * op.irrepsIn.dim)) as any[], [z, gradOut, dg] = [0, 1, 2].map(() => draw(batch * op.irrepsOut.dim)) as any[]
-        return {
-          forward: () => op.forward(x, { out: z }),
-          backward: () => op.backward(x, gradOut, { out: { x: dx } }),
-          doubleBackward: () => op.doubleBackward(x, gradOut, { x: ax }, { out: { x: dx, gradOut: dg } }),
-        }
-      },
-      dispose: () => op.dispose(),
-    }
+/** Of one operand, or of a list of them, and no weights. `between`: what a call has in the place of weights. */
+function unweighted(op: any, ...between: undefined[]): ManyBodyCase {
+  return {
+    cost: op.cost,
+    weightBytes: 0,
+    bind(batch, draw) {
+      const rows = ({ dim }: Irreps) => draw(batch * dim)
+      const [x, ax, dx] = [0, 1, 2].map(() => (Array.isArray(op.irrepsIn) ? op.irrepsIn.map(rows) : rows(op.irrepsIn))), [z, gradOut, dg] = [0, 1, 2].map(() => rows(op.irrepsOut))
+      return {
+        forward: () => op.forward(x, ...between, { out: z }),
+        backward: () => op.backward(x, ...between, gradOut, { out: { x: dx } }),
+        doubleBackward: () => op.doubleBackward(x, ...between, gradOut, { x: ax }, { out: { x: dx, gradOut: dg } }),
+      }
+    },
+    dispose: () => op.dispose(),
   }
 }
-function product(factors: readonly string[], irrepsOut: string): ManyBodyProblem['make'] {
-  return (options) => {
-    const op: GauntProduct<any> = new GauntProduct<any>(factors.map(withChannels), { ...options, irrepsOut: withChannels(irrepsOut) })
-    return {
-      cost: op.cost,
-      weightBytes: 0,
-      bind(batch, draw) {
-        const [x, ax, dx] = [0, 1, 2].map(() => op.irrepsIn.map(({ dim }) => draw(batch * dim))) as any[]
-        const [z, gradOut, dg] = [0, 1, 2].map(() => draw(batch * op.irrepsOut.dim)) as any[]
-        return {
-          forward: () => op.forward(x, { out: z }),
-          backward: () => op.backward(x, gradOut, { out: { x: dx } }),
-          doubleBackward: () => op.doubleBackward(x, gradOut, { x: ax }, { out: { x: dx, gradOut: dg } }),
-        }
-      },
-      dispose: () => op.dispose(),
-    }
-  }
-}
-function square(irreps: string): ManyBodyProblem['make'] {
-  return (options) => {
-    const op: TensorSquare<any> = new TensorSquare<any>(irreps, options)
-    return {
-      cost: op.cost,
-      weightBytes: 0,
-      bind(batch, draw) {
-        const [x, ax, dx] = [0, 1, 2].map(() => draw(batch * op.irrepsIn.dim)) as any[], [z, gradOut, dg] = [0, 1, 2].map(() => draw(batch * op.irrepsOut.dim)) as any[]
-        return {
-          forward: () => op.forward(x, undefined, { out: z }),
-          backward: () => op.backward(x, undefined, gradOut, { out: { x: dx } }),
-          doubleBackward: () => op.doubleBackward(x, undefined, gradOut, { x: ax }, { out: { x: dx, gradOut: dg } }),
-        }
-      },
-      dispose: () => op.dispose(),
-    }
-  }
-}
+const power = (irreps: string, n: number, irrepsOut: string): ManyBodyProblem['make'] => (options) =>
+  unweighted(new GauntPower<any>(withChannels(irreps), n, { ...options, irrepsOut: withChannels(irrepsOut) }))
+const product = (factors: readonly string[], irrepsOut: string): ManyBodyProblem['make'] => (options) =>
+  unweighted(new GauntProduct<any>(factors.map(withChannels), { ...options, irrepsOut: withChannels(irrepsOut) }))
+const square = (irreps: string): ManyBodyProblem['make'] => (options) => unweighted(new TensorSquare<any>(irreps, options), undefined)
 
 const outputs = { small: '0e', medium: '0e+1o', large: '0e+1o+2e' }
 export const manyBodyProblems: readonly ManyBodyProblem[] = [

@@ -1,10 +1,8 @@
 // Calls beside the thread of JavaScript, on host arrays: the results of the synchronous ones, several at once, cancelled, and without their arrays.
-import { execFileSync } from 'node:child_process'
-import path from 'node:path'
 import { describe, expect, test } from 'vitest'
 import { backends, ClebschGordanTensorProduct, GauntPower, Linear, sphericalHarmonics } from '../lib/index'
 import { products } from './reference'
-import { random, randomArray } from './support'
+import { printedWithin9GB, random, randomArray } from './support'
 
 const backend = backends().cuda.available ? (['cpu', 'cuda'] as const) : (['cpu'] as const)
 
@@ -151,8 +149,7 @@ test.skipIf(process.platform !== 'linux')('no memory for the copies of a pending
     const op = ClebschGordanTensorProduct.full('1o', '1o', { filterIrrepsOut: '0e', backend: 'cpu' })
     const pending = op.forwardAsync(new Float32Array(3 * items), Float32Array.of(1, 1, 1), undefined, { out: new Float32Array(items) })
     pending.catch(({ name, code, message }) => console.log(JSON.stringify({ name, code, message })))`
-  const limited = ['-c', 'ulimit -v 9000000 && exec "$@"', 'bash', process.execPath, '-e', program]
-  const { name, code, message } = JSON.parse(execFileSync('bash', limited, { cwd: path.join(__dirname, '..'), encoding: 'utf8' }))
+  const { name, code, message } = printedWithin9GB(program)
   expect([name, code]).toEqual(['EquitensorError', 'out_of_memory'])
   expect(message).toMatch(/copies of the arrays/)
 })

@@ -1,4 +1,5 @@
 // What the tests share. No vitest in here: child processes use it too.
+import { execFileSync } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import { wignerD, type ArrayOf, type DType, type Irreps, type Layout } from '../lib/index'
@@ -15,6 +16,11 @@ export const constructors = { float32: Float32Array, float64: Float64Array } as 
 export const defaultBackend = process.env.EQUITENSOR_BACKEND ?? 'cpu'
 
 export const root = path.join(__dirname, '..')
+
+/** The JSON that a CommonJS program prints in a process that may have 9 GB of address space. Linux only. */
+export function printedWithin9GB(program: string): any {
+  return JSON.parse(execFileSync('bash', ['-c', 'ulimit -v 9000000 && exec "$@"', 'bash', process.execPath, '-e', program], { cwd: root, encoding: 'utf8' }))
+}
 
 const loaded = new Map<string, { meta: any; cases: any[] }>()
 /** A file of test/golden: numbers of e3nn 0.5.1 in float64. */
