@@ -36,6 +36,11 @@ template <class T>
 EQUITENSOR_INLINE Vector<T> entry(T e) { return splat(e); }
 template <class T>
 EQUITENSOR_INLINE Vector<T> entry(Vector<T> e) { return e; }
+// The same for `uses` multiply-adds: a broadcast of its own, where it does not go with its only one.
+template <int uses, class T, class M>
+EQUITENSOR_INLINE Vector<T> shared_entry(M e) {
+  return uses > 1 ? in_register(entry<T>(e)) : entry<T>(e);
+}
 
 // out[columns][rows] = in[rows][columns]
 template <class T>

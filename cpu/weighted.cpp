@@ -204,27 +204,34 @@ class WeightedItem {
     }
   }
 
-  // Calls body(count), a constant for degrees to 3, so that it has no loop of a few rounds.
-  template <class Body>
-  static EQUITENSOR_INLINE void with_components(int count, Body&& body) {
-    switch (count) {
-      case 1: return body(Int<1>{});
-      case 3: return body(Int<3>{});
-      case 5: return body(Int<5>{});
-      case 7: return body(Int<7>{});
-      default: return body(count);
-    }
-  }
-
   void make_matrix(const Instruction& in, const PlanChannels& channels, View from, T* matrix) const {
     const T* y = from.at + (from.pitch ? channels.matrix_channel : 0);
-    with_components(in.matrix_components, [&](auto components) EQUITENSOR_LAMBDA {
+    int first = 0;
+    const auto add = [&]<int count>(Int<count>) EQUITENSOR_LAMBDA {
+      Vector<T> value[count];
+#pragma GCC unroll 15
+      for (int j = 0; j < count; ++j) value[j] = in_register(splat(y[(first + j) * from.pitch]));
+      const T* const coefficients = in.coefficients + first * in.pitch;
       for (int e = 0; e < in.pitch; e += width<T>) {
-        Vector<T> sum{};
-        each(Int<0>{}, components - Int<1>{}, [&](auto j) EQUITENSOR_LAMBDA { sum += y[j * from.pitch] * load(in.coefficients + j * in.pitch + e); });
+        Vector<T> sum = first > 0 ? load(matrix + e) : Vector<T>{};
+#pragma GCC unroll 15
+        for (int j = 0; j < count; ++j) sum += value[j] * load(coefficients + j * in.pitch + e);
         store(matrix + e, sum);
       }
-    });
+      first += count;
+    };
+    switch (in.matrix_components) {
+      case 1: return add(Int<1>{});
+      case 3: return add(Int<3>{});
+      case 5: return add(Int<5>{});
+      case 7: return add(Int<7>{});
+      case 9: return add(Int<9>{});
+      case 11: return add(Int<11>{});
+      case 13: return add(Int<13>{});
+      case 15: return add(Int<15>{});
+      default:
+        while (first < in.matrix_components) add(Int<1>{});
+    }
   }
   void make_matrix(const Instruction& in, const PlanChannels& channels, View from, Vector<T>* matrix) const {
     for (int e = 0; e < in.entries; ++e) {
@@ -305,7 +312,7 @@ class WeightedItem {
         const Instruction& in = plan_.instructions[next];
         // An output that one segment makes goes straight to memory.
         const bool only = next + 1 == plan_.instruction_count || plan_.instructions[next + 1].out_block != b;
-        const bool whole = in.outputs <= 7 ? block.by_component || in.copies == 1 : block.by_component && in.copies > 1;
+        const bool whole = block.by_component || (in.copies == 1 && in.outputs <= 7);
         straight_ = result && !doubles_ && wants(2) && result->streams() && block.mul % width<T> == 0 && whole && !in.adds && only && !in.mixed && !in.same_channel && in.segment_count == 1
                         ? result
                         : nullptr;
@@ -369,7 +376,9 @@ class WeightedItem {
 
   template <class M>
   void run_instruction(const Instruction& in, View z, M* matrix, M* matrix_direction) {
-    const View x = lane_view(in, false), ax = lane_view(in, true), y = matrix_view(in, false), ay = matrix_view(in, true);
+    const View x = lane_view(in, false), y = matrix_view(in, false);
+    View ax, ay;
+    if (doubles_) ax = lane_view(in, true), ay = matrix_view(in, true);
     const bool weighted = in.weight >= 0, directed = weighted && weight_direction_;
     if (in.mixed && differentiates_) {  // the gradient of t: times the weights, and times their direction
       unmix(in, z, weighted ? weight_ + in.weight : buffer_.ones, buffer_.g);
