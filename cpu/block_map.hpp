@@ -6,6 +6,17 @@
 namespace equitensor {
 inline namespace EQUITENSOR_VARIANT {
 
+// Two vectors at once, of channels side by side or of two channels: they share the loads of indices and coefficients, and the ends of short loops.
+template <class T>
+struct VectorPair {
+  Vector<T> half[2];
+  EQUITENSOR_INLINE VectorPair& operator+=(const VectorPair& b) { return *this = *this + b; }
+  EQUITENSOR_INLINE friend VectorPair operator+(const VectorPair& a, const VectorPair& b) { return {a.half[0] + b.half[0], a.half[1] + b.half[1]}; }
+  EQUITENSOR_INLINE friend VectorPair operator-(const VectorPair& a, const VectorPair& b) { return {a.half[0] - b.half[0], a.half[1] - b.half[1]}; }
+  EQUITENSOR_INLINE friend VectorPair operator*(const VectorPair& a, const VectorPair& b) { return {a.half[0] * b.half[0], a.half[1] * b.half[1]}; }
+  EQUITENSOR_INLINE friend VectorPair operator*(T a, const VectorPair& b) { return {a * b.half[0], a * b.half[1]}; }
+};
+
 // Tiles that a map is applied to at once. With AVX-512 the sums of two fit into its 32 registers and share the loads of coefficients
 // and indices: 0.78 instead of 0.94 cycles a multiply-add for a (4, 4) pair.
 inline constexpr int tiles_at_once = sizeof(Vector<float>) == 64 ? 2 : 1;

@@ -1,4 +1,4 @@
-// Rings of the Gaunt products' grid: from coefficients folded over both hemispheres to those of a ring, and to values at its angles.
+// Rings of the Gaunt products' grid: from coefficients folded over both hemispheres to those of a ring, and to values at its angles. V: a vector, or some of them.
 #pragma once
 #include "cpu/block_map.hpp"
 
@@ -6,14 +6,14 @@ namespace equitensor {
 inline namespace EQUITENSOR_VARIANT {
 
 // Of a ring and its mirror image (signs = 2), or of the equator (signs = 1): [part][even, odd][order] to [part][north, south][order], and back.
-template <int signs, class T>
-inline void unfold_ring(const GauntSlot<T>& slot, const Vector<T>* folded, Vector<T>* ring) {
+template <int signs, class T, class V>
+inline void unfold_ring(const GauntSlot<T>& slot, const V* folded, V* ring) {
   const int orders = 2 * slot.degree + 1;
   for (int part = 0; part < slot.parts; ++part, folded += 2 * orders, ring += 2 * orders)
     for (int m = 0; m < orders; ++m) {
-      const Vector<T> even = folded[m];
+      const V even = folded[m];
       if (signs == 2) {
-        const Vector<T> odd = folded[orders + m];
+        const V odd = folded[orders + m];
         ring[m] = even + odd;
         ring[orders + m] = even - odd;
       } else {
@@ -21,29 +21,29 @@ inline void unfold_ring(const GauntSlot<T>& slot, const Vector<T>* folded, Vecto
       }
     }
 }
-template <int signs, class T>
-inline void fold_ring(const GauntSlot<T>& slot, const Vector<T>* ring, Vector<T>* folded) {
+template <int signs, class T, class V>
+inline void fold_ring(const GauntSlot<T>& slot, const V* ring, V* folded) {
   unfold_ring<signs>(slot, ring, folded);  // its own inverse up to the factor in the quadrature's weights
 }
 
 // Values at the angles 2 pi j / n: even parts at [0, n / 2], odd parts behind them, to sums at j and n - j; and back.
-template <class T>
-inline void unfold_angles(Vector<T>* values, int n) {
+template <class V>
+inline void unfold_angles(V* values, int n) {
   for (int j = 1; j <= (n - 1) / 2; ++j) {
-    const Vector<T> even = values[j], odd = values[n / 2 + j];
+    const V even = values[j], odd = values[n / 2 + j];
     values[j] = even + odd;
     values[n / 2 + j] = even - odd;
   }
 }
-template <class T>
-inline void ring_to_angles(const GauntSlot<T>& slot, const Vector<T>* ring, int n, Vector<T>* values) {
+template <class T, class V>
+inline void ring_to_angles(const GauntSlot<T>& slot, const V* ring, int n, V* values) {
   apply(slot.to_angles, ring, values);
-  unfold_angles<T>(values, n);
+  unfold_angles(values, n);
 }
 // Destroys the values.
-template <class T>
-inline void angles_to_ring(const GauntSlot<T>& slot, Vector<T>* values, int n, Vector<T>* ring) {
-  unfold_angles<T>(values, n);  // its own inverse up to the factor in from_angles
+template <class T, class V>
+inline void angles_to_ring(const GauntSlot<T>& slot, V* values, int n, V* ring) {
+  unfold_angles(values, n);  // its own inverse up to the factor in from_angles
   apply(slot.from_angles, values, ring);
 }
 

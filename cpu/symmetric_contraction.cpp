@@ -12,17 +12,6 @@
 namespace equitensor {
 inline namespace EQUITENSOR_VARIANT {
 
-// Vectors of channels at once: they share the loads of indices and coefficients, and the ends of short loops.
-template <class T>
-struct VectorPair {
-  Vector<T> half[2];
-  EQUITENSOR_INLINE VectorPair& operator+=(const VectorPair& b) { return *this = *this + b; }
-  EQUITENSOR_INLINE friend VectorPair operator+(const VectorPair& a, const VectorPair& b) { return {a.half[0] + b.half[0], a.half[1] + b.half[1]}; }
-  EQUITENSOR_INLINE friend VectorPair operator-(const VectorPair& a, const VectorPair& b) { return {a.half[0] - b.half[0], a.half[1] - b.half[1]}; }
-  EQUITENSOR_INLINE friend VectorPair operator*(const VectorPair& a, const VectorPair& b) { return {a.half[0] * b.half[0], a.half[1] * b.half[1]}; }
-  EQUITENSOR_INLINE friend VectorPair operator*(T a, const VectorPair& b) { return {a * b.half[0], a * b.half[1]}; }
-};
-
 template <class T, class V>
 struct SymmetricBuffers {
   static constexpr long vectors_of = sizeof(V) / sizeof(Vector<T>);
