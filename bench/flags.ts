@@ -1,5 +1,6 @@
 // The command line of `npm run compare`.
 import { parseArgs } from 'node:util'
+import { BadFlag } from './machine'
 import { passes } from './passes'
 import { defaultDegrees, operations, problems } from './problems'
 import type { Settings } from './report'
@@ -31,8 +32,6 @@ ${suites.map(({ name, meaning }) => `                      ${name}: ${meaning}`)
   --help
 
 Exit code 0; 1 when an output is wrong or an operation fails; 2 for a bad flag or a backend that is not there.`
-
-export class BadFlag extends Error {}
 
 export interface Flags {
   help: boolean

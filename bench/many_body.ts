@@ -2,13 +2,12 @@
 import { requireEmulation, uncountedLines } from './counted'
 import { timeCalls } from './cpu'
 import { disclaimer } from './emulated'
-import { median } from './machine'
 import { countPass } from './many_body_counted'
 import { modelledBatch } from './h100'
 import { manyBodyProblems, species, type ManyBodyProblem } from './many_body_problems'
 import { number, percent } from './report'
 import { arrayError, random, randomArray } from '../test/support'
-import { heading, speedOf, table, tolerance } from './weighted'
+import { heading, measureAgainstFloors, table, tolerance } from './weighted'
 import type { PassName } from './passes'
 import type { MakeOptions, Numbers } from './problems'
 import type { Suite, SuiteRun, SuiteSettings } from './suites'
@@ -34,23 +33,20 @@ export const manyBody: Suite = {
     const { dtype, threads, layouts } = settings
     const chosen = manyBodyProblems.filter(({ name }) => settings.problems.includes(name))
     const tasks = chosen.flatMap((problem) => settings.passes.flatMap((pass) => layouts.map((layout) => ({ problem, pass, layout }))))
-    const speeds = [speedOf(settings, mostBytes)]
-    const results = tasks.map(({ problem, pass, layout }, n) => {
+    const { results, speeds } = measureAgainstFloors(settings, mostBytes, tasks, ({ problem, pass, layout }, n) => {
       progress(n, tasks.length, `${problem.name} ${pass}`)
       const options = { dtype, layout, threads, backend: 'cpu' } as const, op = problem.make(options), cost = op.cost[pass]
       // All arrays of a case are made, of which there are three for each operand.
       const batch = Math.max(1, Math.min(settings.batch, Math.floor(mostBytes / op.cost.doubleBackward.bytes)))
       const next = random(2), timing = timeCalls([op.bind(batch, (length) => randomArray(dtype, length, next))[pass] as () => void], batch)
       op.dispose()
-      if (tasks[n + 1]?.problem !== problem) speeds.push(speedOf(settings, mostBytes))
-      const bytesFloor = (1e9 * cost.bytes) / median(speeds.map((s) => s.copyBandwidth)), operationsFloor = (1e9 * cost.flops) / 2 / median(speeds.map((s) => s.fmaPeak))
-      return { problem: problem.name, pass, layout, batch, timing, ...cost, bytesFloor, operationsFloor, error: errorOf(problem, pass, options) }
+      return { problem: problem.name, pass, layout, batch, timing, flops: cost.flops, leastBytes: cost.bytes, multiplyAdds: cost.flops / 2, error: errorOf(problem, pass, options) }
     })
     progress(tasks.length, tasks.length, 'done')
     const isCorrect = ({ error }: (typeof results)[number]) => error <= tolerance[dtype]
     const lines = results.map((r) => [
       r.problem, r.pass, r.layout, String(r.batch), number(r.timing.median), percent((r.timing.quartiles[1] - r.timing.quartiles[0]) / 2 / r.timing.median), number(r.bytesFloor),
-      number(r.operationsFloor), (r.timing.median / Math.max(r.bytesFloor, r.operationsFloor)).toFixed(2), `${isCorrect(r) ? 'ok' : 'WRONG'} ${r.error.toExponential(0)}`,
+      number(r.multiplyAddsFloor), r.ratio.toFixed(2), `${isCorrect(r) ? 'ok' : 'WRONG'} ${r.error.toExponential(0)}`,
     ])
     return {
       text: [
