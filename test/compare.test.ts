@@ -13,7 +13,8 @@ import { gpu } from '../bench/gpu'
 import { h100, modelled, occupancy } from '../bench/h100'
 import { BadFlag, type Machine } from '../bench/machine'
 import { Pool } from '../bench/measure'
-import { correct, orders, rates, type Counted, type Counts, type Measured, type Run, type Settings } from '../bench/report'
+import { factors, harmonics, type OperationProblem } from '../bench/operation_suite'
+import { correct, number, orders, rates, type Counted, type Counts, type Measured, type Run, type Settings } from '../bench/report'
 import { passes } from '../bench/passes'
 import { operations, weightedProblems, type Numbers } from '../bench/problems'
 import { withSpeeds } from '../bench/speeds'
@@ -64,6 +65,15 @@ describe('suites', () => {
     expect(suite!.settings).toEqual({ problems: ['mace-large', '7-7-7'], passes: ['forward'], layouts: ['ir_mul', 'mul_ir'], batch: 50_000, dtype: 'float32', threads: 1 })
     expect(parseFlags(['--suite', 'convolution', '--layout', 'mul_ir', '--molecules', 'a.xyz']).suite!.settings).toMatchObject({ layouts: ['mul_ir'], molecules: 'a.xyz', problems: ['mace-large', 'mace-medium'] })
   })
+  test('of problems by degree --L chooses, and those that are named are measured whatever their degree', () => {
+    const problems = (...args: string[]) => parseFlags(['--suite', ...args]).suite!.settings.problems
+    expect(problems('harmonics')).toEqual([1, 2, 3, 4, 5, 6, 7, 8].map((L) => `harmonics-${L}`))
+    expect(problems('harmonics', '--L', '2,10..11')).toEqual(['harmonics-2', 'harmonics-10', 'harmonics-11'])
+    expect(problems('factors')).toHaveLength(4 * 6)
+    expect(problems('factors', '--L', '7')).toEqual(['gtp-grid-7', 'gtp-fourier-7', 'mtp-7', 'mtp-block-7'])
+    expect(problems('factors', '--problem', 'mtp-8')).toEqual(['mtp-8'])
+    expect(() => problems('factors', '--problem', 'mtp-8', '--L', '7')).toThrow('--problem mtp-8: there is gtp-grid-7')
+  })
   test.each(suites.map(({ name }) => name))('%s is counted on the emulation, too', (name) => {
     expect(parseFlags(['--suite', name]).suite!.settings.backend).toBeUndefined()
     const { settings, suite } = parseFlags(['--suite', name, '--backend', 'cuda'])
@@ -73,7 +83,7 @@ describe('suites', () => {
   test.each([
     [['--suite', 'model'], '--suite model: there is models, convolution'],
     [['--suite', 'models', '--problem', 'MIMO'], '--problem MIMO: there is mace-large'],
-    [['--suite', 'models', '--L', '3'], '--L: not with --suite'],
+    [['--suite', 'models', '--L', '3'], '--L: not with --suite models'],
     [['--suite', 'models', '--molecules', 'a.xyz'], '--molecules: only with --suite convolution'],
     [['--molecules', 'a.xyz'], '--molecules: only with --suite convolution'],
   ])('%s', (args, message) => {
@@ -186,6 +196,52 @@ describe('the speed around a measurement', () => {
     expect(outcomes.map((o: any) => [o.rates.ratio, o.ratesAtMedianSpeed.ratio].map((ratio) => ratio.toFixed(3)))).toEqual([['2.000', '1.200'], ['2.000', '2.000'], ['2.000', '3.000']])
     // Goals are of one batch.
     expect(bars('', cpuGoals.results({ ...run, settings: { ...settings, batch: 10_000 } }))).toMatch(/reached +cgtp +forward +at most 2x its floor: L=2 2.00x, L=3 2.00x/)
+  })
+})
+
+describe.each([[harmonics.name, harmonics, ['--L', '1,3']], [factors.name, factors, ['--problem', 'gtp-grid-2,mtp-1']]] as const)('suite %s', (name, suite, args) => {
+  const { settings } = parseFlags(['--suite', name, ...args, '--pass', 'forward,doubleBackward', '--batch', '20']).suite!
+  const quickly = () => {
+    vi.spyOn(native, 'measureCopyBandwidth').mockImplementation(drift([40, 20, 60, 10, 30]))
+    vi.spyOn(native, 'measureFmaPeak').mockReturnValue(1e15)
+  }
+
+  test('every pass with its floors, at the speed around it, and what makes them', () => {
+    quickly()
+    const { text, json, wrong } = suite.run(settings, () => {}) as { text: string[]; json: any; wrong: string[] }
+    expect(wrong).toEqual([])
+    expect(json.results.map((r: any) => [r.problem, r.pass])).toEqual(settings.problems.flatMap((problem) => ['forward', 'doubleBackward'].map((pass) => [problem, pass])))
+    const table = text.slice(text.findIndex((line) => line.startsWith('problem')), -2)
+    expect(table[0]).toMatch(/^problem +pass +layout +batch +ns\/item +\+- +bytes ns +ops ns +x floor +correct$/)
+    json.results.forEach((r: any, n: number) => {
+      expect(r.speed.copyBandwidth).toBe([30e9, 40e9, 35e9, 20e9][n])
+      expect(r.bytesFloor).toBeCloseTo((1e9 * r.leastBytes) / r.speed.copyBandwidth, 12)
+      expect([r.floor, r.boundBy]).toEqual([r.bytesFloor, 'bytes'])
+      expect(r.ratio).toBeCloseTo(r.timing.median / r.bytesFloor, 12)
+      expect(r.atMedianSpeed.ratio / r.ratio).toBeCloseTo(30e9 / r.speed.copyBandwidth, 12)
+      expect(table[n + 1]).toMatch(new RegExp(`^${r.problem} +${r.pass} +ir_mul +20 .* ${number(r.bytesFloor)} .* ${r.ratio.toFixed(2)} +ok \\de-\\d$`))
+    })
+    expect(text.join('\n')).toMatch(/copy bandwidth 30\.0 GB\/s .*median of 5, 10\.0 to 60\.0.*\na floor is at the mean/)
+  })
+
+  test('a wrong number is seen', () => {
+    quickly()
+    const problem = suite.problems.find(({ name }) => name === settings.problems[1]) as OperationProblem, make = problem.make
+    vi.spyOn(problem, 'make').mockImplementation((options) => {
+      const op = make(options)
+      if (options.dtype === 'float64') return op
+      const bind: typeof op.bind = (pass, batch, draw) => {
+        let last: any
+        const call = op.bind(pass, batch, (length) => (last = draw(length)))
+        return () => {
+          call()
+          for (let i = 0; i < last.length; i++) last[i] *= 1.001
+        }
+      }
+      return { ...op, bind }
+    })
+    const { wrong } = suite.run({ ...settings, problems: [problem.name] }, () => {})
+    expect(wrong).toEqual(['forward', 'doubleBackward'].map((pass) => expect.stringMatching(new RegExp(`^${problem.name} ${pass} ir_mul: error [\\d.e-]+$`))))
   })
 })
 
