@@ -51,7 +51,7 @@ function errorOf(problem: OperationProblem, pass: PassName, options: MakeOptions
   return Math.max(...results[0]!.map((array, i) => arrayError(array, results[1]![i]!)))
 }
 
-/** One after the other is called; beyond so many small batches are found in a cache. */
+/** Of arrays. Those of batches of some items are fewer than exceed the caches. */
 const mostSets = 256
 /** So many calls, each on arrays of its own, that no data are in a cache; of one set and copies of it. */
 function callsOf(op: Subject, pass: PassName, batch: number, footprint: number, dtype: MakeOptions['dtype']): (() => void)[] {

@@ -295,7 +295,7 @@ export function seenIn(speeds: readonly Speed[], of: keyof Speed): string {
   return `median of ${values.length}, ${giga(Math.min(...values))} to ${giga(Math.max(...values))}`
 }
 /** Below them. */
-export const floorsThen = 'a floor is at the mean of what was measured just before and just after it, a ratio to it; the JSON has both at the medians, too'
+export const floorsThen = 'floors, and ratios to them, are at the mean of the speeds measured just before and just after a measurement; the JSON has them at the medians, too'
 
 /** Of what the floors rest on: a measurement may have met anything between its two neighbours. */
 export function driftRemarks({ speeds }: Run): string[] {

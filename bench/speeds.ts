@@ -23,16 +23,15 @@ export function withSpeeds<T, R extends object>(
 ): { results: (R & { speed: Speed })[]; speeds: SpeedThen[] } {
   const speeds: SpeedThen[] = []
   let last = -Infinity
-  const update = (done: number, age: number) => {
-    if (Date.now() - last < age) return
+  const take = (done: number) => {
     speeds.push({ ...measureSpeed(done), done })
     last = Date.now()
   }
   const results = tasks.map((task, n) => {
-    update(n, interval)
+    if (Date.now() - last >= interval) take(n)
     return measure(task, n)
   })
-  update(tasks.length, 0)
+  take(tasks.length)
   const around = (n: number) => {
     const next = speeds.findIndex(({ done }) => done > n)
     return combined(speeds.slice(next - 1, next + 1), mean)

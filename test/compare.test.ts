@@ -188,7 +188,7 @@ describe('the speed around a measurement', () => {
     const text = report(run, machine)
     expect(text).toContain('copy bandwidth 30.0 GB/s')
     expect(text).toMatch(/; median of 4, 20\.0 to 60\.0\n/)
-    expect(text).toContain('a floor is at the mean of what was measured just before and just after it')
+    expect(text).toContain('floors, and ratios to them, are at the mean of the speeds measured just before and just after a measurement')
     expect(text.match(/MIMO +\d +cgtp .* bytes +2\.00 +50% /g)).toHaveLength(3)
     expect(text).toContain('Warning: the copy bandwidth changed by up to 100% from one measurement of it to the next')
     const { outcomes, medianSpeed } = record(run, machine) as any
@@ -221,7 +221,7 @@ describe.each([[harmonics.name, harmonics, ['--L', '1,3']], [factors.name, facto
       expect(r.atMedianSpeed.ratio / r.ratio).toBeCloseTo(30e9 / r.speed.copyBandwidth, 12)
       expect(table[n + 1]).toMatch(new RegExp(`^${r.problem} +${r.pass} +ir_mul +20 .* ${number(r.bytesFloor)} .* ${r.ratio.toFixed(2)} +ok \\de-\\d$`))
     })
-    expect(text.join('\n')).toMatch(/copy bandwidth 30\.0 GB\/s .*median of 5, 10\.0 to 60\.0.*\na floor is at the mean/)
+    expect(text.join('\n')).toMatch(/copy bandwidth 30\.0 GB\/s .*median of 5, 10\.0 to 60\.0.*\nfloors, and ratios to them, are at the mean/)
   })
 
   test('a wrong number is seen', () => {
