@@ -4,15 +4,14 @@ import os from 'node:os'
 import { Convolution, Graph, type Instruction } from '../lib/index'
 import { runCounted } from './convolution_counted'
 import { timeCalls, measureFootprint } from './cpu'
-import { BadFlag } from './flags'
-import { median } from './machine'
+import { BadFlag } from './machine'
 import { bytesOf } from './measure'
 import type { PassName } from './passes'
 import { convolutionProblems, type Dtype, type Numbers, type WeightedProblem } from './problems'
 import { number } from './report'
 import type { Suite } from './suites'
 import {
-  bindWeighted, errorOf, expectedOf, heading, makeProduct, multiplyAdds, sources, speedOf, table, termsOf, tolerance, verdict, weightedArrays, weightedDims, type Edges, type WeightedSlot,
+  bindWeighted, errorOf, expectedOf, heading, makeProduct, measureAgainstFloors, multiplyAdds, sources, table, termsOf, tolerance, verdict, weightedArrays, weightedDims, type Edges, type WeightedSlot,
 } from './weighted'
 
 type Point = readonly [number, number, number]
@@ -113,9 +112,9 @@ export const convolution: Suite = {
     const { dtype, threads, layouts } = settings, size = bytesOf[dtype], make = (length: number): Numbers => new (dtype === 'float32' ? Float32Array : Float64Array)(length)
     const graphs = [geometric(2000, 30), ...(settings.molecules === undefined ? [] : [molecules(settings.molecules, 2000)])]
     const tasks = graphs.flatMap((edges) => chosen.flatMap((problem) => layouts.flatMap((layout) => settings.passes.map((pass) => ({ edges, problem, layout, pass })))))
-    const { bytes: footprint } = measureFootprint(), speeds = [speedOf(settings, footprint)], next = random()
+    const { bytes: footprint } = measureFootprint(), next = random()
     const drawn = (length: number) => make(length).map(() => 2 * next() - 1)
-    const results = tasks.map(({ edges, problem, layout, pass }, n) => {
+    const { results, speeds } = measureAgainstFloors(settings, footprint, tasks, ({ edges, problem, layout, pass }, n) => {
       progress(n, tasks.length, `${problem.name} ${edges.name} ${layout} ${pass}`)
       const { nodes, senders, receivers } = edges, count = senders.length, options = { dtype, layout, threads }
       const op = makeProduct(problem, options), dims = weightedDims(op), { reads, writes } = weightedArrays[pass]
@@ -149,18 +148,16 @@ export const convolution: Suite = {
         plain = { gather, product, sum: time(Object.keys(summed), writes, false) }
       }
       conv.dispose()
-      if (tasks[n + 1]?.problem !== problem) speeds.push(speedOf(settings, footprint))
       // Each array once: those of edges an edge, those of nodes a node.
-      const bytes = (size * slots.reduce((sum, [, slot]) => sum + rowsOf(slot) * dims[slot], 0)) / count
-      return { problem: problem.name, graph: edges.name, edges: count, neighbours: count / nodes, layout, pass, timing: fused, plain, bytes, multiplyAdds: multiplyAdds(op, problem, pass), error }
+      const leastBytes = (size * slots.reduce((sum, [, slot]) => sum + rowsOf(slot) * dims[slot], 0)) / count
+      return { problem: problem.name, graph: edges.name, edges: count, neighbours: count / nodes, layout, pass, timing: fused, plain, leastBytes, multiplyAdds: multiplyAdds(op, problem, pass), error }
     })
     progress(tasks.length, tasks.length, 'done')
-    const speed = { copyBandwidth: median(speeds.map((s) => s.copyBandwidth)), fmaPeak: median(speeds.map((s) => s.fmaPeak)) }
     const ratio = ({ plain, timing }: (typeof results)[number]) => plain && (plain.gather + plain.product + plain.sum) / timing.median
     const lines = results.map((r) => {
-      const floors = [(1e9 * r.bytes) / speed.copyBandwidth, (1e9 * r.multiplyAdds) / speed.fmaPeak], times = ratio(r)
+      const times = ratio(r)
       return [
-        r.problem, r.graph, r.layout, r.pass, number(r.timing.median), number(floors[0]!), number(floors[1]!), (r.timing.median / Math.max(...floors)).toFixed(2),
+        r.problem, r.graph, r.layout, r.pass, number(r.timing.median), number(r.bytesFloor), number(r.multiplyAddsFloor), r.ratio.toFixed(2),
         ...(r.plain ? [r.plain.gather, r.plain.product, r.plain.sum].map(number) : ['-', '-', '-']), times === undefined ? 'no memory' : times.toFixed(2),
         times === undefined || r.pass !== 'forward' ? '' : verdict(times, bar, times >= bar), `${r.error <= tolerance[dtype] ? 'ok' : 'WRONG'} ${r.error.toExponential(0)}`,
       ]

@@ -4,16 +4,16 @@ import { readFileSync, readdirSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { native } from '../lib/native'
-import { BadFlag } from './flags'
 import { cpuGoals } from './goals'
-import type { Machine } from './machine'
+import { BadFlag, type Machine } from './machine'
 import { bind, Pool, type Memory } from './measure'
 import type { Pass } from './passes'
 import type { Dtype, Numbers, TensorProduct } from './problems'
 import {
-  callLine, driftRemarks, giga, hostLine, isMeasured, medianSpeed, MiB, number, packageLine, rates, summary, timingMeanings, timingTable,
+  callLine, driftRemarks, floorsThen, giga, hostLine, isMeasured, MiB, number, packageLine, rates, seenIn, summary, timingMeanings, timingTable,
   type Run, type Settings, type Timing,
 } from './report'
+import { medianSpeed } from './speeds'
 
 /** Size of the last-level cache in bytes, as the system reports it. */
 function lastLevelCache(): number {
@@ -125,13 +125,14 @@ export function cpu({ dtype, threads, batch }: Settings): Machine<Numbers> {
         hostLine(run),
         `${threads} thread${threads > 1 ? 's' : ''}, ${callLine(run)}`,
         `copy bandwidth ${giga(speed.copyBandwidth)} GB/s: read plus written, streaming stores, over ${MiB(footprint.bytes)}` +
-          ` (last-level cache ${MiB(footprint.lastLevelCache)}); median of ${run.speeds.map((s) => giga(s.copyBandwidth)).join(', ')}`,
-        `FMA peak ${giga(speed.fmaPeak)} G multiply-adds/s (two flops each); median of ${run.speeds.map((s) => giga(s.fmaPeak)).join(', ')}`,
+          ` (last-level cache ${MiB(footprint.lastLevelCache)}); ${seenIn(run.speeds, 'copyBandwidth')}`,
+        `FMA peak ${giga(speed.fmaPeak)} G multiply-adds/s (two flops each); ${seenIn(run.speeds, 'fmaPeak')}`,
+        floorsThen,
       ]
     },
-    table: (speed) => timingTable(speed, number),
+    table: timingTable(number),
     meanings: timingMeanings,
-    derived: (outcome, speed) => (isMeasured(outcome) ? { rates: rates(outcome, speed) } : {}),
+    derived: (outcome, median) => (isMeasured(outcome) ? { rates: rates(outcome), ratesAtMedianSpeed: rates(outcome, median) } : {}),
     goals: cpuGoals,
     remarks: (run: Run) => {
       const { outcomes, load, machine } = run

@@ -86,10 +86,10 @@ export function emulated({ dtype, batch, device }: Settings, texts = ptx): Machi
         ? `instructions: not counted (${uncounted}), and so no time is modelled`
         : "instructions: 32 times those that warps issue, counted while nvcc's PTX for sm_90 ran on the CPU (test/emulation/ptx.hpp); its results are checked",
     ],
-    table: (speed) => ({
+    table: {
       titles: columns.map(([title]) => title),
       cells: (o) => (isCounted(o) ? columns.map(([, cell]) => cell(o, modelled(o, batch, dtype))) : []),
-    }),
+    },
     meanings: {
       paths: timingMeanings.paths,
       launches: 'counted: kernels a call',

@@ -1,12 +1,12 @@
 // The command line of `npm run compare`.
 import { parseArgs } from 'node:util'
+import { BadFlag } from './machine'
 import { passes } from './passes'
-import { defaultDegrees, operations, problems } from './problems'
+import { defaultDegrees, highestDegree, operations, problems } from './problems'
 import type { Settings } from './report'
 import { suites, type Suite, type SuiteSettings } from './suites'
 
 const namesOf = (entries: readonly { name: string }[]) => entries.map(({ name }) => name)
-const highestDegree = 11
 
 export const help = `Compares tensor product operations head to head on this machine.
 
@@ -17,7 +17,7 @@ ${suites.map(({ name, meaning }) => `                      ${name}: ${meaning}`)
   --problem NAMES     ${namesOf(problems).join(', ')}, or those of the suite; default all
   --operation NAMES   ${namesOf(operations).join(', ')}; default all
   --pass NAMES        ${namesOf(passes).join(', ')}; default all
-  --L DEGREES         4 or 2,4 or 1..10; at most ${highestDegree}; default 1..6
+  --L DEGREES         4 or 2,4 or 1..10; at most ${highestDegree}; default 1..6; of the suites ${namesOf(suites.filter(({ degrees }) => degrees)).join(' and ')}, whose problems end in it, too
   --backend BACKEND   cpu (default) or cuda: times on an NVIDIA GPU, or, with EQUITENSOR_BINARY=emulated, counts and a model of an H100
   --device N          of the backend cuda; default 0
   --batch N           items a call; default 10000, on cuda 100000; of a suite at most so many, default 50000
@@ -31,8 +31,6 @@ ${suites.map(({ name, meaning }) => `                      ${name}: ${meaning}`)
   --help
 
 Exit code 0; 1 when an output is wrong or an operation fails; 2 for a bad flag or a backend that is not there.`
-
-export class BadFlag extends Error {}
 
 export interface Flags {
   help: boolean
@@ -59,11 +57,14 @@ export function parseFlags(args: string[]): Flags {
   if (values.suite !== undefined) {
     const suite = suites.find(({ name }) => name === values.suite)
     if (!suite) throw new BadFlag(`--suite ${values.suite}: there is ${namesOf(suites).join(', ')}`)
-    for (const flag of ['operation', 'L', 'parity', 'order', 'device'] as const) if (values[flag] !== undefined) throw new BadFlag(`--${flag}: not with --suite`)
+    for (const flag of ['operation', 'parity', 'order', 'device'] as const) if (values[flag] !== undefined) throw new BadFlag(`--${flag}: not with --suite`)
+    if (values.L && !suite.degrees) throw new BadFlag(`--L: not with --suite ${suite.name}`)
+    // Of problems that are named, all degrees.
+    const chosen = values.L ? degrees(values.L) : values.problem ? undefined : suite.degrees
     if (backend !== 'cpu' && values.threads !== undefined) throw new BadFlag(`--threads ${values.threads}: the backend ${backend} takes none`)
     if (values.molecules !== undefined && suite.name !== 'convolution') throw new BadFlag('--molecules: only with --suite convolution')
     const settings: SuiteSettings = {
-      problems: chooseSome('problem', values.problem, namesOf(suite.problems)),
+      problems: chooseSome('problem', values.problem, namesOf(suite.problems.filter(({ L }) => !chosen || chosen.includes(L!)))),
       passes: chooseSome('pass', values.pass, namesOf(passes)) as SuiteSettings['passes'],
       layouts: values.layout === undefined ? ['ir_mul', 'mul_ir'] : [chooseOne('layout', values.layout, ['mul_ir', 'ir_mul'])],
       batch: integer('batch', values.batch ?? '50000', 1),

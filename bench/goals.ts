@@ -1,7 +1,7 @@
 // What the kernels are meant to reach: on the CPU in time, on an H100 in counted traffic and in modelled time.
 import { modelled, modelledBatch, type Modelled } from './h100'
 import type { PassName } from './passes'
-import { correct, isCounted, isMeasured, medianSpeed, rates, type Counted, type Outcome, type Rates, type Run } from './report'
+import { correct, isCounted, isMeasured, rates, type Counted, type Outcome, type Rates, type Run } from './report'
 
 /** On the problem MIMO. */
 interface Goal<R> {
@@ -110,10 +110,9 @@ function judge<O extends Outcome, R>(goals: readonly Goal<R>[], outcomes: readon
 
 export const cpuGoals: Goals = {
   title: 'MIMO, one thread, float32, batch 10,000',
-  results({ outcomes, speeds, settings: s }) {
+  results({ outcomes, settings: s }) {
     if (s.threads !== 1 || s.dtype !== 'float32' || s.batch !== 10_000) return []
-    const speed = medianSpeed(speeds)
-    return judge(onCpu, outcomes.filter(isMeasured), (m) => rates(m, speed)).filter(({ values }) => values.length)
+    return judge(onCpu, outcomes.filter(isMeasured), (m) => rates(m)).filter(({ values }) => values.length)
   },
 }
 

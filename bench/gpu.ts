@@ -3,15 +3,15 @@ import { DeviceArray } from '../lib/index'
 import { cuda, cudaDevices } from '../lib/cuda'
 import { nativeArray } from '../lib/device_array'
 import { binary } from '../lib/native'
-import { BadFlag } from './flags'
 import { noGoals } from './goals'
-import { median, type Machine } from './machine'
+import { BadFlag, median, type Machine } from './machine'
 import { bind, bytesOf, Pool, type Memory } from './measure'
 import type { Dtype } from './problems'
 import {
-  callLine, driftRemarks, giga, hostLine, isMeasured, medianSpeed, MiB, packageLine, rates, summary, timingMeanings, timingTable, type Run,
+  callLine, driftRemarks, floorsThen, giga, hostLine, isMeasured, MiB, packageLine, rates, seenIn, summary, timingMeanings, timingTable, type Run,
   type Settings,
 } from './report'
+import { medianSpeed } from './speeds'
 
 export const deviceMemory = (device: number): Memory<DeviceArray> => ({
   make: (dtype, length) => DeviceArray.alloc(dtype, length, { device }),
@@ -107,15 +107,16 @@ export function gpu({ dtype, batch, device }: Settings): Machine<DeviceArray> {
         `${card.name}, compute capability ${card.computeCapability}, ${card.multiprocessors} multiprocessors, ${(card.memory / 2 ** 30).toFixed(0)} GiB, L2 cache ${MiB(l2)}`,
         `host: ${hostLine(run)}`,
         callLine(run),
-        `copy bandwidth ${giga(speed.copyBandwidth)} GB/s: read plus written, over ${MiB(16 * l2)}; median of ${run.speeds.map((s) => giga(s.copyBandwidth)).join(', ')}`,
-        `FMA peak ${giga(speed.fmaPeak)} G multiply-adds/s (two flops each); median of ${run.speeds.map((s) => giga(s.fmaPeak)).join(', ')}`,
+        `copy bandwidth ${giga(speed.copyBandwidth)} GB/s: read plus written, over ${MiB(16 * l2)}; ${seenIn(run.speeds, 'copyBandwidth')}`,
+        `FMA peak ${giga(speed.fmaPeak)} G multiply-adds/s (two flops each); ${seenIn(run.speeds, 'fmaPeak')}`,
+        floorsThen,
         `times between CUDA events, a copy of ${MiB(2 * l2)} before each call to flush the L2 cache; with no call between them the events are` +
           ` ${emptyCall.toFixed(1)} us apart, which is not subtracted`,
       ]
     },
-    table: (speed) => timingTable(speed, precise),
+    table: timingTable(precise),
     meanings: timingMeanings,
-    derived: (outcome, speed) => (isMeasured(outcome) ? { rates: rates(outcome, speed) } : {}),
+    derived: (outcome, median) => (isMeasured(outcome) ? { rates: rates(outcome), ratesAtMedianSpeed: rates(outcome, median) } : {}),
     goals: noGoals,
     remarks(run: Run) {
       const lines = driftRemarks(run)

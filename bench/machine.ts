@@ -10,6 +10,9 @@ import type { Pass } from './passes'
 import type { MakeOptions, Operand, TensorProduct } from './problems'
 import type { Counted, Measured, Outcome, Run, Table } from './report'
 
+/** A setting that makes no sense, or not here. */
+export class BadFlag extends Error {}
+
 export interface Speed {
   /** Bytes a second, read plus written, of a copy. */
   copyBandwidth: number
@@ -36,11 +39,11 @@ export interface Machine<A extends Operand> {
   details(): object
   /** What a reader needs to judge the table, above it. */
   heading(run: Run): string[]
-  table(speed: Speed): Table
+  table: Table
   /** What the table's columns mean. */
   readonly meanings: Record<string, string>
-  /** What follows from an outcome, for the results file. */
-  derived(outcome: Outcome, speed: Speed): object
+  /** What follows from an outcome, for the results file; `median`: the run's speed. */
+  derived(outcome: Outcome, median: Speed): object
   goals: Goals
   /** What makes the numbers doubtful. */
   remarks(run: Run): string[]

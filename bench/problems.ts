@@ -260,6 +260,8 @@ export interface CaseFilter {
 }
 
 export const defaultDegrees: readonly number[] = [1, 2, 3, 4, 5, 6]
+/** Of an input. */
+export const highestDegree = 11
 
 /** All cases of a selection: by problem, in it by L, so that the operations stand side by side. */
 export function cases(filter: CaseFilter = {}): Case[] {

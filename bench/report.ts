@@ -2,6 +2,7 @@
 import { median, quantile, type MachineDescription, type Speed } from './machine'
 import type { PassName } from './passes'
 import { operations, problems, type Dtype, type Layout, type Operation, type Parity } from './problems'
+import type { SpeedThen } from './speeds'
 
 export interface Settings {
   L: number[]
@@ -23,6 +24,8 @@ interface Named {
   L: number
   operation: string
   pass: PassName
+  /** What the machine could do around it (speeds.ts). */
+  speed: Speed
 }
 
 /** What a call that has been checked is. */
@@ -97,7 +100,7 @@ export type Outcome = Measured | Counted | NotMeasured
 export interface Run {
   date: string
   machine: MachineDescription
-  speeds: Speed[]
+  speeds: SpeedThen[]
   load: number
   settings: Settings
   outcomes: Outcome[]
@@ -124,22 +127,16 @@ export interface Floors {
   boundBy: 'bytes' | 'ops'
 }
 
-export interface Rates extends Floors {
+export interface Rates extends AgainstFloors {
   /** Of a forward pass, in nanoseconds. */
   forwardFloor: number
   spread: number
   gigabytesPerSecond: number
   gigaflopsPerSecond: number
-  ratio: number
   ofCopyBandwidth: number
   ofFmaPeak: number
   nsPerDegree: number
 }
-
-export const medianSpeed = (speeds: readonly Speed[]): Speed => ({
-  copyBandwidth: median(speeds.map((speed) => speed.copyBandwidth)),
-  fmaPeak: median(speeds.map((speed) => speed.fmaPeak)),
-})
 
 export function floors(o: { leastBytes: number; multiplyAdds: number }, speed: Speed): Floors {
   const bytesFloor = (o.leastBytes / speed.copyBandwidth) * 1e9
@@ -152,17 +149,25 @@ export function floors(o: { leastBytes: number; multiplyAdds: number }, speed: S
   }
 }
 
-/** Everything that follows from a measurement and the machine; times in nanoseconds an item. */
-export function rates(m: Measured, speed: Speed): Rates {
-  const ns = m.timing.median
+/** Floors, and how many times the larger one a measurement took. */
+export interface AgainstFloors extends Floors {
+  ratio: number
+}
+export function againstFloors(m: { timing: { median: number }; leastBytes: number; multiplyAdds: number }, speed: Speed): AgainstFloors {
   const least = floors(m, speed)
+  return { ...least, ratio: m.timing.median / least.floor }
+}
+
+/** Everything that follows from a measurement and the machine, by default as it was then; times in nanoseconds an item. */
+export function rates(m: Measured, speed: Speed = m.speed): Rates {
+  const ns = m.timing.median
+  const least = againstFloors(m, speed)
   return {
     ...least,
     forwardFloor: floors(m.forward, speed).floor,
     spread: (m.timing.quartiles[1] - m.timing.quartiles[0]) / 2 / ns,
     gigabytesPerSecond: m.leastBytes / ns,
     gigaflopsPerSecond: m.flops / ns,
-    ratio: ns / least.floor,
     ofCopyBandwidth: least.bytesFloor / ns,
     ofFmaPeak: least.multiplyAddsFloor / ns,
     nsPerDegree: ns / m.expressivity,
@@ -196,7 +201,7 @@ export const bound = (o: Checked, { boundBy }: Floors) => boundBy + (boundBy ===
 export const correctness = (o: Measured | Counted) => `${correct(o) ? 'ok' : 'WRONG'} ${o.error.toExponential(0)}`
 
 /** The columns of times; `time` formats nanoseconds. */
-export function timingTable(speed: Speed, time: (ns: number) => string): Table {
+export function timingTable(time: (ns: number) => string): Table {
   const columns: [title: string, cell: (m: Measured, r: Rates) => string][] = [
     ['paths', (m) => String(m.paths)],
     ['ns/item', (m) => time(m.timing.median)],
@@ -215,7 +220,7 @@ export function timingTable(speed: Speed, time: (ns: number) => string): Table {
   ]
   return {
     titles: columns.map(([title]) => title),
-    cells: (o) => (isMeasured(o) ? columns.map(([, cell]) => cell(o, rates(o, speed))) : []),
+    cells: (o) => (isMeasured(o) ? columns.map(([, cell]) => cell(o, rates(o))) : []),
   }
 }
 
@@ -224,7 +229,7 @@ export const timingMeanings = {
   'ns/item': 'median time; +- is half the distance between the quartiles',
   flops: "of an item, by the kernel's own count (a multiply-add is two)",
   bytes: 'of an item: each input read once, each output written once',
-  'floor ns': 'the larger of those bytes at copy bandwidth and those multiply-adds at FMA peak; by: which of the two',
+  'floor ns': 'the larger of those bytes at copy bandwidth and those multiply-adds at FMA peak, as they were then; by: which of the two',
   '%copy, %FMA': 'of copy bandwidth and of FMA peak that the same bytes and multiply-adds reach',
   'ns/degree': 'ns/item over the expressivity, the dimension of the bilinear maps reachable with linear layers around it',
   correct: 'largest error against float64 from Wigner 3j, relative to the largest value of the output block',
@@ -284,11 +289,19 @@ export const callLine = ({ settings: { dtype, layout, batch, parity }, date }: R
 
 const largestDrift = 0.1
 
-/** Of what the floors rest on, during a run. */
+/** How often the speed was measured, and how far apart that was. */
+export function seenIn(speeds: readonly Speed[], of: keyof Speed): string {
+  const values = speeds.map((speed) => speed[of])
+  return `median of ${values.length}, ${giga(Math.min(...values))} to ${giga(Math.max(...values))}`
+}
+/** Below them. */
+export const floorsThen = 'floors, and ratios to them, are at the mean of the speeds measured just before and just after a measurement; the JSON has them at the medians, too'
+
+/** Of what the floors rest on: a measurement may have met anything between its two neighbours. */
 export function driftRemarks({ speeds }: Run): string[] {
   const remark = (name: string, values: number[]) => {
-    const drift = Math.max(...values) / Math.min(...values) - 1
-    return drift > largestDrift ? [`Warning: the ${name} drifted by ${percent(drift)} during the run; the ratios are as uncertain.`] : []
+    const drift = Math.max(...values.slice(1).map((value, n) => Math.max(value, values[n]!) / Math.min(value, values[n]!) - 1))
+    return drift > largestDrift ? [`Warning: the ${name} changed by up to ${percent(drift)} from one measurement of it to the next; ratios between them are as uncertain.`] : []
   }
   return [
     ...remark('copy bandwidth', speeds.map((speed) => speed.copyBandwidth)),

@@ -3,16 +3,19 @@ import os from 'node:os'
 import { choices } from './choices'
 import { bars } from './goals'
 import { modelled } from './h100'
-import { describeMachine, type Machine, type Speed } from './machine'
+import { describeMachine, type Machine } from './machine'
 import { callChecked, Pool, rowsOf, someItems } from './measure'
 import { bytesPerItem } from './models'
 import { passes, type Pass } from './passes'
 import { cases, type Case, type Operand } from './problems'
 import { largestError, slotDims } from './reference'
-import { format, isCounted, isMeasured, legend, medianSpeed, orders, wrong, type Outcome, type Run, type Settings } from './report'
+import { format, isCounted, isMeasured, legend, orders, wrong, type Outcome, type Run, type Settings } from './report'
+import { medianSpeed, withSpeeds } from './speeds'
 
 const checkedItems = 16
 const tolerances = { float32: 1e-5, float64: 1e-12 } as const
+
+type WithoutSpeed<O> = O extends unknown ? Omit<O, 'speed'> : never
 
 interface Task {
   case: Case
@@ -26,7 +29,7 @@ const nameOf = ({ case: { problem, L, operation }, pass }: Task) => ({
   pass: pass.name,
 })
 
-function measure<A extends Operand>(task: Task, { dtype, layout }: Settings, machine: Machine<A>, pool: Pool<A>): Outcome {
+function measure<A extends Operand>(task: Task, { dtype, layout }: Settings, machine: Machine<A>, pool: Pool<A>): WithoutSpeed<Outcome> {
   const { case: problemCase, pass } = task
   const { batch, memory } = machine
   const { form, noPath } = problemCase
@@ -91,23 +94,18 @@ export function compare<A extends Operand>(settings: Settings, machine: Machine<
   const tasks = cases(settings).flatMap((problemCase) =>
     passes.filter((pass) => settings.passes.includes(pass.name)).map((pass) => ({ case: problemCase, pass })),
   )
-  const speeds: Speed[] = []
-  // At the start and after every problem: other programs and the clock rate change what a machine can do.
-  const measureSpeed = (done: number) => {
-    progress(done, tasks.length, `${seconds().toFixed(0)} s: copy bandwidth and FMA peak`)
-    speeds.push(machine.measureSpeed())
-  }
   progress(0, tasks.length, 'preparing memory')
   // First of all the pool: it decides which pages are left for the copy, and their place in memory matters (15 % seen).
   const need = (side: 'reads' | 'writes') =>
     tasks.reduce((most, task) => Math.max(most, Pool.bytes(settings.dtype, task.pass[side], slotDims(task.case.form), machine.batch)), 0)
   const pool = machine.allocate(need('reads'), need('writes'))
-  measureSpeed(0)
-  const outcomes = tasks.map((task, n) => {
+  const measureSpeed = (done: number) => {
+    progress(done, tasks.length, `${seconds().toFixed(0)} s: copy bandwidth and FMA peak`)
+    return machine.measureSpeed()
+  }
+  const { results: outcomes, speeds } = withSpeeds(tasks, measureSpeed, (task, n) => {
     progress(n, tasks.length, `${seconds().toFixed(0)} s: ${task.case.name} ${task.pass.name}`)
-    const outcome = measure(task, settings, machine, pool)
-    if (tasks[n + 1]?.case.problem !== task.case.problem) measureSpeed(n + 1)
-    return outcome
+    return measure(task, settings, machine, pool)
   })
   progress(tasks.length, tasks.length, `${seconds().toFixed(0)} s: done`)
   return { date: start.toISOString(), machine: describeMachine(), speeds, load, settings, outcomes, seconds: seconds() }
@@ -115,11 +113,10 @@ export function compare<A extends Operand>(settings: Settings, machine: Machine<
 
 /** What is printed. */
 export function report<A extends Operand>(run: Run, machine: Machine<A>): string {
-  const speed = medianSpeed(run.speeds)
   return [
     machine.heading(run).join('\n'),
     legend(machine.meanings),
-    format(run.outcomes, machine.table(speed)),
+    format(run.outcomes, machine.table),
     run.settings.order ? orders(run.outcomes, (o) => (isMeasured(o) ? o.timing.median : isCounted(o) ? modelled(o, run.settings.batch, run.settings.dtype).ns : undefined)) : '',
     choices(run),
     bars(machine.goals.title, machine.goals.results(run)),
@@ -131,7 +128,7 @@ export function report<A extends Operand>(run: Run, machine: Machine<A>): string
 
 /** All of it, for the results file. */
 export function record<A extends Operand>(run: Run, machine: Machine<A>): object {
-  const speed = medianSpeed(run.speeds)
-  const outcomes = run.outcomes.map((o) => ({ ...o, ...machine.derived(o, speed) }))
-  return { ...run, ...machine.details(), outcomes, goals: machine.goals.results(run) }
+  const median = medianSpeed(run.speeds)
+  const outcomes = run.outcomes.map((o) => ({ ...o, ...machine.derived(o, median) }))
+  return { ...run, medianSpeed: median, ...machine.details(), outcomes, goals: machine.goals.results(run) }
 }

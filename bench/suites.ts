@@ -1,6 +1,6 @@
-// What `npm run compare -- --suite` runs instead of the head-to-head: real models' layers. A new suite is one entry here.
+// What `npm run compare -- --suite` runs instead of the head-to-head: real models' layers, and operations by themselves. A new suite is one entry here.
 import { convolution } from './convolution'
-import { manyBody } from './many_body'
+import { factors, harmonics, manyBody } from './operation_suite'
 import { models } from './weighted'
 import type { PassName } from './passes'
 import type { Dtype, Layout } from './problems'
@@ -30,8 +30,11 @@ export interface SuiteRun {
 export interface Suite {
   name: string
   meaning: string
-  problems: readonly { name: string }[]
+  /** `L`: of problems by degree. */
+  problems: readonly { name: string; L?: number }[]
+  /** Those that are measured by default. */
+  degrees?: readonly number[]
   run(settings: SuiteSettings, progress: (done: number, all: number, text: string) => void): SuiteRun
 }
 
-export const suites: readonly Suite[] = [models, convolution, manyBody]
+export const suites: readonly Suite[] = [models, convolution, manyBody, harmonics, factors]

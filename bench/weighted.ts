@@ -5,11 +5,12 @@ import { arrayError, blockError } from '../test/support'
 import { ClebschGordanTensorProduct, wigner3j, type Backend, type Instruction } from '../lib/index'
 import { native } from '../lib/native'
 import { hostMemory, measureFootprint, timeCalls } from './cpu'
-import { describeMachine, median, type Speed } from './machine'
+import { describeMachine, type Speed } from './machine'
 import { bytesOf, Pool, rowsOf, someItems } from './measure'
 import { passes as allPasses, type PassName } from './passes'
 import { weightedProblems, type Layout, type Numbers, type WeightedProblem } from './problems'
-import { giga, MiB, number, percent } from './report'
+import { againstFloors, floorsThen, giga, MiB, number, percent, seenIn, type Timing } from './report'
+import { medianSpeed, withSpeeds } from './speeds'
 import type { Suite, SuiteSettings } from './suites'
 import { runCounted } from './weighted_counted'
 
@@ -92,15 +93,21 @@ export const expectedOf = (terms: ReturnType<typeof termsOf>, pass: PassName, a:
 }
 export const tolerance = { float32: 1e-5, float64: 1e-12 } as const
 
-export function speedOf({ dtype, threads }: SuiteSettings, bytes: number): Speed {
-  return { copyBandwidth: native.measureCopyBandwidth({ bytes, threads }), fmaPeak: native.measureFmaPeak({ dtype, threads }) }
+/** Measures task by task; `bytes`: of the copies. Each result has its floors, and its ratio to the larger one, as the machine was then; and the same at the run's medians. */
+export function measureAgainstFloors<T, R extends { timing: Pick<Timing, 'median'>; leastBytes: number; multiplyAdds: number }>(
+  { dtype, threads }: SuiteSettings, bytes: number, tasks: readonly T[], measure: (task: T, n: number) => R,
+) {
+  const speed = () => ({ copyBandwidth: native.measureCopyBandwidth({ bytes, threads }), fmaPeak: native.measureFmaPeak({ dtype, threads }) })
+  const { results, speeds } = withSpeeds(tasks, speed, measure), median = medianSpeed(speeds)
+  return { results: results.map((r) => ({ ...r, ...againstFloors(r, r.speed), atMedianSpeed: againstFloors(r, median) })), speeds }
 }
 export function heading(settings: SuiteSettings, speeds: readonly Speed[], bytes: number): string[] {
-  const machine = describeMachine(), of = (key: keyof Speed) => median(speeds.map((speed) => speed[key]))
+  const machine = describeMachine(), speed = medianSpeed(speeds)
   return [
     `equitensor ${machine.package}${machine.commit ? ` (${machine.commit})` : ''}, ${machine.variant} kernels`,
     `${machine.cpu}, ${machine.cores} CPUs, ${machine.memoryGiB} GiB; Node ${machine.node}; load ${os.loadavg()[0]!.toFixed(1)} at the end`,
-    `${settings.threads} thread${settings.threads > 1 ? 's' : ''}, ${settings.dtype}; copy bandwidth ${giga(of('copyBandwidth'))} GB/s over ${MiB(bytes)}, FMA peak ${giga(of('fmaPeak'))} G/s: medians of ${speeds.map((s) => `${giga(s.copyBandwidth)} and ${giga(s.fmaPeak)}`).join('; ')}`,
+    `${settings.threads} thread${settings.threads > 1 ? 's' : ''}, ${settings.dtype}; copy bandwidth ${giga(speed.copyBandwidth)} GB/s over ${MiB(bytes)} (${seenIn(speeds, 'copyBandwidth')}), FMA peak ${giga(speed.fmaPeak)} G/s (${seenIn(speeds, 'fmaPeak')})`,
+    floorsThen,
   ]
 }
 
@@ -127,45 +134,37 @@ export const models: Suite = {
     const { dtype, threads, layouts } = settings, size = bytesOf[dtype]
     const chosen = weightedProblems.filter(({ name }) => settings.problems.includes(name))
     if (settings.backend === 'cuda') return runCounted(settings, chosen, progress)
-    const tasks = chosen.flatMap((problem) => settings.passes.map((pass) => ({ problem, pass })))
+    const tasks = chosen.flatMap((problem) => settings.passes.flatMap((pass) => layouts.map((layout) => ({ problem, pass, layout }))))
     const { bytes: footprint } = measureFootprint()
     progress(0, tasks.length, 'preparing memory')
     const pool = new Pool(hostMemory, dtype, footprint, footprint)
-    const speeds = [speedOf(settings, footprint)]
-    const results = tasks.flatMap(({ problem, pass }, n) => {
-      progress(n, tasks.length, `${problem.name} ${pass}`)
-      const timed = layouts.map((layout) => {
-        const op = makeProduct(problem, { dtype, layout, threads }), dims = weightedDims(op)
-        // Shared weights and their gradient are a row each, and no traffic.
-        const rows = ({ reads, writes }: (typeof weightedArrays)[PassName]) => {
-          const own = (slots: Record<string, WeightedSlot>) => Object.fromEntries(Object.entries(slots).filter(([, slot]) => !(problem.shared && slot === 'w')))
-          return { reads: own(reads), writes: own(writes) }
-        }
-        const arrays = rows(weightedArrays[pass]), bytes = (slots: Record<string, WeightedSlot>) => size * Object.values(slots).reduce((sum, slot) => sum + dims[slot], 0)
-        const [read, written] = [bytes(arrays.reads), bytes(arrays.writes)]
-        const batch = Math.max(1, Math.min(settings.batch, Math.floor((footprint * 0.98) / Math.max(read, written))))
-        const weights = () => new (dtype === 'float32' ? Float32Array : Float64Array)(dims.w).map(() => Math.random() - 0.5)
-        const common: Record<string, Numbers> = problem.shared ? { w: weights(), aw: weights(), gradW: weights() } : {}
-        const sets = pool.sets(arrays, dims, batch, 64).map((set) => ({ ...common, ...set }))
-        const timing = timeCalls(sets.map((set) => bindWeighted(op, pass, set)), batch)
-        const error = checkSome(op, problem, pass, sets[0]!, batch, dtype)
-        const speed = { copyBandwidth: median(speeds.map((s) => s.copyBandwidth)), fmaPeak: median(speeds.map((s) => s.fmaPeak)) }
-        const bytesFloor = (1e9 * (read + written)) / speed.copyBandwidth, addsFloor = (1e9 * multiplyAdds(op, problem, pass)) / speed.fmaPeak
-        op.dispose()
-        return { problem: problem.name, kind: problem.kind, pass, layout, batch, timing, bytes: read + written, multiplyAdds: multiplyAdds(op, problem, pass), bytesFloor, addsFloor, error }
-      })
-      if (tasks[n + 1]?.problem !== problem) speeds.push(speedOf(settings, footprint))
-      return timed
+    const { results, speeds } = measureAgainstFloors(settings, footprint, tasks, ({ problem, pass, layout }, n) => {
+      progress(n, tasks.length, `${problem.name} ${pass} ${layout}`)
+      const op = makeProduct(problem, { dtype, layout, threads }), dims = weightedDims(op)
+      // Shared weights and their gradient are a row each, and no traffic.
+      const rows = ({ reads, writes }: (typeof weightedArrays)[PassName]) => {
+        const own = (slots: Record<string, WeightedSlot>) => Object.fromEntries(Object.entries(slots).filter(([, slot]) => !(problem.shared && slot === 'w')))
+        return { reads: own(reads), writes: own(writes) }
+      }
+      const arrays = rows(weightedArrays[pass]), bytes = (slots: Record<string, WeightedSlot>) => size * Object.values(slots).reduce((sum, slot) => sum + dims[slot], 0)
+      const [read, written] = [bytes(arrays.reads), bytes(arrays.writes)]
+      const batch = Math.max(1, Math.min(settings.batch, Math.floor((footprint * 0.98) / Math.max(read, written))))
+      const weights = () => new (dtype === 'float32' ? Float32Array : Float64Array)(dims.w).map(() => Math.random() - 0.5)
+      const common: Record<string, Numbers> = problem.shared ? { w: weights(), aw: weights(), gradW: weights() } : {}
+      const sets = pool.sets(arrays, dims, batch, 64).map((set) => ({ ...common, ...set }))
+      const timing = timeCalls(sets.map((set) => bindWeighted(op, pass, set)), batch)
+      const error = checkSome(op, problem, pass, sets[0]!, batch, dtype)
+      op.dispose()
+      return { problem: problem.name, kind: problem.kind, pass, layout, batch, timing, leastBytes: read + written, multiplyAdds: multiplyAdds(op, problem, pass), error }
     })
-    const ofFloor = (r: (typeof results)[number]) => r.timing.median / Math.max(r.bytesFloor, r.addsFloor)
     const other = (r: (typeof results)[number]) => results.find((o) => o.problem === r.problem && o.pass === r.pass && o.layout === 'ir_mul')
     const lines = results.map((r) => {
       const first = r.layout === 'mul_ir' ? other(r) : undefined, against = first && r.timing.median / first.timing.median
       const limit = limitOf(weightedProblems.find(({ name }) => name === r.problem)!, r.pass, r.layout, settings)
-      const bar = limit !== undefined ? verdict(ofFloor(r), limit) : against !== undefined && r.kind !== 'fullyConnected' ? `${verdict(against, mostOfOtherLayout)} of ir_mul` : ''
+      const bar = limit !== undefined ? verdict(r.ratio, limit) : against !== undefined && r.kind !== 'fullyConnected' ? `${verdict(against, mostOfOtherLayout)} of ir_mul` : ''
       return [
         r.problem, r.pass, r.layout, String(r.batch), number(r.timing.median), percent((r.timing.quartiles[1] - r.timing.quartiles[0]) / 2 / r.timing.median), number(r.bytesFloor),
-        number(r.addsFloor), ofFloor(r).toFixed(2), against === undefined ? '' : against.toFixed(2), bar, `${r.error <= tolerance[dtype] ? 'ok' : 'WRONG'} ${r.error.toExponential(0)}`,
+        number(r.multiplyAddsFloor), r.ratio.toFixed(2), against === undefined ? '' : against.toFixed(2), bar, `${r.error <= tolerance[dtype] ? 'ok' : 'WRONG'} ${r.error.toExponential(0)}`,
       ]
     })
     progress(tasks.length, tasks.length, 'done')

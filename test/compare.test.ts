@@ -3,16 +3,21 @@
 import { spawnSync } from 'node:child_process'
 import { createRequire } from 'node:module'
 import path from 'node:path'
-import { afterEach, describe, expect, test } from 'vitest'
+import { afterEach, describe, expect, test, vi } from 'vitest'
 import { emulated } from '../bench/emulated'
 import { countEdge } from '../bench/convolution_counted'
-import { BadFlag, parseFlags } from '../bench/flags'
+import { cpu, hostMemory } from '../bench/cpu'
+import { parseFlags } from '../bench/flags'
 import { cpuGoals, bars, modelledGoals } from '../bench/goals'
 import { gpu } from '../bench/gpu'
 import { h100, modelled, occupancy } from '../bench/h100'
-import { orders, correct, type Counted, type Counts, type Run, type Settings } from '../bench/report'
+import { BadFlag, type Machine } from '../bench/machine'
+import { Pool } from '../bench/measure'
+import { factors, harmonics, type OperationProblem } from '../bench/operation_suite'
+import { correct, number, orders, rates, type Counted, type Counts, type Measured, type Run, type Settings } from '../bench/report'
 import { passes } from '../bench/passes'
-import { operations, weightedProblems } from '../bench/problems'
+import { operations, weightedProblems, type Numbers } from '../bench/problems'
+import { withSpeeds } from '../bench/speeds'
 import { suites } from '../bench/suites'
 import { compare, record, report } from '../bench/run'
 import { bindWeighted, errorOf, expectedOf, makeProduct, multiplyAdds, passNames, termsOf, weightedArrays, weightedDims } from '../bench/weighted'
@@ -60,6 +65,15 @@ describe('suites', () => {
     expect(suite!.settings).toEqual({ problems: ['mace-large', '7-7-7'], passes: ['forward'], layouts: ['ir_mul', 'mul_ir'], batch: 50_000, dtype: 'float32', threads: 1 })
     expect(parseFlags(['--suite', 'convolution', '--layout', 'mul_ir', '--molecules', 'a.xyz']).suite!.settings).toMatchObject({ layouts: ['mul_ir'], molecules: 'a.xyz', problems: ['mace-large', 'mace-medium'] })
   })
+  test('of problems by degree --L chooses, and those that are named are measured whatever their degree', () => {
+    const problems = (...args: string[]) => parseFlags(['--suite', ...args]).suite!.settings.problems
+    expect(problems('harmonics')).toEqual([1, 2, 3, 4, 5, 6, 7, 8].map((L) => `harmonics-${L}`))
+    expect(problems('harmonics', '--L', '2,10..11')).toEqual(['harmonics-2', 'harmonics-10', 'harmonics-11'])
+    expect(problems('factors')).toHaveLength(4 * 6)
+    expect(problems('factors', '--L', '7')).toEqual(['gtp-grid-7', 'gtp-fourier-7', 'mtp-7', 'mtp-block-7'])
+    expect(problems('factors', '--problem', 'mtp-8')).toEqual(['mtp-8'])
+    expect(() => problems('factors', '--problem', 'mtp-8', '--L', '7')).toThrow('--problem mtp-8: there is gtp-grid-7')
+  })
   test.each(suites.map(({ name }) => name))('%s is counted on the emulation, too', (name) => {
     expect(parseFlags(['--suite', name]).suite!.settings.backend).toBeUndefined()
     const { settings, suite } = parseFlags(['--suite', name, '--backend', 'cuda'])
@@ -69,7 +83,7 @@ describe('suites', () => {
   test.each([
     [['--suite', 'model'], '--suite model: there is models, convolution'],
     [['--suite', 'models', '--problem', 'MIMO'], '--problem MIMO: there is mace-large'],
-    [['--suite', 'models', '--L', '3'], '--L: not with --suite'],
+    [['--suite', 'models', '--L', '3'], '--L: not with --suite models'],
     [['--suite', 'models', '--molecules', 'a.xyz'], '--molecules: only with --suite convolution'],
     [['--molecules', 'a.xyz'], '--molecules: only with --suite convolution'],
   ])('%s', (args, message) => {
@@ -121,15 +135,125 @@ describe.runIf(isEmulated)('a convolution on the emulation', () => {
   })
 })
 
+/** A copy bandwidth, in GB/s, for each time that it is measured: between every two measurements, since 11 s pass each time that somebody looks. */
+function drift(bandwidths: number[]) {
+  let now = 0, n = 0
+  vi.spyOn(Date, 'now').mockImplementation(() => (now += 11_000))
+  return () => bandwidths[n++]! * 1e9
+}
+afterEach(() => void vi.restoreAllMocks())
+
+describe('the speed around a measurement', () => {
+  const speed = (copyBandwidth: number) => ({ copyBandwidth, fmaPeak: 1 })
+
+  test('is the mean of those before and after it, however many share them', () => {
+    let now = 0
+    vi.spyOn(Date, 'now').mockImplementation(() => now)
+    const bandwidths = [8, 4, 2, 1], order: (string | number)[] = []
+    const measureSpeed = (done: number) => {
+      order.push(`speed ${done}`)
+      return speed(bandwidths.shift()!)
+    }
+    const { results, speeds } = withSpeeds(['a', 'b', 'c', 'd'], measureSpeed, (name, n) => {
+      order.push(n)
+      now += 'ad'.includes(name) ? 1_000 : 10_000
+      return { name }
+    })
+    expect(order).toEqual(['speed 0', 0, 1, 'speed 2', 2, 'speed 3', 3, 'speed 4'])
+    expect(speeds.map(({ done, copyBandwidth }) => [done, copyBandwidth])).toEqual([[0, 8], [2, 4], [3, 2], [4, 1]])
+    expect(results).toEqual([['a', 6], ['b', 6], ['c', 3], ['d', 1.5]].map(([name, mean]) => ({ name, speed: speed(mean as number) })))
+  })
+  test('is not measured twice where there is nothing between', () => {
+    expect(withSpeeds([], () => speed(1), () => ({}))).toEqual({ results: [], speeds: [{ ...speed(1), done: 0 }] })
+  })
+
+  const settings = parseFlags(['--problem', 'MIMO', '--L', '1..3', '--operation', 'cgtp', '--pass', 'forward', '--batch', '2']).settings
+  test('is what floors, ratios and goals rest on, and not the median of the run', () => {
+    const bandwidth = drift([60, 40, 20, 20]), real = cpu(settings)
+    // Twice the time of its bytes at what was possible then.
+    const possible = [50, 30, 20], times: number[] = []
+    const machine: Machine<Numbers> = {
+      ...real,
+      allocate: () => new Pool(hostMemory, 'float32', 1e4, 1e4),
+      measureSpeed: () => ({ copyBandwidth: bandwidth(), fmaPeak: 1e15 }),
+      measure(op) {
+        const median = (2 * op.cost.forward.bytes) / possible[times.length]!
+        times.push(median)
+        return { status: 'measured', timing: { median, quartiles: [median, median], fastest: median, samples: 9, callsPerSample: 1, sets: 1, rotatedBytes: 1e9 } }
+      },
+    }
+    const run = compare(settings, machine, () => {})
+    expect(run.outcomes.map(({ speed }) => speed.copyBandwidth / 1e9)).toEqual(possible)
+    for (const o of run.outcomes) expect(rates(o as Measured).ratio).toBeCloseTo(2, 12)
+    const text = report(run, machine)
+    expect(text).toContain('copy bandwidth 30.0 GB/s')
+    expect(text).toMatch(/; median of 4, 20\.0 to 60\.0\n/)
+    expect(text).toContain('floors, and ratios to them, are at the mean of the speeds measured just before and just after a measurement')
+    expect(text.match(/MIMO +\d +cgtp .* bytes +2\.00 +50% /g)).toHaveLength(3)
+    expect(text).toContain('Warning: the copy bandwidth changed by up to 100% from one measurement of it to the next')
+    const { outcomes, medianSpeed } = record(run, machine) as any
+    expect(medianSpeed.copyBandwidth).toBe(30e9)
+    expect(outcomes.map((o: any) => [o.rates.ratio, o.ratesAtMedianSpeed.ratio].map((ratio) => ratio.toFixed(3)))).toEqual([['2.000', '1.200'], ['2.000', '2.000'], ['2.000', '3.000']])
+    // Goals are of one batch.
+    expect(bars('', cpuGoals.results({ ...run, settings: { ...settings, batch: 10_000 } }))).toMatch(/reached +cgtp +forward +at most 2x its floor: L=2 2.00x, L=3 2.00x/)
+  })
+})
+
+describe.each([[harmonics.name, harmonics, ['--L', '1,3']], [factors.name, factors, ['--problem', 'gtp-grid-2,mtp-1']]] as const)('suite %s', (name, suite, args) => {
+  const { settings } = parseFlags(['--suite', name, ...args, '--pass', 'forward,doubleBackward', '--batch', '20']).suite!
+  const quickly = () => {
+    vi.spyOn(native, 'measureCopyBandwidth').mockImplementation(drift([40, 20, 60, 10, 30]))
+    vi.spyOn(native, 'measureFmaPeak').mockReturnValue(1e15)
+  }
+
+  test('every pass with its floors, at the speed around it, and what makes them', () => {
+    quickly()
+    const { text, json, wrong } = suite.run(settings, () => {}) as { text: string[]; json: any; wrong: string[] }
+    expect(wrong).toEqual([])
+    expect(json.results.map((r: any) => [r.problem, r.pass])).toEqual(settings.problems.flatMap((problem) => ['forward', 'doubleBackward'].map((pass) => [problem, pass])))
+    const table = text.slice(text.findIndex((line) => line.startsWith('problem')), -2)
+    expect(table[0]).toMatch(/^problem +pass +layout +batch +ns\/item +\+- +bytes ns +ops ns +x floor +correct$/)
+    json.results.forEach((r: any, n: number) => {
+      expect(r.speed.copyBandwidth).toBe([30e9, 40e9, 35e9, 20e9][n])
+      expect(r.bytesFloor).toBeCloseTo((1e9 * r.leastBytes) / r.speed.copyBandwidth, 12)
+      expect([r.floor, r.boundBy]).toEqual([r.bytesFloor, 'bytes'])
+      expect(r.ratio).toBeCloseTo(r.timing.median / r.bytesFloor, 12)
+      expect(r.atMedianSpeed.ratio / r.ratio).toBeCloseTo(30e9 / r.speed.copyBandwidth, 12)
+      expect(table[n + 1]).toMatch(new RegExp(`^${r.problem} +${r.pass} +ir_mul +20 .* ${number(r.bytesFloor)} .* ${r.ratio.toFixed(2)} +ok \\de-\\d$`))
+    })
+    expect(text.join('\n')).toMatch(/copy bandwidth 30\.0 GB\/s .*median of 5, 10\.0 to 60\.0.*\nfloors, and ratios to them, are at the mean/)
+  })
+
+  test('a wrong number is seen', () => {
+    quickly()
+    const problem = suite.problems.find(({ name }) => name === settings.problems[1]) as OperationProblem, make = problem.make
+    vi.spyOn(problem, 'make').mockImplementation((options) => {
+      const op = make(options)
+      if (options.dtype === 'float64') return op
+      const bind: typeof op.bind = (pass, batch, draw) => {
+        let last: any
+        const call = op.bind(pass, batch, (length) => (last = draw(length)))
+        return () => {
+          call()
+          for (let i = 0; i < last.length; i++) last[i] *= 1.001
+        }
+      }
+      return { ...op, bind }
+    })
+    const { wrong } = suite.run({ ...settings, problems: [problem.name] }, () => {})
+    expect(wrong).toEqual(['forward', 'doubleBackward'].map((pass) => expect.stringMatching(new RegExp(`^${problem.name} ${pass} ir_mul: error [\\d.e-]+$`))))
+  })
+})
+
 /** A call that moves 400 bytes an item, and needs 100 multiply-adds. */
 function counted(o: Partial<Omit<Counted, 'counts'>> & { counts?: Partial<Counts> } = {}): Counted {
   const counts = { items: 10, launches: 1, loadedBytes: 1000, storedBytes: 3000, tableBytes: 0, instructions: 10_000, ...o.counts }
   const name = { problem: 'MIMO', L: 2, operation: 'cgtp', pass: 'forward' } as const
-  return { ...name, status: 'counted', paths: 1, expressivity: 2, flops: 1, bytes: 400, leastBytes: 400, multiplyAdds: 100, forward: { leastBytes: 400, multiplyAdds: 100 }, error: 0, tolerance: 1, complaints: [], ...o, counts }
+  return { ...name, speed: h100('float32'), status: 'counted', paths: 1, expressivity: 2, flops: 1, bytes: 400, leastBytes: 400, multiplyAdds: 100, forward: { leastBytes: 400, multiplyAdds: 100 }, error: 0, tolerance: 1, complaints: [], ...o, counts }
 }
 const defaults: Settings = parseFlags(['--backend', 'cuda']).settings
 const runOf = (outcomes: Run['outcomes'], settings: Settings = defaults): Run => ({
-  date: '', machine: { cpu: '', variant: '', cores: 1, memoryGiB: 1, platform: '', node: '', package: '' }, speeds: [h100('float32')], load: 0, seconds: 0, outcomes, settings,
+  date: '', machine: { cpu: '', variant: '', cores: 1, memoryGiB: 1, platform: '', node: '', package: '' }, speeds: [{ ...h100('float32'), done: 0 }], load: 0, seconds: 0, outcomes, settings,
 })
 
 describe('model of an H100', () => {
@@ -288,7 +412,7 @@ describe.runIf(isEmulated)('--backend cuda', () => {
       expect(correct(o), JSON.stringify(o)).toBe(true)
       expect(o).toMatchObject({ status: 'measured', timing: { sets: 1 } })
     }
-    expect(run.speeds.length).toBe(2)
+    expect(run.speeds.length).toBeGreaterThanOrEqual(2)
     for (const speed of run.speeds) expect(Math.min(speed.copyBandwidth, speed.fmaPeak)).toBeGreaterThan(0)
     expect(text).toMatch(/^THIS IS NO GPU/)
     expect(text).toMatch(/Warning: THIS IS NO GPU.*$/)

@@ -4,6 +4,7 @@ import { backends, capture, ClebschGordanTensorProduct, Convolution, DeviceArray
 import { native } from '../lib/native'
 import { caught } from './caught'
 import { arrayError, blockError, constructors, defaultBackend, dtypes, guarded, layouts, printedWithin9GB, random, randomArray, root, sameBits, tolerance, type Numbers } from './support'
+import { composed, thirdOrderErrors, type Second } from './third_order'
 import { problems, type Problem } from './weighted_problems'
 
 interface Edges {
@@ -338,6 +339,13 @@ describe.each([problems.at(-2)!, problems.at(-1)!])('calls, $name', (problem) =>
         expect(Math.abs(dot(gradient[name as 'x'], direction) - difference)).toBeLessThan(1e-12 * scale)
       }
     })
+  })
+
+  test.each(sharing)('third order, by composition: y shared %s, weights shared %s', (...shared) => {
+    const { x, y, w, z } = drawArrays(conv, edges, shared)
+    const second: Second = ({ x, y, weight, gradOut }, along) => ({ ...conv.doubleBackward(graph, x!, y!, weight, gradOut!, along) })
+    // Of degree 1 in the weights, and not linear where a path has none.
+    for (const [slot, error] of thirdOrderErrors(second, { x, y, weight: w!, gradOut: z }, composed(second, 'weight'))) expect(error, slot).toBeLessThan(tolerance.float64)
   })
 })
 

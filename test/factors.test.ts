@@ -4,6 +4,7 @@ import { DeviceArray, GauntTensorProduct, Irreps, MatrixTensorProduct, type DTyp
 import { native } from '../lib/native'
 import { caught } from './caught'
 import { arrayError, blockError, defaultBackend, dtypes, guarded, layouts, places, random, randomArray, randomRotation, rotated, sameBits, tolerance, type Numbers } from './support'
+import { thirdOrderErrors, type Second, type Slots } from './third_order'
 
 type Make = (in1: string, in2: string, options: object) => TensorProduct<any>
 const makers: [string, Make][] = [
@@ -100,6 +101,23 @@ describe.each(makers)('%s', (_name, make) => {
       }
     },
   )
+
+  test.each([['a set for each item', { x: 3, y: 3, w: 3 }], ['one for all', { x: 3, y: 3, w: 1 }], ['x shared', { x: 1, y: 3, w: 1 }]])('third order, by composition: %s', (_shape, shape) => {
+    for (const problem of problems) {
+      const { op, x, y, w, g } = setUp(make, problem, {}, 3, shape)
+      // The results are linear in the factors of x, in those of y and in those of z: three slots, each as long as the weights, of which it has its own.
+      const counts = [op.irrepsIn1, op.irrepsIn2, op.irrepsOut].map(({ numIrreps }) => numIrreps), each = counts.reduce((a, b) => a + b)
+      const kindOf = (i: number) => (i % each < counts[0]! ? 'ofX' : i % each < counts[0]! + counts[1]! ? 'ofY' : 'ofZ')
+      const apart = (weight: Float64Array): Slots => Object.fromEntries(['ofX', 'ofY', 'ofZ'].map((kind) => [kind, weight.map((v, i) => (kindOf(i) === kind ? v : 0))]))
+      const whole = (slots: Slots) => w.map((_: number, i: number) => slots[kindOf(i)]?.[i] ?? 0)
+      const second: Second = (at, along) => {
+        const { x, y, weight, gradOut } = op.doubleBackward(at.x as any, at.y as any, whole(at), at.gradOut as any, { x: along.x, y: along.y, weight: whole(along) }) as any
+        return { x, y, gradOut, ...apart(weight) }
+      }
+      for (const [slot, error] of thirdOrderErrors(second, { x, y, ...apart(w), gradOut: g })) expect(error, `${problem} ${slot}`).toBeLessThan(tolerance.float64)
+      op.dispose()
+    }
+  })
 
   test('op.cost counts the operations that the kernels execute', () => {
     for (const problem of problems)

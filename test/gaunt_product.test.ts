@@ -3,6 +3,7 @@ import { describe, expect, test } from 'vitest'
 import { backends, DeviceArray, GauntPower, GauntProduct, GauntTensorProduct, Irreps, type DType } from '../lib/index'
 import { caught } from './caught'
 import { arrayError, blockError, dtypes, guarded, layouts, random, randomArray, randomRotation, rotated, sameBits, tolerance, type Numbers } from './support'
+import { composed, sum, thirdOrderErrors, type Second, type Slots, type Third } from './third_order'
 
 interface Problem {
   name: string
@@ -49,6 +50,12 @@ function setUp(problem: Problem, dtype: DType = 'float64', layout: 'mul_ir' | 'i
   return { op, x, gradOut, directions: x.map(({ length }) => draw(length)) as any[], draw }
 }
 
+/** Factors are the slots 0, 1, .... */
+const secondOf = (op: GauntProduct<any>): Second => (at, along) => {
+  const { x, gradOut } = op.doubleBackward(op.irrepsIn.map((_, i) => at[i]), at.gradOut, { x: op.irrepsIn.map((_, i) => along[i]) })
+  return { ...(x as any), gradOut }
+}
+
 describe.each(problems)('$name: $factors -> $out', (problem) => {
   test.each(dtypes)('the nested products of two, %s', (dtype) => {
     for (const layout of layouts) {
@@ -83,6 +90,13 @@ describe.each(problems)('$name: $factors -> $out', (problem) => {
       check(second.gradOut, d, (t) => scalar(x, moved([gradOut], 0, d, t)[0]))
       expect(sameBits(op.jvp(x, { x: a }), second.gradOut)).toBe(true)
     }
+    op.dispose()
+  })
+
+  test('third order, by composition', () => {
+    const { op, x, gradOut } = setUp(problem)
+    const at = { ...Object.fromEntries(x.map((array, i) => [i, array])), gradOut }
+    for (const [slot, error] of thirdOrderErrors(secondOf(op), at)) expect(error, slot).toBeLessThan(tolerance.float64)
     op.dispose()
   })
 
@@ -136,6 +150,19 @@ describe.each([2, 3, 4])('power %i', (n) => {
         for (const pass of ['forward', 'backward', 'doubleBackward'] as const) expect(power.cost[pass].flops, pass).toBe(power.countFlops(pass))
         expect(power.cost.forward.flops).toBeLessThan(product.cost.forward.flops)
       }
+  })
+
+  // Its own calls have all factors equal: the third order is that of the product, with x in every slot that no direction takes.
+  test('third order, by composition with the product', () => {
+    using power = new GauntPower<'float64'>('2x0e+2x1o+2x2e', n, { dtype: 'float64' }), product = new GauntProduct<any>(new Array(n).fill('2x0e+2x1o+2x2e'), { dtype: 'float64' })
+    const next = random(n), draw = (length: number) => randomArray('float64', length, next)
+    const factors = ({ x, ...others }: Slots): Slots => ({ ...others, ...Object.fromEntries(new Array(n).fill(x).entries()) })
+    const third: Third = (at, along, moved) => {
+      const { gradOut, ...x } = composed(secondOf(product))(factors(at), factors(along), factors(moved))
+      return { x: Object.values(x).reduce((all, part) => sum(all, part)), gradOut: gradOut! }
+    }
+    const second: Second = ({ x, gradOut }, along) => ({ ...power.doubleBackward(x!, gradOut!, along) })
+    for (const [slot, error] of thirdOrderErrors(second, { x: draw(5 * power.irrepsIn.dim), gradOut: draw(5 * power.irrepsOut.dim) }, third)) expect(error, slot).toBeLessThan(tolerance.float64)
   })
 })
 

@@ -4,6 +4,7 @@ import { backends, DeviceArray, Irreps, Linear, type Instruction, type Layout } 
 import { caught } from './caught'
 import { instructionTerms, weightedPasses } from './reference'
 import { arrayError, blockError, defaultBackend, dtypes, layouts, random, randomArray, tolerance } from './support'
+import { thirdOrderErrors, type Second } from './third_order'
 
 // e3nn/o3/_linear.py: instructions in the order of (in, out), path weight alpha^(-1/2). As a product with the scalar 1, wigner3j(l, 0, l) being the identity
 // over sqrt(2 l + 1).
@@ -50,6 +51,15 @@ describe.each(problems)('%s -> %s', (a, b) => {
       }
     }
   })
+})
+
+// The composition: forward passes of one direction's x and the other's weights, and backward passes of a direction and that of gradOut.
+test.each([['a set for each item', 4], ['shared', 1]])('third order, by composition: weights %s', (_name, sets) => {
+  using op = new Linear('4x0e+3x1o', '2x0e+5x1o', { dtype: 'float64' })
+  const next = random(3), draw = (length: number) => randomArray('float64', length, next)
+  const second: Second = ({ x, weight, gradOut }, along) => ({ ...op.doubleBackward(x!, weight!, gradOut!, along) })
+  const at = { x: draw(4 * op.irrepsIn.dim), weight: draw(sets * op.weightNumel), gradOut: draw(4 * op.irrepsOut.dim) }
+  for (const [slot, error] of thirdOrderErrors(second, at)) expect(error, slot).toBeLessThan(tolerance.float64)
 })
 
 test('says what it is: paths in the order of the weights', () => {

@@ -5,6 +5,7 @@ import { caught } from './caught'
 import {
   arrayError, blockError, defaultBackend, dtypes, guarded, layouts, places, random, randomArray, randomRotation, relayout, rotated, sameBits, tolerance, type Numbers,
 } from './support'
+import { composed, thirdOrderErrors, type Second } from './third_order'
 
 /** A column of MACE's U matrix: the factors' blocks, and what they are coupled to one after the other. */
 interface Column {
@@ -200,6 +201,14 @@ describe.each(problems)('$name: $in -> $out', (problem) => {
       const tangent = op.jvp(x, species, weight, a)
       check(tangent, gradOut, (t) => value(plus(x, a.x ?? new Float64Array(x.length), t), plus(weight, 'weight' in a ? a.weight : new Float64Array(weight.length), t)))
     }
+    op.dispose()
+  })
+
+  // Of degree 3 in x at most, and linear in the weights.
+  test('third order, by composition', () => {
+    const { op, species, x, weight, gradOut } = setUp(problem)
+    const second: Second = (at, along) => ({ ...op.doubleBackward(at.x, species, at.weight, at.gradOut, along) })
+    for (const [slot, error] of thirdOrderErrors(second, { x, weight, gradOut }, composed(second, 'x'))) expect(error, slot).toBeLessThan(tolerance.float64)
     op.dispose()
   })
 

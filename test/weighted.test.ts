@@ -4,6 +4,7 @@ import { ClebschGordanTensorProduct, Irreps, type Instruction } from '../lib/ind
 import {
   arrayError, blockError, constructors, dtypes, golden, guarded, layouts, random, randomArray, randomRotation, relayout, rotated, sameBits, tolerance,
 } from './support'
+import { composed, thirdOrderErrors, type Second } from './third_order'
 import { batches, draw, make, one, passErrors, problems } from './weighted_problems'
 
 type Product = ClebschGordanTensorProduct<any>
@@ -179,6 +180,19 @@ describe.each([problems.at(-2)!, problems.at(-1)!])('differences, $name', (probl
     const difference = tangent.map((_, i) => (8 * (p1[i]! - m1[i]!) - (p2[i]! - m2[i]!)) / 6)
     expect(tangent.every((v, i) => Math.abs(v - difference[i]!) < 1e-12 * scale)).toBe(true)
   })
+})
+
+// Channelwise and fully connected as models have them, and every mode at once, where paths without weights are: of degree 1 in the weights, and not linear.
+test.each<[name: string, op: ClebschGordanTensorProduct<'float64'>, polynomial?: string]>([
+  ['channelwise', channelwise('3x0e+3x1o+2x2e', '0e+1o+2e', '0e+1o+2e', { dtype: 'float64' })], ['fully connected', fullyConnected('3x0e+2x1o', '0e+1o+2e', '2x0e+3x1o+2x1e', { dtype: 'float64' })],
+  ['every mode', make(problems.at(-3)!, 'float64', 'ir_mul').op, 'weight'],
+])('third order, by composition: %s', (_name, op, polynomial) => {
+  const second: Second = ({ x, y, weight, gradOut }, along) => ({ ...op.doubleBackward(x, y, weight, gradOut, along) })
+  for (const [xs, ys, sets] of [[3, 3, 3], [3, 3, 1], [1, 3, 3], [3, 1, 1]] as const) {
+    const next = random(1), rows = (count: number, dim: number) => randomArray('float64', count * dim, next)
+    const at = { x: rows(xs, op.irrepsIn1.dim), y: rows(ys, op.irrepsIn2.dim), weight: rows(sets, op.weightNumel), gradOut: rows(3, op.irrepsOut.dim) }
+    for (const [slot, error] of thirdOrderErrors(second, at, composed(second, polynomial))) expect(error, `${slot} of ${xs}, ${ys}, ${sets}`).toBeLessThan(tolerance.float64)
+  }
 })
 
 describe('calls', () => {

@@ -1,8 +1,9 @@
-// The suite many-body on the emulation: counts of what the CUDA kernels do, and modelled times on an H100, never measured ones.
+// Suites of operations by themselves on the emulation: counts of what the CUDA kernels do, and modelled times on an H100, never measured ones.
 import { DeviceArray } from '../lib/index'
 import { countCall } from './counted'
 import { h100, modelledBatch } from './h100'
-import { species as allSpecies, type ManyBodyProblem } from './many_body_problems'
+import { species as allSpecies } from './many_body_problems'
+import type { OperationProblem } from './operation_suite'
 import type { PassName } from './passes'
 import type { MakeOptions } from './problems'
 import { random, randomArray } from '../test/support'
@@ -24,17 +25,17 @@ interface Counted {
 const calls = [[16, 16], [64, 16], [64, 4], [16, 4]] as const
 const tasksOf = (batch: number, species: number) => species * Math.max(1, Math.ceil(batch / species / Math.max(4, Math.ceil(batch / 1024))))
 
-function count(problem: ManyBodyProblem, pass: PassName, options: MakeOptions, batch: number, species: number): Counted {
+function count(problem: OperationProblem, pass: PassName, options: MakeOptions, batch: number, species: number): Counted {
   const op = problem.make(options, calls[0][1]), next = random(1), arrays: DeviceArray[] = []
-  const passes = op.bind(batch, (length) => (arrays[arrays.length] = DeviceArray.from(randomArray(options.dtype, length, next) as Float32Array) as DeviceArray), species)
-  const { launches, loaded, stored, table, instructions } = countCall(passes[pass], arrays[0]!)
+  const call = op.bind(pass, batch, (length) => (arrays[arrays.length] = DeviceArray.from(randomArray(options.dtype, length, next) as Float32Array) as DeviceArray), species)
+  const { launches, loaded, stored, table, instructions } = countCall(call, arrays[0]!)
   for (const array of arrays) array.dispose()
   op.dispose()
   return { launches, bytes: loaded.unique + stored.unique + table.unique, instructions: 32 * instructions.warp }
 }
 
 /** From four calls, which differ in one thing each. */
-function partsOf(problem: ManyBodyProblem, pass: PassName, options: MakeOptions): { launches: number; bytes: Parts; instructions: Parts } {
+function partsOf(problem: OperationProblem, pass: PassName, options: MakeOptions): { launches: number; bytes: Parts; instructions: Parts } {
   const least = calls[0][0], scale = (problem.countedAtOnce ?? least) / least
   const counted = calls.map(([batch, species]) => count(problem, pass, options, batch * scale, species))
   const solve = (of: (c: Counted) => number): Parts => {
@@ -56,7 +57,7 @@ export interface CountedPass {
   floor: number
   boundBy: 'bytes' | 'ops'
 }
-export function countPass(problem: ManyBodyProblem, pass: PassName, options: MakeOptions): CountedPass {
+export function countPass(problem: OperationProblem, pass: PassName, options: MakeOptions): CountedPass {
   const op = problem.make(options), cost = op.cost[pass], hasSpecies = op.weightBytes > 0
   op.dispose()
   const { launches, bytes, instructions } = partsOf(problem, pass, options)
