@@ -192,7 +192,9 @@ function unweightedForm<D extends DType>(
   const { irreps: irrepsOut, p: position } = planned.sorted ? unsorted.sort() : { irreps: unsorted, p: instructions.map((_, i) => i) }
   const outs = channelsOf(irrepsOut, resolved.layout)
 
-  const inputs: [Channels[], Channels[]] = [[], []]
+  // A square has one input, in which a block is known by one number: so the kernels see that it is multiplied by itself.
+  const first: Channels[] = []
+  const inputs = [first, planned.square ? first : []] as const
   const blockIndex = (side: 0 | 1, channels: Channels) => {
     const known = inputs[side].findIndex((c) => c.offset === channels.offset)
     return known >= 0 ? known : inputs[side].push(channels) - 1

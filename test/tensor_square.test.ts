@@ -88,11 +88,18 @@ test("'component': outputs of normal inputs have components of mean square 1; 'n
 const dot = (a: ArrayLike<number>, b: ArrayLike<number>) => Array.from(a).reduce((sum, v, i) => sum + v * b[i]!, 0)
 const plus = (a: Float64Array, b: Float64Array, t: number) => a.map((v, i) => v + t * b[i]!)
 
-// Quadratic in x and linear in gradOut, so that central differences are exact but for rounding.
-test.each([1, 3])('gradients, jvp and doubleBackward against differences, batch %i', (batch) => {
-  using op = make('2x0e+3x1o+1x2e')
+// Quadratic in x and linear in gradOut, so that central differences are exact but for rounding. The filters leave out the first pairs of irreps: a block's number
+// in the list of the first operands is then another than in that of the second ones.
+test.each([
+  [1, '2x0e+3x1o+1x2e', undefined],
+  [3, '2x0e+3x1o+1x2e', undefined],
+  [1, '1x0e+1x2e', '2e+4e'],
+  [2, '1x0e+1x1o+1x2e', '0e+2e'],
+  [1, '4x0e+4x1o+4x2e', '0e+2e'],
+] as const)('gradients, jvp and doubleBackward against differences, batch %i of %s into %s', (batch, irreps, filterIrrepsOut) => {
+  using op = make(irreps, { ...(filterIrrepsOut && { filterIrrepsOut }) })
   const next = random(7), draw = (length: number) => randomArray('float64', length, next)
-  const x = draw(16 * batch), g = draw(op.irrepsOut.dim * batch), ax = draw(x.length), dx = draw(x.length), ag = draw(g.length)
+  const x = draw(op.irrepsIn.dim * batch), g = draw(op.irrepsOut.dim * batch), ax = draw(x.length), dx = draw(x.length), ag = draw(g.length)
   const bar = 1e-12 * dot(g, g) * dot(x, x)
   const change = (f: (t: number) => number) => f(0.5) - f(-0.5)
   const tangent = op.jvp(x, undefined, { x: ax })
