@@ -537,8 +537,8 @@ class Factored final : public ItemOperation<T> {
 
         for (int s = 0; s < slot_count; ++s)
           for (long i = 0; i < (per_item ? items : 1); ++i) {
-            spread(a.weight + (first + i) * a.weight_stride, s, r, of_item(factor[s], s, i));
-            if (directed) spread(a.weight_direction + (first + i) * a.weight_stride, s, r, of_item(factor_direction[s], s, i));
+            spread(k, a.weight + (first + i) * a.weight_stride, s, r, of_item(factor[s], s, i));
+            if (directed) spread(k, a.weight_direction + (first + i) * a.weight_stride, s, r, of_item(factor_direction[s], s, i));
           }
         const bool needs[3] = {a.terms.writes[0] || wants_weights, a.terms.writes[1] || wants_weights, a.terms.writes[2] || wants_weights};
         for (int s = 0; s < (differentiates ? 3 : 2); ++s) scale(s, operand[s], factor[s], scaled[s], false);
@@ -589,9 +589,8 @@ class Factored final : public ItemOperation<T> {
   int first_factor(int s, int r) const { return r * (factors_[0] + factors_[1] + factors_[2]) + (s > 0 ? factors_[0] : 0) + (s > 1 ? factors_[1] : 0); }
 
   // An item's factors, one a component.
-  void spread(const T* weights, int s, int r, T* row) const {
-    const T* from = weights + first_factor(s, r);
-    for (int c = 0; c < this->dim[s]; ++c) row[c] = from[factor_of_[s][size_t(c)]];
+  void spread(const TypedKernels<T>& k, const T* weights, int s, int r, T* row) const {
+    k.spread_row(weights + first_factor(s, r), factors_[s], factor_of_[s].data(), row, this->dim[s]);
   }
   // And back: the sum over the components.
   void gather(T* const (&rows)[3], long row, int r, T* weights, bool accumulate) const {

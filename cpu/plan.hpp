@@ -53,6 +53,7 @@ struct TypedKernels {
   void (*turn_rows)(const WeightedPlan<T>&, const T* in, T* out, bool to_components, T* row, long begin, long end);
   // Components [begin, end) of `count` rows, each added to that row of `to` that `index` says.
   void (*scatter_rows)(T* to, const int* index, const T* rows, long count, long dim, long begin, long end);
+  void (*spread_row)(const T* values, int count, const int* index, T* row, long n);
   void (*multiply_rows)(const T* a, const T* b, T* out, long n, bool add);
   void (*add_rows)(const T* a, T* out, long n);
   double (*fma_chain)(long iterations);  // runs iterations x fma_per_iteration dependent-free multiply-adds

@@ -257,9 +257,25 @@ EQUITENSOR_INLINE typename LanesOf<T>::type lane_numbers() { return LanesOf<T>::
 // The first n lanes of a, the others of b.
 template <class T>
 EQUITENSOR_INLINE Vector<T> first_lanes(int n, Vector<T> a, Vector<T> b) { return lane_numbers<T>() < typename LanesOf<T>::Index(n) ? a : b; }
+// Lane i: lane from[i] of v, modulo their number.
+template <class T>
+EQUITENSOR_INLINE Vector<T> pick_lanes(Vector<T> v, typename LanesOf<T>::type from) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    return (Vector<T>)_mm512_permutexvar_ps((__m512i)from, (__m512)v);
+  else
+    return (Vector<T>)_mm512_permutexvar_pd((__m512i)from, (__m512d)v);
+#elif defined(__clang__)  // which has no shuffle by lanes that are not constants
+  Vector<T> picked;
+  for (int i = 0; i < width<T>; ++i) picked[i] = v[from[i] & (width<T> - 1)];
+  return picked;
+#else
+  return __builtin_shuffle(v, from);
+#endif
+}
 // Lane i goes to lane i + n, the last ones to the first.
 template <class T>
-EQUITENSOR_INLINE Vector<T> rotate(Vector<T> v, int n) { return __builtin_shuffle(v, lane_numbers<T>() - typename LanesOf<T>::Index(n)); }
+EQUITENSOR_INLINE Vector<T> rotate(Vector<T> v, int n) { return pick_lanes<T>(v, lane_numbers<T>() - typename LanesOf<T>::Index(n)); }
 
 template <class T>
 EQUITENSOR_INLINE Vector<T> vector_sqrt(Vector<T> v) {
