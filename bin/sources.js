@@ -84,8 +84,8 @@ function cudaOptions() {
 }
 
 /**
- * nvcc goes through the architectures one by one, or as many at once as it is told. Two at least: cuda/weighted.cu and cuda/weighted_channelwise.cu take as long
- * as all other sources together, and are the first ones in the list for that.
+ * nvcc goes through the architectures one by one, or as many at once as it is told. Two at least: cuda/weighted.cu and cuda/weighted_channelwise.cu take two
+ * fifths of all, and are the first ones in the list for that.
  */
 function cudaThreads() {
   return `--threads=${Math.max(2, Math.floor(os.availableParallelism() / list.cuda.kernels.length))}`
