@@ -122,6 +122,11 @@ function givenOf<A>(options: DoubleBackwardOptions<A>): Record<string, A | undef
   return { 'out.x': out.x, 'out.y': out.y, 'out.weight': out.weight, 'out.gradOut': out.gradOut }
 }
 
+/** What a call reads, by argument. `directions`: the argument that has them. */
+function readOf<A>({ x, y, w, z, ax, ay, aw }: NativeArrays<A>, directions: 'tangents' | 'cotangents'): Record<string, A | undefined> {
+  return { x, y, weight: w, gradOut: z, [`${directions}.x`]: ax, [`${directions}.y`]: ay, [`${directions}.weight`]: aw }
+}
+
 /** What a subclass hands to the base class. */
 export interface OperationForm {
   irrepsIn1: Irreps
@@ -410,12 +415,12 @@ export abstract class TensorProduct<D extends DType> {
 
   /** The array of a call's only result, in the shape of z. */
   #result(inputs: NativeArrays<OperandOf<D>>, out: OperandOf<D> | undefined): OperandOf<D> {
-    const { x, y, w: weight, ax, ay, aw } = inputs
+    const { x } = inputs
     const { length, shape } = this.#ofResult(inputs)
     if (out === undefined) return this.#allocate(x, length)
     this.#require(out, 'out', x)
     requireLength(out, 'out', length, shape)
-    requireSeparate({ out }, { x, y, weight, ax, ay, aw })
+    requireSeparate({ out }, readOf(inputs, 'tangents'))
     return out
   }
 
@@ -432,7 +437,7 @@ export abstract class TensorProduct<D extends DType> {
     results: readonly (keyof SecondGradients<D>)[],
     options: DoubleBackwardOptions<OperandOf<D>>,
   ): Gradients<D, OperandOf<D>> {
-    const { x, y, w: weight, z: gradOut, ax, ay, aw } = inputs
+    const { x, y, w: weight, z: gradOut } = inputs
     const like = { x, y, weight, gradOut }
     const given = options.needs ?? {}, out = options.out ?? {}
     requireKnownOptions(given, results, 'needs')
@@ -452,7 +457,7 @@ export abstract class TensorProduct<D extends DType> {
       this.#require(array, `out.${name}`, x)
       requireLength(array, `out.${name}`, lengthOf(like[name]!), `as many as ${name}`)
     }
-    requireSeparate(givenOf(options), { x, y, weight, gradOut, ax, ay, aw })
+    requireSeparate(givenOf(options), readOf(inputs, 'cotangents'))
     const wanted = results.filter((name) => needs[name])
     return Object.fromEntries(wanted.map((name) => [name, out[name] ?? this.#allocate(x, lengthOf(like[name]!))])) as unknown as Gradients<D, OperandOf<D>>
   }

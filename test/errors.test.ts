@@ -1,8 +1,8 @@
 // Every error that a caller can cause: its code, the argument, what was expected and what came; and nothing has been written.
 import { describe, expect, test } from 'vitest'
 import {
-  backends, ClebschGordanTensorProduct, DeviceArray, EquitensorError, errorCodes, GauntProduct, GauntTensorProduct, Irreps, MatrixTensorProduct, sphericalHarmonics,
-  SymmetricContraction,
+  backends, ClebschGordanTensorProduct, Convolution, DeviceArray, EquitensorError, errorCodes, GauntProduct, GauntTensorProduct, Graph, Irreps, Linear, MatrixTensorProduct,
+  sphericalHarmonics, SymmetricContraction, TensorSquare,
 } from '../lib/index'
 import { jaxOperations } from '../lib/jax'
 import { products } from './reference'
@@ -435,6 +435,32 @@ test('lengths are those of the memory, whatever an array says', () => {
 
   using product = new GauntProduct(['1o', '1o'])
   expectError(caught(() => product.forward([x, withLength(new Float32Array(2), 3)])), 'wrong_length', 'x[1]')
+})
+
+test('what an output overlaps is named as the caller passed it', () => {
+  const f = (n: number) => new Float32Array(n), all = f(200)
+  const expectOverlap = (action: () => unknown, argument: string, other: string) => {
+    const error = caught(action)
+    expectError(error, 'overlap', argument)
+    expect(error.received).toBe(`an array that overlaps ${other}`)
+  }
+  const full = ClebschGordanTensorProduct.full('0e+1o', '0e+1o'), z = full.irrepsOut.dim
+  for (const name of ['x', 'y'] as const) {
+    expectOverlap(() => full.doubleBackward(f(4), f(4), undefined, f(z), { [name]: all.subarray(0, 4) }, { out: { gradOut: all.subarray(3, 3 + z) } }), 'out.gradOut', `cotangents.${name}`)
+    expectOverlap(() => full.jvp(f(4), f(4), undefined, { [name]: all.subarray(0, 4) }, { out: all.subarray(3, 3 + z) }), 'out', `tangents.${name}`)
+  }
+  const linear = new Linear('2x0e', '2x0e')
+  expectOverlap(() => linear.doubleBackward(f(2), f(4), f(2), { weight: all.subarray(0, 4) }, { out: { weight: all.subarray(2, 6) } }), 'out.weight', 'cotangents.weight')
+  expectOverlap(() => linear.jvp(f(2), f(4), { weight: all.subarray(0, 4) }, { out: all.subarray(3, 5) }), 'out', 'tangents.weight')
+  const square = new TensorSquare('0e+1o')
+  expectOverlap(() => square.jvp(f(4), undefined, { x: all.subarray(0, 4) }, { out: all.subarray(0, square.irrepsOut.dim) }), 'out', 'tangents.x')
+  expectOverlap(() => square.forward(all.subarray(0, 4), undefined, { out: all.subarray(0, square.irrepsOut.dim) }), 'out', 'x')
+  const contraction = new SymmetricContraction('0e', '0e', { correlation: 1 }), node = Int32Array.of(0)
+  expectOverlap(() => contraction.doubleBackward(f(1), node, f(1), f(1), { weight: all.subarray(0, 1) }, { out: { x: all.subarray(0, 1) } }), 'out.x', 'cotangents.weight')
+  const convolution = Convolution.channelwise('0e', '0e'), graph = new Graph(Int32Array.of(0, 0), 1)
+  expectOverlap(() => convolution.jvp(graph, f(1), f(1), f(1), { weight: all.subarray(0, 1) }, { out: all.subarray(0, 1) }), 'out', 'tangents.weight')
+  const product = new GauntProduct(['0e', '0e'])
+  expectOverlap(() => product.doubleBackward([f(1), f(1)], f(1), { x: [all.subarray(0, 1), f(1)] }, { out: { x: [undefined, all.subarray(0, 1)] } }), 'out.x[1]', 'cotangents.x[0]')
 })
 
 test.skipIf(!backends().cuda.available)('the length of a device array is its own', () => {
