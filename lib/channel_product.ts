@@ -1,11 +1,12 @@
 // What the Gaunt and the matrix product have in common: signals multiplied channel by channel, whose parities must not mix.
 import type { DType } from './arrays'
-import { argumentError, describe, EquitensorError } from './errors'
+import { argumentError, describe } from './errors'
 import { formatIrrep, Irreps, irrepKey, type Irrep, type IrrepsLike } from './irreps'
 import { channelsOf, packChannels, packDims } from './layout'
 import type { NativeChannelProduct } from './native'
 import type { Path } from './operation'
 import { inputIrreps, outputIrreps, resolveOptions, type CommonOptions, type ResolvedOptions } from './options'
+import { pairsOf, unreached } from './selection_rules'
 
 export interface FactorOptions {
   /**
@@ -61,7 +62,7 @@ export interface ChannelProductForm {
 
 /**
  * The irreps and paths of a product whose path (l1, l2, l3) has a given coefficient, independent of parity.
- * `rule` says in words when the coefficient is not zero.
+ * `rule`: when it is not zero, beside the triangle rule.
  */
 export function channelProductForm(
   irrepsIn1: IrrepsLike,
@@ -97,20 +98,11 @@ export function channelProductForm(
     const found = pathsInto(block.ir)
     if (found.length === 0) {
       const code = reached.blocks.filter(({ mul }) => mul > 0).length === 1 ? 'no_path' : 'unreachable_output'
-      throw new EquitensorError(
-        code,
-        `options.irrepsOut: expected irreps that ${rule} and p3 = p1 p2 reach from '${in1}' and '${in2}', got ${formatIrrep(block.ir)}`,
-        { argument: 'options.irrepsOut', received: formatIrrep(block.ir) },
-      )
+      throw unreached(code, { argument: 'options.irrepsOut', irreps: [block.ir], ...pairsOf(in1, in2), further: rule })
     }
     return found.map((path) => ({ ...path, out: o }))
   })
-  if (paths.length === 0) {
-    throw new EquitensorError('no_path', `irrepsIn2: expected irreps that ${rule} couples with '${in1}', got '${in2}'`, {
-      argument: 'irrepsIn2',
-      received: `${in2}`,
-    })
-  }
+  if (paths.length === 0) throw argumentError('no_path', 'irrepsIn2', `irreps that couple to some l3 with '${in1}', with ${rule}`, `'${in2}'`)
   return { in1, in2, out: reached, mul, paths, expressivity: expressivity(mul, in1, in2, reached, paths) }
 }
 

@@ -64,13 +64,7 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
     if (algorithm === 'fourier' && options.grid !== undefined) {
       throw argumentError('invalid_option', 'options.grid', "no grid with algorithm 'fourier', which does not use one", describe(options.grid))
     }
-    const form = channelProductForm(
-      irrepsIn1,
-      irrepsIn2,
-      options.irrepsOut,
-      () => native.gauntPath,
-      'the triangle rule, l1 + l2 + l3 even',
-    )
+    const form = channelProductForm(irrepsIn1, irrepsIn2, options.irrepsOut, () => native.gauntPath, 'l1 + l2 + l3 even')
     const degrees = form.in1.lmax + form.in2.lmax + form.out.lmax
     const exact = { beta: Math.floor(degrees / 2) + 1, alpha: degrees + 1 }
     requireKnownOptions(options.grid ?? {}, ['beta', 'alpha'], 'options.grid')

@@ -4,7 +4,7 @@ import { names, runCall, runCallAsync, slotOf, slots, type AsyncOptions, type Ch
 import { itemsForCpu } from './cost_model'
 import { capturing, cuda } from './cuda'
 import { DeviceArray, isDeviceArray, requireDeviceArray } from './device_array'
-import { argumentError, describe, EquitensorError } from './errors'
+import { argumentError, describe, disposed, type EquitensorError } from './errors'
 import type { Graph } from './graph'
 import type { Irreps } from './irreps'
 import { native, type CudaProduct, type NativeAddon, type NativeArrays, type NativeCudaOperation, type NativeOperation, type NativeSpecies, type Pass } from './native'
@@ -185,6 +185,8 @@ export abstract class TensorProduct<D extends DType> {
   readonly #isSquare: boolean
   /** @internal What errors call irrepsIn1, which another class may have under another name. */
   nameOfIn1: string
+  /** @internal What they call the operation. */
+  nameOfClass = this.constructor.name
   readonly #weightsInParts: boolean
 
   protected constructor(form: OperationForm, options: ResolvedOptions<D>) {
@@ -490,7 +492,7 @@ export abstract class TensorProduct<D extends DType> {
   }
 
   #live(): Plan {
-    if (!this.#plan) throw new EquitensorError('disposed', `${this.constructor.name}: expected a live operation, got one after dispose()`)
+    if (!this.#plan) throw disposed(this.nameOfClass)
     return this.#plan
   }
 
