@@ -18,7 +18,7 @@ export interface Instruction {
   readonly out: number
   readonly mode: ConnectionMode
   readonly hasWeight: boolean
-  /** Multiplies the square of the path's coefficient, as in e3nn. Default 1. */
+  /** Multiplies the square of the path's coefficient, as in e3nn. Default 1; a path of 0 adds nothing, where others write its block. */
   readonly pathWeight?: number
 }
 
@@ -147,8 +147,11 @@ export function weightedForm<D extends DType>(
     return Math.sqrt((squaredFactor(b1.ir.l, b2.ir.l, b3.ir.l) / (count || 1)) * instruction.pathWeight)
   }
   const kept = all.filter(({ shape }) => product(shape) > 0)
-  requireReached(irreps[2], kept, (code, missing) => argumentError(code, 'options.irrepsOut', 'irreps that an instruction writes', formatIrrep(missing)))
   const coefficients = kept.map(coefficient)
+  // e3nn allows a pathWeight of 0: such a path has its weights, and adds nothing.
+  const adding = kept.filter((_, i) => coefficients[i] !== 0)
+  const ofInstruction = `irreps that an instruction writes${adding.length < kept.length ? ', with a pathWeight that is not 0' : ''}`
+  requireReached(irreps[2], adding, (code, missing) => argumentError(code, 'options.irrepsOut', ofInstruction, formatIrrep(missing)))
   const paths = kept.map(({ in1, in2, out, blocks: [b1, b2, b3] }, i): Path => ({ in1, in2, out, l: [b1.ir.l, b2.ir.l, b3.ir.l], coefficient: coefficients[i]! }))
 
   let weightNumel = 0
@@ -168,7 +171,7 @@ export function weightedForm<D extends DType>(
     paths,
     algorithm: 'sparse',
     plan: createPlan('createWeighted', { ...form, instructions: Int32Array.from(packed), coefficients: Float64Array.from(coefficients) }, options),
-    expressivity: expressivity(kept),
+    expressivity: expressivity(adding),
   }
 }
 

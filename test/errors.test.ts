@@ -278,6 +278,8 @@ describe('instructions', () => {
     ['no irrepsOut', 'invalid_irreps', 'options.irrepsOut', { irrepsOut: null }],
     ['a block that no instruction writes', 'unreachable_output', 'options.irrepsOut', { irrepsOut: '3x0e+1x1o' }],
     ['only an empty block', 'no_path', 'options.irrepsOut', { in1: '3x1o', in2: '0x1o+1x0e', irrepsOut: '3x0e' }],
+    ['only a path that adds nothing', 'no_path', 'options.irrepsOut', { instructions: [{ ...good, pathWeight: 0 }] }],
+    ['a block that only such a path writes', 'unreachable_output', 'options.irrepsOut', { irrepsOut: '3x0e+3x1e', instructions: [good, { ...good, out: 1, pathWeight: 0 }] }],
     ['a filter', 'invalid_option', 'options.filterIrrepsOut', { filterIrrepsOut: '0e' }],
     ['the dense algorithm', 'invalid_option', 'options.algorithm', { algorithm: 'dense' }],
     ['an unknown normalisation', 'invalid_option', 'options.pathNormalization', { pathNormalization: 'paths' }],
