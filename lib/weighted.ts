@@ -160,7 +160,7 @@ export function weightedForm<D extends DType>(
     weightNumel += hasWeight ? product(shape) : 0
     return [in1, in2, out, modes.indexOf(mode), first]
   })
-  if (weightNumel >= 2 ** 31) throw argumentError('invalid_option', 'options.instructions', 'less than 2^31 weights', `${weightNumel}`)
+  requireCountable(weightNumel, 'options.instructions', 'invalid_option')
   const [in1, in2, out] = irreps.map((irreps) => packChannels(allChannelsOf(irreps, options.layout))) as [Int32Array, Int32Array, Int32Array]
   const form = { isDouble: options.dtype === 'float64', dims: packDims(...irreps), weightNumel, in1, in2, out }
   return {
@@ -209,7 +209,12 @@ function expressivity(instructions: readonly ResolvedInstruction[]): number {
   return [...groups.values()].reduce((total, group) => total + ofPair(group), 0)
 }
 
-/** All uvw with weights, in the order of in1, in2, out; e3nn's FullyConnectedTensorProduct. @throws EquitensorError `no_path`, `unreachable_output`. */
+/** @throws EquitensorError: native code counts weights in 32 bits. */
+function requireCountable(weightNumel: number, argument: string, code: 'invalid_option' | 'invalid_irreps'): void {
+  if (weightNumel >= 2 ** 31) throw argumentError(code, argument, 'less than 2^31 weights', `${weightNumel}`)
+}
+
+/** All uvw with weights, in the order of in1, in2, out; e3nn's FullyConnectedTensorProduct. @throws EquitensorError `no_path`, `unreachable_output`, `invalid_irreps`. */
 export function fullyConnectedInstructions(in1: Irreps, in2: Irreps, out: Irreps): Instruction[] {
   const instructions = in1.blocks.flatMap((b1, i1) =>
     in2.blocks.flatMap((b2, i2) => {
@@ -219,14 +224,16 @@ export function fullyConnectedInstructions(in1: Irreps, in2: Irreps, out: Irreps
   )
   const full = instructions.filter(({ in1: i1, in2: i2, out: o }) => in1.blocks[i1]!.mul && in2.blocks[i2]!.mul && out.blocks[o]!.mul)
   requireReached(out, full, (code, missing) => unreached(code, { argument: 'irrepsOut', irreps: [missing], ...pairsOf(in1, in2) }))
+  requireCountable(full.reduce((sum, { in1: i1, in2: i2, out: o }) => sum + in1.blocks[i1]!.mul * in2.blocks[i2]!.mul * out.blocks[o]!.mul, 0), 'irrepsOut', 'invalid_irreps')
   return instructions
 }
 
-/** uvu with weights into one block for every path, sorted, and the instructions in that order; the product of MACE and NequIP. */
+/** uvu with weights into one block for every path, sorted, and the instructions in that order; the product of MACE and NequIP. @throws EquitensorError `invalid_irreps`. */
 export function channelwiseInstructions(in1: Irreps, in2: Irreps, keep: (ir: Irrep) => boolean): { irrepsOut: Irreps; instructions: Instruction[] } {
   const unsorted = in1.blocks.flatMap(({ mul, ir }, i1) =>
     in2.blocks.flatMap((b2, i2) => multiplyIrreps(ir, b2.ir).filter(keep).map((ir) => ({ in1: i1, in2: i2, mul, ir }))),
   )
+  requireCountable(unsorted.reduce((sum, { in2: i2, mul }) => sum + mul * in2.blocks[i2]!.mul, 0), 'irrepsIn2', 'invalid_irreps')
   const { irreps: irrepsOut, inv } = new Irreps(unsorted).sort()
   const instructions = inv.map((from, out): Instruction => ({ in1: unsorted[from]!.in1, in2: unsorted[from]!.in2, out, mode: 'uvu', hasWeight: true }))
   return { irrepsOut, instructions }

@@ -307,6 +307,13 @@ describe('instructions', () => {
     expectError(caught(() => channelwise('1o', '1o', '0o+3e')), 'no_path', 'filterIrrepsOut')
     expectError(caught(() => channelwise('1o', '1o', 'x')), 'invalid_irreps', 'filterIrrepsOut')
   })
+  test('too many weights of factories and layers, which are passed no instructions', () => {
+    const { channelwise, fullyConnected } = ClebschGordanTensorProduct, many = '2000x0e'
+    expectError(caught(() => fullyConnected(many, many, many)), 'invalid_irreps', 'irrepsOut')
+    expectError(caught(() => Convolution.fullyConnected(many, many, many)), 'invalid_irreps', 'irrepsOut')
+    expectError(caught(() => new Linear('70000x0e', '70000x0e')), 'invalid_irreps', 'irrepsOut')
+    expectError(caught(() => channelwise('70000x0e', '70000x0e')), 'invalid_irreps', 'irrepsIn2')
+  })
 })
 
 test('an operation without a path says which selection rule fails', () => {
