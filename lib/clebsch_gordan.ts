@@ -241,7 +241,7 @@ function unweightedForm<D extends DType>(
       },
       resolved,
     ),
-    expressivity: planned.expressivity,
+    expressivity: () => planned.expressivity,
     square: planned.square ?? false,
   }
 }

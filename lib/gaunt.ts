@@ -1,5 +1,5 @@
 import type { DType } from './arrays'
-import { channelProductForm, factorCount, factorOptions, packChannelProduct, resolveFactors, type FactorOptions } from './channel_product'
+import { channelProductForm, expressivityOf, factorCount, factorOptions, packChannelProduct, resolveFactors, type FactorOptions } from './channel_product'
 import { weighedOperations } from './cost_model'
 import { argumentError, describe, type EquitensorError } from './errors'
 import type { IrrepsLike } from './irreps'
@@ -113,7 +113,7 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
         algorithm: taken.algorithm,
         why,
         plan,
-        expressivity: form.expressivity,
+        expressivity: () => expressivityOf(form, rank),
       },
       resolved,
     )

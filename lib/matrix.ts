@@ -1,6 +1,6 @@
 import type { DType } from './arrays'
 import {
-  channelProductForm, factorCount, factorOptions, packChannelProduct, resolveFactors, type ChannelProductForm, type FactorOptions,
+  channelProductForm, expressivityOf, factorCount, factorOptions, packChannelProduct, resolveFactors, type ChannelProductForm, type FactorOptions,
 } from './channel_product'
 import { argumentError, describe } from './errors'
 import type { IrrepsLike } from './irreps'
@@ -83,7 +83,7 @@ export class MatrixTensorProduct<D extends DType = 'float32'> extends TensorProd
           shape === 'single'
             ? createPlan('createMatrix', { ...packed, k }, resolved)
             : createPlan('createMatrixBlock', { ...packed, ...packPaths(form) }, resolved),
-        expressivity: form.expressivity,
+        expressivity: () => expressivityOf(form, rank),
       },
       resolved,
     )

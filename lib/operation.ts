@@ -139,7 +139,8 @@ export interface OperationForm {
   /** Why that algorithm, where there was a choice. */
   why?: string | undefined
   plan: Plan
-  expressivity: number
+  /** Called when it is asked for. */
+  expressivity: () => number
   /** The second input is the first one: calls have x only. Default false. */
   square?: boolean
   /** The result is not linear in the weights, but in each of several parts of them. Default false. */
@@ -169,8 +170,6 @@ export abstract class TensorProduct<D extends DType> {
   readonly threads: number
   /** The algorithm in use. */
   readonly algorithm: string
-  /** Dimension of the space of bilinear maps that the operation reaches with linear layers before and after it. */
-  readonly expressivity: number
   /** In words: which algorithm and which backend were taken, and why. */
   readonly choice: Choice
   /**
@@ -180,6 +179,8 @@ export abstract class TensorProduct<D extends DType> {
   readonly cost: Readonly<Record<Pass, PassCost>>
 
   #plan: Plan | undefined
+  readonly #findExpressivity: () => number
+  #expressivity: number | undefined
   /** Calls on host arrays with up to so many items run on the CPU, though the backend is 'cuda'. */
   readonly #itemsForCpu: number
   readonly #isSquare: boolean
@@ -201,7 +202,7 @@ export abstract class TensorProduct<D extends DType> {
     this.layout = options.layout
     this.threads = options.threads
     this.algorithm = form.algorithm
-    this.expressivity = form.expressivity
+    this.#findExpressivity = form.expressivity
     this.#plan = form.plan
     this.#isSquare = form.square ?? false
     this.nameOfIn1 = this.#isSquare ? 'irrepsIn' : 'irrepsIn1'
@@ -222,6 +223,11 @@ export abstract class TensorProduct<D extends DType> {
   #runner({ arrays: { x, batch } }: CheckedCall<D>): Runner {
     const { cpu, cuda } = this.#live()
     return { cpu, cuda: isDeviceArray(x) || batch > this.#itemsForCpu || capturing.now ? cuda : undefined, device: this.device, threads: this.threads }
+  }
+
+  /** Dimension of the space of bilinear maps that the operation reaches with linear layers before and after it and with its own weights. */
+  get expressivity(): number {
+    return (this.#expressivity ??= this.#findExpressivity())
   }
 
   /** The triples of degrees with a nonzero coefficient, in order ("interactability" of Xie et al. 2025). */

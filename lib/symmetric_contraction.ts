@@ -55,7 +55,7 @@ class Contraction<D extends DType> extends TensorProduct<D> {
   bySpecies: NativeSpecies = { of: new Int32Array(0), sets: 1, nodesAtOnce: 1 }
 
   constructor(irrepsIn: Irreps, irrepsOut: Irreps, weightNumel: number, plan: Plan, options: ResolvedOptions<D>) {
-    super({ irrepsIn1: irrepsIn, irrepsIn2: irrepsIn, irrepsOut, weightNumel, paths: [], algorithm: 'sparse', plan, expressivity: 0, square: true }, options)
+    super({ irrepsIn1: irrepsIn, irrepsIn2: irrepsIn, irrepsOut, weightNumel, paths: [], algorithm: 'sparse', plan, expressivity: () => 0, square: true }, options)
   }
   protected override furtherOperands() {
     return { species: this.bySpecies.of, bySpecies: this.bySpecies }

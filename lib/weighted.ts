@@ -171,7 +171,7 @@ export function weightedForm<D extends DType>(
     paths,
     algorithm: 'sparse',
     plan: createPlan('createWeighted', { ...form, instructions: Int32Array.from(packed), coefficients: Float64Array.from(coefficients) }, options),
-    expressivity: expressivity(adding),
+    expressivity: () => expressivity(adding),
   }
 }
 
