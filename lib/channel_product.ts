@@ -161,7 +161,7 @@ function removeSpan(v: Float64Array, basis: readonly Float64Array[]): number {
 export function factorCount({ in1, in2, out, mul }: ChannelProductForm, rank: number): number {
   const irreps = [in1, in2, out].flatMap(({ blocks }) => blocks.filter((block) => block.mul > 0))
   const count = rank * irreps.length * mul
-  if (count >= 2 ** 31) throw argumentError('invalid_option', 'options.rank', 'less than 2^31 weights', `${count}`)
+  if (count >= 2 ** 31) throw argumentError('invalid_option', rank > 1 ? 'options.rank' : 'options.weights', 'less than 2^31 weights', `${count}`)
   return count
 }
 

@@ -65,6 +65,7 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
       throw argumentError('invalid_option', 'options.grid', "no grid with algorithm 'fourier', which does not use one", describe(options.grid))
     }
     const form = channelProductForm(irrepsIn1, irrepsIn2, options.irrepsOut, () => native.gauntPath, 'l1 + l2 + l3 even')
+    const weightNumel = factorCount(form, rank) // before native code makes plans with so many
     const degrees = form.in1.lmax + form.in2.lmax + form.out.lmax
     const exact = { beta: Math.floor(degrees / 2) + 1, alpha: degrees + 1 }
     requireKnownOptions(options.grid ?? {}, ['beta', 'alpha'], 'options.grid')
@@ -107,7 +108,7 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
         irrepsIn1: form.in1,
         irrepsIn2: form.in2,
         irrepsOut: form.out,
-        weightNumel: factorCount(form, rank),
+        weightNumel,
         weightsInParts: true,
         paths: form.paths,
         algorithm: taken.algorithm,

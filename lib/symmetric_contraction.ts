@@ -134,7 +134,10 @@ export class SymmetricContraction<D extends DType = 'float32'> {
     requireAll(this.paths)
     this.weightNumel = this.paths.length * mul
     const weights = this.weightNumel * numSpecies
-    if (weights >= 2 ** 31) throw argumentError('invalid_option', 'options.numSpecies', 'less than 2^31 weights in all', `${weights}`)
+    if (weights >= 2 ** 31) {
+      const [code, argument] = numSpecies > 1 ? (['invalid_option', 'options.numSpecies'] as const) : (['invalid_irreps', 'irrepsOut'] as const)
+      throw argumentError(code, argument, 'less than 2^31 weights in all', `${weights}`)
+    }
     for (const [argument, irreps] of Object.entries({ irrepsIn: this.irrepsIn, irrepsOut: this.irrepsOut })) {
       if (irreps.dim >= 2 ** 31) throw argumentError('invalid_irreps', argument, 'less than 2^31 components an item', `${irreps.dim}`)
     }

@@ -307,12 +307,17 @@ describe('instructions', () => {
     expectError(caught(() => channelwise('1o', '1o', '0o+3e')), 'no_path', 'filterIrrepsOut')
     expectError(caught(() => channelwise('1o', '1o', 'x')), 'invalid_irreps', 'filterIrrepsOut')
   })
-  test('too many weights of factories and layers, which are passed no instructions', () => {
+  test('too many weights: what was passed is named, and no option that was not', () => {
     const { channelwise, fullyConnected } = ClebschGordanTensorProduct, many = '2000x0e'
     expectError(caught(() => fullyConnected(many, many, many)), 'invalid_irreps', 'irrepsOut')
     expectError(caught(() => Convolution.fullyConnected(many, many, many)), 'invalid_irreps', 'irrepsOut')
     expectError(caught(() => new Linear('70000x0e', '70000x0e')), 'invalid_irreps', 'irrepsOut')
     expectError(caught(() => channelwise('70000x0e', '70000x0e')), 'invalid_irreps', 'irrepsIn2')
+    const most = '1000000000x0e'
+    expectError(caught(() => new GauntTensorProduct(most, most, { weights: true })), 'invalid_option', 'options.weights')
+    expectError(caught(() => new MatrixTensorProduct(most, most, { weights: true, rank: 2 })), 'invalid_option', 'options.rank')
+    expectError(caught(() => new SymmetricContraction(most, most)), 'invalid_irreps', 'irrepsOut')
+    expectError(caught(() => new SymmetricContraction('0e', '0e', { numSpecies: 2 ** 30 })), 'invalid_option', 'options.numSpecies')
   })
 })
 
