@@ -139,19 +139,40 @@ export function requireSignal(signal: AbortSignal | undefined): void {
 
 /** `done`, or the error `aborted`; then `cancel` is 1. */
 export async function cancellable(done: Promise<void>, signal: AbortSignal, cancel: Int32Array): Promise<void> {
-  let stop = () => {}
+  let forget = () => {}
   const abort = new Promise<never>((_, reject) => {
-    stop = () => {
+    forget = onAbort(signal, () => {
       Atomics.store(cancel, 0, 1)
       reject(aborted(signal))
-    }
-    signal.addEventListener('abort', stop, { once: true })
+    })
   })
   try {
     await Promise.race([done, abort])
   } finally {
-    signal.removeEventListener('abort', stop)
+    forget()
     done.catch(() => {}) // of interest to nobody after an abort
+  }
+}
+
+/** One listener for all calls that are pending on a signal: of more than ten Node warns as of a leak. */
+const listeners = new WeakMap<AbortSignal, { stops: Set<() => void>; listener: () => void }>()
+
+/** @returns what takes `stop` back, and the listener with the last one. */
+function onAbort(signal: AbortSignal, stop: () => void): () => void {
+  let entry = listeners.get(signal)
+  if (!entry) {
+    const stops = new Set<() => void>()
+    entry = { stops, listener: () => stops.forEach((stop) => stop()) }
+    listeners.set(signal, entry)
+    signal.addEventListener('abort', entry.listener, { once: true })
+  }
+  const { stops, listener } = entry
+  stops.add(stop)
+  return () => {
+    stops.delete(stop)
+    if (stops.size > 0) return
+    listeners.delete(signal)
+    signal.removeEventListener('abort', listener)
   }
 }
 

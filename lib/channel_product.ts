@@ -1,11 +1,12 @@
 // What the Gaunt and the matrix product have in common: signals multiplied channel by channel, whose parities must not mix.
 import type { DType } from './arrays'
-import { argumentError, describe, EquitensorError } from './errors'
+import { argumentError, describe } from './errors'
 import { formatIrrep, Irreps, irrepKey, type Irrep, type IrrepsLike } from './irreps'
 import { channelsOf, packChannels, packDims } from './layout'
 import type { NativeChannelProduct } from './native'
 import type { Path } from './operation'
 import { inputIrreps, outputIrreps, resolveOptions, type CommonOptions, type ResolvedOptions } from './options'
+import { irrepsOf, pairsOf, unreached } from './selection_rules'
 
 export interface FactorOptions {
   /**
@@ -56,12 +57,11 @@ export interface ChannelProductForm {
   out: Irreps
   mul: number
   paths: Path[]
-  expressivity: number
 }
 
 /**
  * The irreps and paths of a product whose path (l1, l2, l3) has a given coefficient, independent of parity.
- * `rule` says in words when the coefficient is not zero.
+ * `rule`: when it is not zero, beside the triangle rule.
  */
 export function channelProductForm(
   irrepsIn1: IrrepsLike,
@@ -97,63 +97,71 @@ export function channelProductForm(
     const found = pathsInto(block.ir)
     if (found.length === 0) {
       const code = reached.blocks.filter(({ mul }) => mul > 0).length === 1 ? 'no_path' : 'unreachable_output'
-      throw new EquitensorError(
-        code,
-        `options.irrepsOut: expected irreps that ${rule} and p3 = p1 p2 reach from '${in1}' and '${in2}', got ${formatIrrep(block.ir)}`,
-        { argument: 'options.irrepsOut', received: formatIrrep(block.ir) },
-      )
+      throw unreached(code, { argument: 'options.irrepsOut', irreps: [block.ir], ...pairsOf(in1, in2), further: rule })
     }
     return found.map((path) => ({ ...path, out: o }))
   })
-  if (paths.length === 0) {
-    throw new EquitensorError('no_path', `irrepsIn2: expected irreps that ${rule} couples with '${in1}', got '${in2}'`, {
-      argument: 'irrepsIn2',
-      received: `${in2}`,
-    })
-  }
-  return { in1, in2, out: reached, mul, paths, expressivity: expressivity(mul, in1, in2, reached, paths) }
+  if (paths.length === 0) throw argumentError('no_path', 'irrepsIn2', `irreps that couple to some l3 with '${in1}', with ${rule}`, `'${in2}'`)
+  return { in1, in2, out: reached, mul, paths }
 }
 
 /**
- * Dimension of the bilinear maps sum over channels of c_l3 a_l1 b_l2 (path coefficient). For one channel that is the rank of the incidence matrix of
- * the paths (Xie et al. 2025, section 4): each weight scales a row of it. With more channels, the parameters less those
- * scalings, at most all entries of all paths.
+ * Dimension of the bilinear maps that are reached with linear layers before and after, of `rank` terms (0: no weights, which is one term that the layers scale). In
+ * a channel the paths' coefficients are those of {@link dimensionOfTerms}, and each row of the layers before has a direction beside; at most there are all entries of all paths.
  */
-function expressivity(mul: number, in1: Irreps, in2: Irreps, out: Irreps, paths: readonly Path[]): number {
-  const count = [in1, in2, out].map((irreps) => irreps.blocks.filter((b) => b.mul > 0).length) as [number, number, number]
-  const columns = in1.blocks.length + in2.blocks.length + out.blocks.length
-  const rows = paths.map((path) => {
-    const row = new Float64Array(columns)
-    row[path.in1] = row[in1.blocks.length + path.in2] = row[in1.blocks.length + in2.blocks.length + path.out] = 1
-    return row
-  })
-  const scalings = rank(rows)
-  const parameters = mul * (mul * (count[0] + count[1]) + count[2])
-  return Math.min(parameters - mul * (count[0] + count[1] + count[2] - scalings), paths.length * mul * mul)
+export function expressivityOf({ in1, in2, mul, paths }: ChannelProductForm, rank: number): number {
+  const rows = irrepsOf(in1).length + irrepsOf(in2).length
+  return Math.min(mul * (dimensionOfTerms(paths, Math.max(rank, 1)) + (mul - 1) * rows), paths.length * mul * mul)
 }
 
-// Gaussian elimination; entries stay small integers' ratios, so a fixed threshold separates zeros.
-function rank(rows: Float64Array[]): number {
-  let found = 0
-  for (let column = 0; column < (rows[0]?.length ?? 0) && found < rows.length; column++) {
-    let pivot = found
-    for (let r = found + 1; r < rows.length; r++) if (Math.abs(rows[r]![column]!) > Math.abs(rows[pivot]![column]!)) pivot = r
-    if (Math.abs(rows[pivot]![column]!) < 1e-9) continue
-    ;[rows[found], rows[pivot]] = [rows[pivot]!, rows[found]!]
-    for (let r = found + 1; r < rows.length; r++) {
-      const factor = rows[r]![column]! / rows[found]![column]!
-      if (factor !== 0) for (let c = column; c < rows[r]!.length; c++) rows[r]![c]! -= factor * rows[found]![c]!
-    }
-    found++
+/**
+ * Dimension of the tensors sum over r < terms of a_r[in1] b_r[in2] c_r[out], of which the paths are entries: the rank of the Jacobian at a random point. For one
+ * term that is the rank of the incidence matrix of the paths (Xie et al. 2025, section 4): each weight scales a row of it.
+ */
+function dimensionOfTerms(paths: readonly Path[], terms: number): number {
+  let seed = 1
+  const random = () => {
+    seed = (seed * 16807) % (2 ** 31 - 1)
+    const u = (2 * seed) / (2 ** 31 - 1) - 1
+    return u + 0.5 * Math.sign(u) // not near 0
   }
-  return found
+  const slots = ['in1', 'in2', 'out'] as const
+  const basis: Float64Array[] = []
+  for (let r = 0; r < terms && basis.length < paths.length; r++) {
+    const factors = slots.map((slot) => new Map(paths.map((path) => [path[slot], random()])))
+    for (const [s, slot] of slots.entries()) {
+      for (const block of factors[s]!.keys()) {
+        const derivative = Float64Array.from(paths, (path) => slots.reduce((product, other, o) => (o === s ? product : product * factors[o]!.get(path[other])!), path[slot] === block ? 1 : 0))
+        // Of a column of the span there remain roundings, 1e-15 of it, of another one more than 1e-7 at random points.
+        if (removeSpan(derivative, basis) > 1e-7) basis.push(derivative)
+      }
+    }
+  }
+  return basis.length
+}
+
+/** Subtracts the part of `v` in the span of orthonormal vectors, and normalises what is left. @returns what part of `v` that was. */
+function removeSpan(v: Float64Array, basis: readonly Float64Array[]): number {
+  const dot = (a: Float64Array, b: Float64Array) => {
+    let sum = 0
+    for (let i = 0; i < a.length; i++) sum += a[i]! * b[i]!
+    return sum
+  }
+  const before = Math.sqrt(dot(v, v))
+  for (const q of [...basis, ...basis]) {
+    const part = dot(q, v)
+    for (let i = 0; i < v.length; i++) v[i]! -= part * q[i]!
+  }
+  const left = Math.sqrt(dot(v, v))
+  for (let i = 0; i < v.length; i++) v[i]! /= left
+  return left / before
 }
 
 /** @throws EquitensorError `invalid_option`: native code counts them in 32 bits. */
 export function factorCount({ in1, in2, out, mul }: ChannelProductForm, rank: number): number {
   const irreps = [in1, in2, out].flatMap(({ blocks }) => blocks.filter((block) => block.mul > 0))
   const count = rank * irreps.length * mul
-  if (count >= 2 ** 31) throw argumentError('invalid_option', 'options.rank', 'less than 2^31 weights', `${count}`)
+  if (count >= 2 ** 31) throw argumentError('invalid_option', rank > 1 ? 'options.rank' : 'options.weights', 'less than 2^31 weights', `${count}`)
   return count
 }
 

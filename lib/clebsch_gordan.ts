@@ -1,5 +1,5 @@
 import type { DType } from './arrays'
-import { argumentError, describe, EquitensorError } from './errors'
+import { argumentError, describe, type EquitensorError } from './errors'
 import {
   channelwiseInstructions, fullyConnectedInstructions, irrepFactor, irrepNormalizationOf, pathNormalizationOf, weightedForm, type Instruction,
   type IrrepNormalization, type NormalizationOptions,
@@ -10,6 +10,7 @@ import { createPlan, TensorProduct, type OperationForm } from './operation'
 import {
   commonOptions, inputIrreps, oneOf, outputIrreps, requireKnownOptions, resolveOptions, type CommonOptions, type Layout, type ResolvedOptions,
 } from './options'
+import { irrepsOf, pairsOf, unreached, type Factors } from './selection_rules'
 
 /** Of products with weights. */
 export interface WeightedOptions<D extends DType> extends CommonOptions<D>, NormalizationOptions {}
@@ -63,6 +64,8 @@ export interface Plan {
   sorted: boolean
   /** The second input is the first one. Default false. */
   square?: boolean
+  /** Which irreps are multiplied. Default: each of irrepsIn1 with each of irrepsIn2. */
+  meeting?: Factors[]
   expressivity: number
 }
 
@@ -162,6 +165,7 @@ function planElementwise(irrepsIn1: Irreps, irrepsIn2: Irreps, layout: Layout, k
     irrepsIn2: new Irreps(segments.map(({ mul, ir2 }) => ({ mul, ir: ir2 }))),
     instructions,
     sorted: false,
+    meeting: segments.map(({ ir1, ir2 }) => [[ir1], [ir2]]),
     expressivity,
   }
 }
@@ -187,7 +191,7 @@ function unweightedForm<D extends DType>(
   const keep = keepOf(options.filterIrrepsOut, 'options.filterIrrepsOut')
   const planned = planner(in1, in2, resolved.layout, keep, normalization)
   const { instructions } = planned
-  if (instructions.length === 0) throw noPath(in1, in2, options.filterIrrepsOut, 'options.filterIrrepsOut', planned.square ? ', and even l3 of a single channel with itself' : '')
+  if (instructions.length === 0) throw noPath(in1, in2, options.filterIrrepsOut, 'options.filterIrrepsOut', planned.meeting)
   const unsorted = new Irreps(instructions.map(({ out }) => out))
   const { irreps: irrepsOut, p: position } = planned.sorted ? unsorted.sort() : { irreps: unsorted, p: instructions.map((_, i) => i) }
   const outs = channelsOf(irrepsOut, resolved.layout)
@@ -239,7 +243,7 @@ function unweightedForm<D extends DType>(
       },
       resolved,
     ),
-    expressivity: planned.expressivity,
+    expressivity: () => planned.expressivity,
     square: planned.square ?? false,
   }
 }
@@ -250,13 +254,13 @@ function keepOf(filterIrrepsOut: IrrepsLike | undefined, argument: string): Keep
   return (ir) => kept.has(irrepKey(ir))
 }
 
-function noPath(in1: Irreps, in2: Irreps, filter: IrrepsLike | undefined, argument: string, further = ''): EquitensorError {
-  const received = `${filter === undefined ? undefined : toIrreps(filter, argument)}`
-  return new EquitensorError(
-    'no_path',
-    `${argument}: expected an irrep with |l1 - l2| <= l3 <= l1 + l2 and p3 = p1 p2 for an l1 of '${in1}' and an l2 of '${in2}'${further}, got '${received}'`,
-    { argument, received },
-  )
+function noPath(in1: Irreps, in2: Irreps, filter: IrrepsLike | undefined, argument: string, meeting?: Plan['meeting']): EquitensorError {
+  const pairs = pairsOf(in1, in2)
+  // Of irreps that the other rules leave, only a square lacks some.
+  return unreached('no_path', {
+    argument, irreps: irrepsOf(toIrreps(filter ?? '', argument)), products: meeting ?? pairs.products, of: meeting ? `${pairs.of}, channel by channel` : pairs.of,
+    further: 'an even l3 of a single channel with itself',
+  })
 }
 
 /**

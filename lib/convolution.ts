@@ -78,6 +78,7 @@ export class Convolution<D extends DType = 'float32'> {
       this.#product.dispose()
       throw argumentError('invalid_option', 'options.atomic', "false without backend 'cuda'", 'true')
     }
+    this.#product.nameOfClass = 'Convolution'
     this.atomic = atomic
     this.irrepsIn1 = this.#product.irrepsIn1
     this.irrepsIn2 = this.#product.irrepsIn2

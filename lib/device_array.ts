@@ -1,6 +1,6 @@
 import { allocate, isTyped, lengthOf, requireArray, requireLength, type ArrayOf, type DType } from './arrays'
 import { cuda, requireDevice } from './cuda'
-import { argumentError, describe, EquitensorError, inspectCustom } from './errors'
+import { argumentError, describe, disposed, inspectCustom } from './errors'
 import type { NativeArray } from './native'
 import { oneOf, requireKnownOptions } from './options'
 
@@ -137,7 +137,7 @@ export class DeviceArray<D extends DType = DType> {
 
 function live(array: DeviceArray, argument: string): NativeArray {
   const native = open(array)
-  if (!native) throw argumentError('disposed', argument, 'a live array', 'one after dispose()')
+  if (!native) throw disposed('DeviceArray', argument)
   return native
 }
 

@@ -43,7 +43,7 @@ export class EquitensorError extends Error {
   }
 
   readonly code: ErrorCode
-  /** The argument at fault, by its name in the signature, an option by that of its object too: 'x', 'options.dtype', 'out.x', 'edgeIndex[3]'; or an environment variable. */
+  /** The argument at fault, by its name in the signature, an option by that of its object too: 'x', 'options.dtype', 'out.x', 'edgeIndex[3]'; 'this'; or an environment variable. */
   readonly argument: string | undefined
   readonly expected: string | undefined
   readonly received: string | undefined
@@ -74,6 +74,11 @@ export class EquitensorError extends Error {
 export function argumentError(code: ErrorCode, argument: string, expected: string, received: string): EquitensorError {
   received = shorten(received, 60)
   return new EquitensorError(code, `${argument}: expected ${expected}, got ${received}`, { argument, expected, received })
+}
+
+/** The error of a use after dispose(): of `what`, by default what the method was called on. */
+export function disposed(what: string, argument = 'this'): EquitensorError {
+  return argumentError('disposed', argument, `a live ${what}`, 'one after dispose()')
 }
 
 /** The method by which Node shows a value. Unique, so that declaration files can name it without the types of Node. */

@@ -1,5 +1,5 @@
 import type { DType } from './arrays'
-import { channelProductForm, factorCount, factorOptions, packChannelProduct, resolveFactors, type FactorOptions } from './channel_product'
+import { channelProductForm, expressivityOf, factorCount, factorOptions, packChannelProduct, resolveFactors, type FactorOptions } from './channel_product'
 import { weighedOperations } from './cost_model'
 import { argumentError, describe, type EquitensorError } from './errors'
 import type { IrrepsLike } from './irreps'
@@ -64,13 +64,8 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
     if (algorithm === 'fourier' && options.grid !== undefined) {
       throw argumentError('invalid_option', 'options.grid', "no grid with algorithm 'fourier', which does not use one", describe(options.grid))
     }
-    const form = channelProductForm(
-      irrepsIn1,
-      irrepsIn2,
-      options.irrepsOut,
-      () => native.gauntPath,
-      'the triangle rule, l1 + l2 + l3 even',
-    )
+    const form = channelProductForm(irrepsIn1, irrepsIn2, options.irrepsOut, () => native.gauntPath, 'l1 + l2 + l3 even')
+    const weightNumel = factorCount(form, rank) // before native code makes plans with so many
     const degrees = form.in1.lmax + form.in2.lmax + form.out.lmax
     const exact = { beta: Math.floor(degrees / 2) + 1, alpha: degrees + 1 }
     requireKnownOptions(options.grid ?? {}, ['beta', 'alpha'], 'options.grid')
@@ -113,13 +108,13 @@ export class GauntTensorProduct<D extends DType = 'float32'> extends TensorProdu
         irrepsIn1: form.in1,
         irrepsIn2: form.in2,
         irrepsOut: form.out,
-        weightNumel: factorCount(form, rank),
+        weightNumel,
         weightsInParts: true,
         paths: form.paths,
         algorithm: taken.algorithm,
         why,
         plan,
-        expressivity: form.expressivity,
+        expressivity: () => expressivityOf(form, rank),
       },
       resolved,
     )

@@ -4,13 +4,14 @@ import { requireSignals } from './channel_product'
 import { itemsForCpu } from './cost_model'
 import { capturing, cuda } from './cuda'
 import { DeviceArray, isDeviceArray, requireDeviceArray } from './device_array'
-import { argumentError, describe, EquitensorError } from './errors'
+import { argumentError, describe, disposed } from './errors'
 import type { SphereGrid } from './gaunt'
-import { compareIrreps, formatIrrep, Irreps, irrepKey, maxOutputDegree, type Irrep, type IrrepsLike } from './irreps'
+import { compareIrreps, Irreps, irrepKey, maxOutputDegree, multiplyIrreps, type IrrepsLike } from './irreps'
 import { channelsOf, packChannels } from './layout'
 import { native, type NativeFactors, type NativeFactorsCall, type Pass } from './native'
 import { choiceOf, createPlan, nothingToAddTo, type Choice, type ForwardOptions, type PassCost, type Plan } from './operation'
 import { commonOptions, inputIrreps, outputIrreps, requireKnownOptions, resolveOptions, type Backend, type CommonOptions, type Layout } from './options'
+import { irrepsOf, irrepsOfProducts, unreached } from './selection_rules'
 
 export interface GauntProductOptions<D extends DType> extends CommonOptions<D> {
   /** Irreps of the output, each once, with the inputs' multiplicity; by default every irrep that can be reached, sorted. */
@@ -76,7 +77,9 @@ class FactorsOperation<D extends DType> {
     const factors = power ? new Array<Irreps>(power).fill(irrepsIn[0]!) : irrepsIn
     const degree = factors.reduce((sum, { lmax }) => sum + lmax, 0)
     if (degree > maxOutputDegree) throw argumentError('degree_limit', names.at(-1)!, `factors whose degrees add up to at most ${maxOutputDegree}`, `${degree}`)
-    const reached = reachable(factors)
+    // Gaunt coefficients are zero for odd l1 + l2 + l3, and only for those.
+    const irrepsOfFactors = factors.map(irrepsOf)
+    const reached = irrepsOfProducts(irrepsOfFactors, (a, b) => multiplyIrreps(a, b).filter(({ l }) => (a.l + b.l + l) % 2 === 0))
     const out = options.irrepsOut === undefined ? undefined : outputIrreps(options.irrepsOut, 'options.irrepsOut')
     this.irrepsOut = out ?? new Irreps([...reached.values()].sort(compareIrreps).map((ir) => [mul, ir]))
     if (requireSignals(this.irrepsOut, 'options.irrepsOut') !== mul) {
@@ -86,7 +89,8 @@ class FactorsOperation<D extends DType> {
     for (const { ir } of blocksOut) {
       if (reached.has(irrepKey(ir))) continue
       const code = blocksOut.length === 1 ? 'no_path' : 'unreachable_output'
-      throw argumentError(code, 'options.irrepsOut', 'irreps that products of the factors reach by l1 + l2 + l3 even and p3 = p1 p2', formatIrrep(ir))
+      const of = factors.map((irreps) => `'${irreps}'`).join(' times ')
+      throw unreached(code, { argument: 'options.irrepsOut', irreps: [ir], products: [irrepsOfFactors], of, further: 'an even sum of all l' })
     }
     const degrees = degree + this.irrepsOut.lmax
     this.grid = Object.freeze(internals.grid ?? { beta: Math.floor(degrees / 2) + 1, alpha: degrees + 1 })
@@ -159,7 +163,7 @@ class FactorsOperation<D extends DType> {
   }
 
   #live(): Plan {
-    if (!this.#plan) throw new EquitensorError('disposed', `${this.name}: expected a live operation, got one after dispose()`)
+    if (!this.#plan) throw disposed(this.name)
     return this.#plan
   }
 
@@ -228,25 +232,6 @@ class FactorsOperation<D extends DType> {
   }
 }
 const factorKeys = ['f1', 'f2', 'f3', 'f4'] as const
-
-/** Every irrep in a product of signals with these irreps: Gaunt coefficients are zero for odd l1 + l2 + l3, and only for those. */
-function reachable(factors: readonly Irreps[]): Map<number, Irrep> {
-  const irrepsOf = (irreps: Irreps) => irreps.blocks.filter(({ mul }) => mul > 0).map(({ ir }) => ir)
-  let reached = new Map(irrepsOf(factors[0]!).map((ir) => [irrepKey(ir), ir]))
-  for (const factor of factors.slice(1)) {
-    const next = new Map<number, Irrep>()
-    for (const a of reached.values()) {
-      for (const b of irrepsOf(factor)) {
-        for (let l = Math.abs(a.l - b.l); l <= a.l + b.l; l += 2) {
-          const ir: Irrep = { l, p: a.p === b.p ? 1 : -1 }
-          next.set(irrepKey(ir), ir)
-        }
-      }
-    }
-    reached = next
-  }
-  return reached
-}
 
 /** What both classes say of themselves. */
 abstract class ManyBodyProduct<D extends DType> {

@@ -1,6 +1,6 @@
 import { isTyped, lengthOf, orOutOfMemory, requireMemory } from './arrays'
 import { cuda } from './cuda'
-import { argumentError, describe, EquitensorError } from './errors'
+import { argumentError, describe, disposed } from './errors'
 import type { NativeDeviceSweeps, NativeSweep, NativeSweeps } from './native'
 import { requireKnownOptions } from './options'
 
@@ -90,7 +90,7 @@ export class Graph {
 
   /** @internal The order of the edges by both of their ends. @throws EquitensorError `disposed`. */
   get sweeps(): NativeSweeps {
-    if (!this.#sweeps) throw new EquitensorError('disposed', 'graph: expected a live graph, got one after dispose()', { argument: 'graph' })
+    if (!this.#sweeps) throw disposed('Graph', 'graph')
     return this.#sweeps
   }
 

@@ -16,9 +16,11 @@ export interface JaxArray {
   readonly dtype: string
   dataSync(): unknown
 }
+/** On an ArrayBuffer; TypeScript before 5.7 knows no type argument that would say so. */
+type OwnFloat32Array = ReturnType<typeof Float32Array.of>
 /** What is used of the module '@jax-js/jax'. */
 export interface Jax<A extends JaxArray> {
-  numpy: { array(values: Float32Array<ArrayBuffer>, options: { shape: number[] }): A }
+  numpy: { array(values: OwnFloat32Array, options: { shape: number[] }): A }
 }
 
 /** What {@link jaxOperations} takes for a function. */
@@ -61,7 +63,7 @@ function read(array: JaxArray | undefined, argument: string, expected: { width: 
  */
 export function jaxOperations<A extends JaxArray>(jax: Jax<A>) {
   if (typeof (jax as Partial<Jax<A>> | undefined)?.numpy?.array !== 'function') throw argumentError('invalid_argument', 'jax', "the module '@jax-js/jax'", describe(jax))
-  const make = (values: Float32Array, shape: number[]) => jax.numpy.array(values as Float32Array<ArrayBuffer>, { shape })
+  const make = (values: Float32Array, shape: number[]) => jax.numpy.array(values as OwnFloat32Array, { shape })
   const readAll = (f: Differentiable, primals: readonly A[]) => {
     if (primals.length !== f.names.length) throw argumentError('wrong_length', 'primals', f.names.join(', '), `${primals.length} arrays`)
     return primals.map((array, i) => read(array, f.names[i]!, { width: f.widths[i]! }))

@@ -2,7 +2,8 @@ import { allocate, type ArrayOf, type DType } from './arrays'
 import type { AsyncOptions, OperandOf } from './call'
 import { ClebschGordanTensorProduct } from './clebsch_gordan'
 import { DeviceArray, isDeviceArray } from './device_array'
-import { requireReached, type NormalizationOptions } from './weighted'
+import { irrepsOf, requireReached, unreached } from './selection_rules'
+import type { NormalizationOptions } from './weighted'
 import { irrepKey, type Irreps, type IrrepsLike } from './irreps'
 import type { Pass } from './native'
 import type { Choice, ForwardOptions, PassCost } from './operation'
@@ -84,11 +85,14 @@ export class Linear<D extends DType = 'float32'> {
     requireKnownOptions(options, ['pathNormalization', ...commonOptions.filter((name) => name !== 'irrepsOut')])
     this.irrepsIn = inputIrreps(irrepsIn, 'irrepsIn')
     this.irrepsOut = outputIrreps(irrepsOut, 'irrepsOut')
-    const present = new Set(this.irrepsIn.blocks.filter(({ mul }) => mul > 0).map(({ ir }) => irrepKey(ir)))
+    const irreps = irrepsOf(this.irrepsIn), present = new Set(irreps.map(irrepKey))
     const reached = this.irrepsOut.blocks.flatMap(({ ir }, out) => (present.has(irrepKey(ir)) ? [{ out }] : []))
-    requireReached(this.irrepsOut, reached, 'irrepsOut', `irreps of '${this.irrepsIn}'`)
+    requireReached(this.irrepsOut, reached, (code, missing) =>
+      unreached(code, { argument: 'irrepsOut', irreps: [missing], products: [[irreps]], of: `an l1 of '${this.irrepsIn}'` }),
+    )
     this.#product = ClebschGordanTensorProduct.fullyConnected(this.irrepsIn, '0e', this.irrepsOut, options)
     this.#product.nameOfIn1 = 'irrepsIn'
+    this.#product.nameOfClass = 'Linear'
     this.#one = allocate(this.#product.dtype, 1).fill(1) as ArrayOf<D>
     // wigner3j(l, 0, l) is the identity over sqrt(2 l + 1).
     this.paths = Object.freeze(this.#product.paths.map((path) => ({ in: path.in1, out: path.out, coefficient: path.coefficient / Math.sqrt(2 * path.l[0] + 1) })))

@@ -1,6 +1,6 @@
 import type { DType } from './arrays'
 import {
-  channelProductForm, factorCount, factorOptions, packChannelProduct, resolveFactors, type ChannelProductForm, type FactorOptions,
+  channelProductForm, expressivityOf, factorCount, factorOptions, packChannelProduct, resolveFactors, type ChannelProductForm, type FactorOptions,
 } from './channel_product'
 import { argumentError, describe } from './errors'
 import type { IrrepsLike } from './irreps'
@@ -66,7 +66,7 @@ export class MatrixTensorProduct<D extends DType = 'float32'> extends TensorProd
       throw argumentError('invalid_option', 'options.k', `an integer from ${smallest} (half the largest degree) to ${largestK}`, describe(k))
     }
     const coefficient = shape === 'single' ? singlePath(k) : blockPath(k, normalization)
-    const rule = shape === 'single' ? `the triangle rule and {l1 l2 l3; ${k} ${k} ${k}} != 0` : `the triangle rule and matrices up to k = ${k}`
+    const rule = shape === 'single' ? `{l1 l2 l3; ${k} ${k} ${k}} != 0` : `a nonzero sum of 6j symbols for matrices up to k = ${k}`
     const form = channelProductForm(in1, in2, options.irrepsOut, () => coefficient, rule)
     const packed = packChannelProduct(form, (...l) => coefficient(...l) !== 0, resolved, rank)
     super(
@@ -83,7 +83,7 @@ export class MatrixTensorProduct<D extends DType = 'float32'> extends TensorProd
           shape === 'single'
             ? createPlan('createMatrix', { ...packed, k }, resolved)
             : createPlan('createMatrixBlock', { ...packed, ...packPaths(form) }, resolved),
-        expressivity: form.expressivity,
+        expressivity: () => expressivityOf(form, rank),
       },
       resolved,
     )

@@ -4,7 +4,7 @@ import { names, runCall, runCallAsync, slotOf, slots, type AsyncOptions, type Ch
 import { itemsForCpu } from './cost_model'
 import { capturing, cuda } from './cuda'
 import { DeviceArray, isDeviceArray, requireDeviceArray } from './device_array'
-import { argumentError, describe, EquitensorError } from './errors'
+import { argumentError, describe, disposed, type EquitensorError } from './errors'
 import type { Graph } from './graph'
 import type { Irreps } from './irreps'
 import { native, type CudaProduct, type NativeAddon, type NativeArrays, type NativeCudaOperation, type NativeOperation, type NativeSpecies, type Pass } from './native'
@@ -122,6 +122,11 @@ function givenOf<A>(options: DoubleBackwardOptions<A>): Record<string, A | undef
   return { 'out.x': out.x, 'out.y': out.y, 'out.weight': out.weight, 'out.gradOut': out.gradOut }
 }
 
+/** What a call reads, by argument. `directions`: the argument that has them. */
+function readOf<A>({ x, y, w, z, ax, ay, aw }: NativeArrays<A>, directions: 'tangents' | 'cotangents'): Record<string, A | undefined> {
+  return { x, y, weight: w, gradOut: z, [`${directions}.x`]: ax, [`${directions}.y`]: ay, [`${directions}.weight`]: aw }
+}
+
 /** What a subclass hands to the base class. */
 export interface OperationForm {
   irrepsIn1: Irreps
@@ -134,7 +139,8 @@ export interface OperationForm {
   /** Why that algorithm, where there was a choice. */
   why?: string | undefined
   plan: Plan
-  expressivity: number
+  /** Called when it is asked for. */
+  expressivity: () => number
   /** The second input is the first one: calls have x only. Default false. */
   square?: boolean
   /** The result is not linear in the weights, but in each of several parts of them. Default false. */
@@ -164,8 +170,6 @@ export abstract class TensorProduct<D extends DType> {
   readonly threads: number
   /** The algorithm in use. */
   readonly algorithm: string
-  /** Dimension of the space of bilinear maps that the operation reaches with linear layers before and after it. */
-  readonly expressivity: number
   /** In words: which algorithm and which backend were taken, and why. */
   readonly choice: Choice
   /**
@@ -175,11 +179,15 @@ export abstract class TensorProduct<D extends DType> {
   readonly cost: Readonly<Record<Pass, PassCost>>
 
   #plan: Plan | undefined
+  readonly #findExpressivity: () => number
+  #expressivity: number | undefined
   /** Calls on host arrays with up to so many items run on the CPU, though the backend is 'cuda'. */
   readonly #itemsForCpu: number
   readonly #isSquare: boolean
   /** @internal What errors call irrepsIn1, which another class may have under another name. */
   nameOfIn1: string
+  /** @internal What they call the operation. */
+  nameOfClass = this.constructor.name
   readonly #weightsInParts: boolean
 
   protected constructor(form: OperationForm, options: ResolvedOptions<D>) {
@@ -194,7 +202,7 @@ export abstract class TensorProduct<D extends DType> {
     this.layout = options.layout
     this.threads = options.threads
     this.algorithm = form.algorithm
-    this.expressivity = form.expressivity
+    this.#findExpressivity = form.expressivity
     this.#plan = form.plan
     this.#isSquare = form.square ?? false
     this.nameOfIn1 = this.#isSquare ? 'irrepsIn' : 'irrepsIn1'
@@ -215,6 +223,11 @@ export abstract class TensorProduct<D extends DType> {
   #runner({ arrays: { x, batch } }: CheckedCall<D>): Runner {
     const { cpu, cuda } = this.#live()
     return { cpu, cuda: isDeviceArray(x) || batch > this.#itemsForCpu || capturing.now ? cuda : undefined, device: this.device, threads: this.threads }
+  }
+
+  /** Dimension of the space of bilinear maps that the operation reaches with linear layers before and after it and with its own weights. */
+  get expressivity(): number {
+    return (this.#expressivity ??= this.#findExpressivity())
   }
 
   /** The triples of degrees with a nonzero coefficient, in order ("interactability" of Xie et al. 2025). */
@@ -410,12 +423,12 @@ export abstract class TensorProduct<D extends DType> {
 
   /** The array of a call's only result, in the shape of z. */
   #result(inputs: NativeArrays<OperandOf<D>>, out: OperandOf<D> | undefined): OperandOf<D> {
-    const { x, y, w: weight, ax, ay, aw } = inputs
+    const { x } = inputs
     const { length, shape } = this.#ofResult(inputs)
     if (out === undefined) return this.#allocate(x, length)
     this.#require(out, 'out', x)
     requireLength(out, 'out', length, shape)
-    requireSeparate({ out }, { x, y, weight, ax, ay, aw })
+    requireSeparate({ out }, readOf(inputs, 'tangents'))
     return out
   }
 
@@ -432,7 +445,7 @@ export abstract class TensorProduct<D extends DType> {
     results: readonly (keyof SecondGradients<D>)[],
     options: DoubleBackwardOptions<OperandOf<D>>,
   ): Gradients<D, OperandOf<D>> {
-    const { x, y, w: weight, z: gradOut, ax, ay, aw } = inputs
+    const { x, y, w: weight, z: gradOut } = inputs
     const like = { x, y, weight, gradOut }
     const given = options.needs ?? {}, out = options.out ?? {}
     requireKnownOptions(given, results, 'needs')
@@ -452,7 +465,7 @@ export abstract class TensorProduct<D extends DType> {
       this.#require(array, `out.${name}`, x)
       requireLength(array, `out.${name}`, lengthOf(like[name]!), `as many as ${name}`)
     }
-    requireSeparate(givenOf(options), { x, y, weight, gradOut, ax, ay, aw })
+    requireSeparate(givenOf(options), readOf(inputs, 'cotangents'))
     const wanted = results.filter((name) => needs[name])
     return Object.fromEntries(wanted.map((name) => [name, out[name] ?? this.#allocate(x, lengthOf(like[name]!))])) as unknown as Gradients<D, OperandOf<D>>
   }
@@ -485,7 +498,7 @@ export abstract class TensorProduct<D extends DType> {
   }
 
   #live(): Plan {
-    if (!this.#plan) throw new EquitensorError('disposed', `${this.constructor.name}: expected a live operation, got one after dispose()`)
+    if (!this.#plan) throw disposed(this.nameOfClass)
     return this.#plan
   }
 

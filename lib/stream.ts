@@ -1,5 +1,5 @@
 import { capturing, cuda, requireDevice } from './cuda'
-import { argumentError, describe, EquitensorError } from './errors'
+import { argumentError, describe, disposed } from './errors'
 import type { NativeGraph, NativeStream } from './native'
 import { requireKnownOptions } from './options'
 
@@ -69,7 +69,7 @@ export class Stream {
   }
 
   #live(): NativeStream {
-    if (!this.#native) throw new EquitensorError('disposed', 'Stream: expected a live stream, got one after dispose()')
+    if (!this.#native) throw disposed('Stream')
     return this.#native
   }
 }
@@ -88,7 +88,7 @@ export class CapturedGraph {
   /** Enqueues the work once more, on the values that its arrays have by then. @throws EquitensorError `disposed`, `capturing`, `cuda`, `device_disabled`. */
   replay(): void {
     const native = this.#native
-    if (!native) throw new EquitensorError('disposed', 'CapturedGraph: expected a live graph, got one after dispose()')
+    if (!native) throw disposed('CapturedGraph')
     cuda((addon) => addon.replay(native))
   }
 

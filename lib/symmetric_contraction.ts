@@ -1,13 +1,13 @@
 import { isTyped, lengthIfArray, requireSeparate, type ArrayOf, type DType } from './arrays'
 import type { AsyncOptions, OperandOf } from './call'
 import { requireSignals } from './channel_product'
-import { argumentError, describe, EquitensorError } from './errors'
-import { compareIrreps, formatIrrep, irrepKey, multiplyIrreps, type Irrep, type Irreps, type IrrepsLike } from './irreps'
+import { argumentError, describe, disposed } from './errors'
+import { compareIrreps, irrepKey, multiplyIrreps, type Irrep, type Irreps, type IrrepsLike } from './irreps'
 import { channelsOf, packChannels } from './layout'
 import { native, type NativeSpecies, type Pass } from './native'
 import { createPlan, TensorProduct, type Choice, type ForwardOptions, type PassCost, type Plan } from './operation'
 import { commonOptions, inputIrreps, outputIrreps, requireKnownOptions, resolveOptions, type Backend, type CommonOptions, type Layout, type ResolvedOptions } from './options'
-import { requireReached } from './weighted'
+import { irrepsOf, requireReached, unreached } from './selection_rules'
 
 export interface SymmetricContractionOptions<D extends DType> extends CommonOptions<D> {
   /** Most factors of a product: 1, 2 or 3. Default 3. */
@@ -55,7 +55,7 @@ class Contraction<D extends DType> extends TensorProduct<D> {
   bySpecies: NativeSpecies = { of: new Int32Array(0), sets: 1, nodesAtOnce: 1 }
 
   constructor(irrepsIn: Irreps, irrepsOut: Irreps, weightNumel: number, plan: Plan, options: ResolvedOptions<D>) {
-    super({ irrepsIn1: irrepsIn, irrepsIn2: irrepsIn, irrepsOut, weightNumel, paths: [], algorithm: 'sparse', plan, expressivity: 0, square: true }, options)
+    super({ irrepsIn1: irrepsIn, irrepsIn2: irrepsIn, irrepsOut, weightNumel, paths: [], algorithm: 'sparse', plan, expressivity: () => 0, square: true }, options)
   }
   protected override furtherOperands() {
     return { species: this.bySpecies.of, bySpecies: this.bySpecies }
@@ -126,10 +126,18 @@ export class SymmetricContraction<D extends DType = 'float32'> {
     this.correlation = correlation
     this.numSpecies = numSpecies
     this.paths = Object.freeze(pathsOf(this.irrepsIn, this.irrepsOut, correlation))
-    requireReached(this.irrepsOut, this.paths, 'irrepsOut', `irreps of products of up to ${correlation} irreps of '${this.irrepsIn}'`)
+    const products = Array.from({ length: correlation }, (_, n) => new Array(n + 1).fill(irrepsOf(this.irrepsIn)) as Irrep[][])
+    const requireAll = (written: readonly { out: number }[], further?: string) =>
+      requireReached(this.irrepsOut, written, (code, missing) =>
+        unreached(code, { argument: 'irrepsOut', irreps: [missing], products, of: `products of up to ${correlation} irreps of '${this.irrepsIn}'`, further }),
+      )
+    requireAll(this.paths)
     this.weightNumel = this.paths.length * mul
     const weights = this.weightNumel * numSpecies
-    if (weights >= 2 ** 31) throw argumentError('invalid_option', 'options.numSpecies', 'less than 2^31 weights in all', `${weights}`)
+    if (weights >= 2 ** 31) {
+      const [code, argument] = numSpecies > 1 ? (['invalid_option', 'options.numSpecies'] as const) : (['invalid_irreps', 'irrepsOut'] as const)
+      throw argumentError(code, argument, 'less than 2^31 weights in all', `${weights}`)
+    }
     for (const [argument, irreps] of Object.entries({ irrepsIn: this.irrepsIn, irrepsOut: this.irrepsOut })) {
       if (irreps.dim >= 2 ** 31) throw argumentError('invalid_irreps', argument, 'less than 2^31 components an item', `${irreps.dim}`)
     }
@@ -154,7 +162,7 @@ export class SymmetricContraction<D extends DType = 'float32'> {
     const { operation, ranks } = native.createSymmetricContraction(form)
     // A vector's cross product with itself is a path, and zero.
     const reached = numbers[1].flatMap((number, out) => (number >= 0 && ranks[number]! > 0 ? [{ out }] : []))
-    requireReached(this.irrepsOut, reached, 'irrepsOut', `irreps of symmetric products of up to ${correlation} irreps of '${this.irrepsIn}'`)
+    requireAll(reached, 'a part that is symmetric in equal factors')
     const op = (this.#contraction = new Contraction(this.irrepsIn, this.irrepsOut, weights, createPlan('createSymmetricContraction', form, resolved, operation), resolved))
     this.backend = op.backend
     this.device = op.device
@@ -293,7 +301,7 @@ export class SymmetricContraction<D extends DType = 'float32'> {
   /** The operation, for nodes of these species. What is left to check, it checks. */
   #with(given: Int32Array, x: ArrayOf<D>, weight: ArrayOf<D>, outputs: object | undefined): Contraction<D> {
     const op = this.#contraction, { numSpecies, weightNumel } = this
-    if (op.isDisposed) throw new EquitensorError('disposed', 'SymmetricContraction: expected a live operation, got one after dispose()')
+    if (op.isDisposed) throw disposed('SymmetricContraction')
     if (!isTyped(given, 'Int32Array')) throw argumentError('invalid_argument', 'species', 'an Int32Array (nodes)', describe(given))
     const species = new Int32Array(given) // so that what is checked is what is used, whoever shares its memory
     // Of other x and weights the operation says what is wrong with them.

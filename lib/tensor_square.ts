@@ -2,7 +2,6 @@ import type { ArrayOf, DType } from './arrays'
 import type { AsyncOptions, OperandOf } from './call'
 import { ClebschGordanTensorProduct, everyWithEvery, merge, type PlannedPath, type MergedBlock, type Piece, type Planner } from './clebsch_gordan'
 import type { DeviceArray } from './device_array'
-import { EquitensorError } from './errors'
 import { multiplyIrreps, type Irreps, type IrrepsLike } from './irreps'
 import { channelsOf } from './layout'
 import type { Pass } from './native'
@@ -100,7 +99,6 @@ export class TensorSquare<D extends DType = 'float32'> {
   readonly cost: Readonly<Record<Pass, PassCost>>
 
   readonly #square: ClebschGordanTensorProduct<D>
-  #disposed = false
 
   /**
    * @throws EquitensorError `no_path` if `filterIrrepsOut` leaves none; `invalid_irreps`, `degree_limit`, `invalid_option`, `backend_unavailable`.
@@ -109,6 +107,7 @@ export class TensorSquare<D extends DType = 'float32'> {
     requireKnownOptions(options, ['filterIrrepsOut', 'irrepNormalization', ...commonOptions.filter((name) => name !== 'irrepsOut')])
     const irreps = inputIrreps(irrepsIn, 'irrepsIn')
     const op = (this.#square = new ClebschGordanTensorProduct<D>(irreps, irreps, options, planSquare))
+    op.nameOfClass = 'TensorSquare'
     this.irrepsIn = op.irrepsIn1
     this.irrepsOut = op.irrepsOut
     this.paths = op.paths
@@ -141,7 +140,6 @@ export class TensorSquare<D extends DType = 'float32'> {
   forward(x: ArrayOf<D>, weight?: undefined, options?: ForwardOptions<ArrayOf<D>>): ArrayOf<D>
   forward(x: DeviceArray<D>, weight?: undefined, options?: ForwardOptions<DeviceArray<D>>): DeviceArray<D>
   forward(x: OperandOf<D>, weight?: undefined, options?: ForwardOptions<OperandOf<D>>): OperandOf<D> {
-    this.#requireLive()
     return this.#square.forward(x as ArrayOf<D>, x as ArrayOf<D>, weight, options as ForwardOptions<ArrayOf<D>>)
   }
 
@@ -149,7 +147,6 @@ export class TensorSquare<D extends DType = 'float32'> {
   forwardAsync(x: ArrayOf<D>, weight?: undefined, options?: ForwardOptions<ArrayOf<D>> & AsyncOptions): Promise<ArrayOf<D>>
   forwardAsync(x: DeviceArray<D>, weight?: undefined, options?: ForwardOptions<DeviceArray<D>> & AsyncOptions): Promise<DeviceArray<D>>
   async forwardAsync(x: OperandOf<D>, weight?: undefined, options?: ForwardOptions<OperandOf<D>> & AsyncOptions): Promise<OperandOf<D>> {
-    this.#requireLive()
     return this.#square.forwardAsync(x as ArrayOf<D>, x as ArrayOf<D>, weight, options as ForwardOptions<ArrayOf<D>>)
   }
 
@@ -161,7 +158,6 @@ export class TensorSquare<D extends DType = 'float32'> {
   backward(x: ArrayOf<D>, weight: undefined, gradOut: ArrayOf<D>, options?: SquareBackwardOptions<ArrayOf<D>>): { x: ArrayOf<D> }
   backward(x: DeviceArray<D>, weight: undefined, gradOut: DeviceArray<D>, options?: SquareBackwardOptions<DeviceArray<D>>): { x: DeviceArray<D> }
   backward(x: OperandOf<D>, weight: undefined, gradOut: OperandOf<D>, options: SquareBackwardOptions<OperandOf<D>> = {}): { x: OperandOf<D> } {
-    this.#requireLive()
     return this.#square.backward(x as ArrayOf<D>, x as ArrayOf<D>, weight, gradOut as ArrayOf<D>, ofProduct<D>(options, ['out', 'accumulate'], ['x']))
   }
 
@@ -174,7 +170,6 @@ export class TensorSquare<D extends DType = 'float32'> {
     gradOut: OperandOf<D>,
     options: SquareBackwardOptions<OperandOf<D>> & AsyncOptions = {},
   ): Promise<{ x: OperandOf<D> }> {
-    this.#requireLive()
     const given = ofProduct<D>(options, ['out', 'accumulate', 'signal'], ['x'])
     return this.#square.backwardAsync(x as ArrayOf<D>, x as ArrayOf<D>, weight, gradOut as ArrayOf<D>, given)
   }
@@ -206,7 +201,6 @@ export class TensorSquare<D extends DType = 'float32'> {
     cotangents: { x?: OperandOf<D> },
     options: SquareDoubleBackwardOptions<OperandOf<D>> = {},
   ): { x: OperandOf<D>; gradOut: OperandOf<D> } {
-    this.#requireLive()
     requireKnownOptions(cotangents, ['x'], 'cotangents')
     const given = ofProduct<D>(options, ['needs', 'out', 'accumulate'], ['x', 'gradOut'])
     return this.#square.doubleBackward(x as ArrayOf<D>, x as ArrayOf<D>, weight, gradOut as ArrayOf<D>, cotangents as { x?: ArrayOf<D> }, given)
@@ -234,7 +228,6 @@ export class TensorSquare<D extends DType = 'float32'> {
     cotangents: { x?: OperandOf<D> },
     options: SquareDoubleBackwardOptions<OperandOf<D>> & AsyncOptions = {},
   ): Promise<{ x: OperandOf<D>; gradOut: OperandOf<D> }> {
-    this.#requireLive()
     requireKnownOptions(cotangents, ['x'], 'cotangents')
     const given = ofProduct<D>(options, ['needs', 'out', 'accumulate', 'signal'], ['x', 'gradOut'])
     return this.#square.doubleBackwardAsync(x as ArrayOf<D>, x as ArrayOf<D>, weight, gradOut as ArrayOf<D>, cotangents as { x?: ArrayOf<D> }, given)
@@ -249,7 +242,6 @@ export class TensorSquare<D extends DType = 'float32'> {
   jvp(x: ArrayOf<D>, weight: undefined, tangents: { x?: ArrayOf<D> }, options?: ForwardOptions<ArrayOf<D>>): ArrayOf<D>
   jvp(x: DeviceArray<D>, weight: undefined, tangents: { x?: DeviceArray<D> }, options?: ForwardOptions<DeviceArray<D>>): DeviceArray<D>
   jvp(x: OperandOf<D>, weight: undefined, tangents: { x?: OperandOf<D> }, options?: ForwardOptions<OperandOf<D>>): OperandOf<D> {
-    this.#requireLive()
     requireKnownOptions(tangents, ['x'], 'tangents')
     return this.#square.jvp(x as ArrayOf<D>, x as ArrayOf<D>, weight, tangents as { x?: ArrayOf<D> }, options as ForwardOptions<ArrayOf<D>>)
   }
@@ -263,14 +255,12 @@ export class TensorSquare<D extends DType = 'float32'> {
     tangents: { x?: OperandOf<D> },
     options?: ForwardOptions<OperandOf<D>> & AsyncOptions,
   ): Promise<OperandOf<D>> {
-    this.#requireLive()
     requireKnownOptions(tangents, ['x'], 'tangents')
     return this.#square.jvpAsync(x as ArrayOf<D>, x as ArrayOf<D>, weight, tangents as { x?: ArrayOf<D> }, options as ForwardOptions<ArrayOf<D>>)
   }
 
   /** Frees the native memory; later calls throw `disposed`. */
   dispose(): void {
-    this.#disposed = true
     this.#square.dispose()
   }
   [Symbol.dispose](): void {
@@ -280,10 +270,6 @@ export class TensorSquare<D extends DType = 'float32'> {
   /** @internal Operations of one item, counted while they are executed. */
   countFlops(pass: Pass): number {
     return this.#square.countFlops(pass)
-  }
-
-  #requireLive(): void {
-    if (this.#disposed) throw new EquitensorError('disposed', 'TensorSquare: expected a live operation, got one after dispose()')
   }
 }
 

@@ -4,7 +4,7 @@ import type { DataId, KernelBackend, NamedAttrMap, NamedTensorMap, Tensor, Tenso
 import { isTyped, lengthOf } from './arrays'
 import { Convolution } from './convolution'
 import { ofConvolution, ofHarmonics, ofLinear, ofProduct, ofSquare, type Arrays, type Differentiable, type Directions } from './differentiable'
-import { argumentError, describe } from './errors'
+import { argumentError, describe, disposed } from './errors'
 import { Graph } from './graph'
 import type { IrrepsLike } from './irreps'
 import { Linear } from './linear'
@@ -114,7 +114,7 @@ tf.registerGradient({
 /** @throws EquitensorError `wrong_kind`, `disposed`, `wrong_dtype`, `wrong_length`. */
 function requireTensor(value: unknown, argument: string, dim: number, shape: string, rank?: number): asserts value is Tensor2D {
   if (!(value instanceof tf.Tensor)) throw argumentError('wrong_kind', argument, 'a Tensor of TensorFlow.js', describe(value))
-  if (value.isDisposed) throw argumentError('disposed', argument, 'a live Tensor', 'one after dispose()')
+  if (value.isDisposed) throw disposed('Tensor', argument)
   if (value.dtype !== 'float32') throw argumentError('wrong_dtype', argument, 'a Tensor of dtype float32', `one of ${value.dtype}`)
   const fits = rank === undefined ? value.rank === 1 || value.rank === 2 : value.rank === rank
   if (!fits || value.shape.at(-1) !== dim) throw argumentError('wrong_length', argument, `a Tensor of shape ${shape}`, `one of [${value.shape}]`)

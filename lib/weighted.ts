@@ -5,6 +5,7 @@ import { formatIrrep, Irreps, irrepKey, multiplyIrreps, type Irrep, type IrrepsL
 import { allChannelsOf, packChannels, packDims } from './layout'
 import { createPlan, type OperationForm, type Path } from './operation'
 import { inputIrreps, oneOf, outputIrreps, requireKnownOptions, type ResolvedOptions } from './options'
+import { pairsOf, requireReached, unreached } from './selection_rules'
 
 /** How channels u of in1, v of in2 and w of out are connected: those of one letter are one channel; what out lacks is summed. */
 export type ConnectionMode = 'uvw' | 'uvu' | 'uvv' | 'uuw' | 'uuu' | 'uvuv' | 'uvu<v' | 'u<vw'
@@ -17,7 +18,7 @@ export interface Instruction {
   readonly out: number
   readonly mode: ConnectionMode
   readonly hasWeight: boolean
-  /** Multiplies the square of the path's coefficient, as in e3nn. Default 1. */
+  /** Multiplies the square of the path's coefficient, as in e3nn. Default 1; a path of 0 adds nothing, where others write its block. */
   readonly pathWeight?: number
 }
 
@@ -89,8 +90,7 @@ interface ResolvedInstruction extends Required<Instruction> {
 /** @throws EquitensorError `invalid_option`, `unequal_multiplicities` or `no_path` for what e3nn refuses. */
 function resolveInstruction(given: Instruction, argument: string, irreps: readonly [Irreps, Irreps, Irreps]): ResolvedInstruction {
   requireKnownOptions(given, ['in1', 'in2', 'out', 'mode', 'hasWeight', 'pathWeight'], argument)
-  const fail = (key: string, expected: string, code: 'invalid_option' | 'unequal_multiplicities' | 'no_path' = 'invalid_option') =>
-    argumentError(code, `${argument}.${key}`, expected, code === 'no_path' ? formatBlock(blocks[2]) : describe(given[key as keyof Instruction]))
+  const fail = (key: keyof Instruction, expected: string) => argumentError('invalid_option', `${argument}.${key}`, expected, describe(given[key]))
   const blocks = (['in1', 'in2', 'out'] as const).map((key, s) => {
     const block = Number.isInteger(given[key]) ? irreps[s]!.blocks[given[key]] : undefined
     if (!block) throw fail(key, `an index from 0 to ${irreps[s]!.blocks.length - 1}, of a block of '${irreps[s]}'`)
@@ -104,8 +104,7 @@ function resolveInstruction(given: Instruction, argument: string, irreps: readon
 
   const [b1, b2, b3] = blocks
   if (!multiplyIrreps(b1.ir, b2.ir).some((ir) => irrepKey(ir) === irrepKey(b3.ir))) {
-    const rule = `|l1 - l2| <= l3 <= l1 + l2 and p3 = p1 p2`
-    throw fail('out', `an irrep with ${rule} for ${formatIrrep(b1.ir)} x ${formatIrrep(b2.ir)}`, 'no_path')
+    throw unreached('no_path', { argument: `${argument}.out`, irreps: [b3.ir], products: [[[b1.ir], [b2.ir]]], of: `${formatIrrep(b1.ir)} and ${formatIrrep(b2.ir)}` })
   }
   const unequal = (key: string, mul: number, got: MulIr) =>
     argumentError('unequal_multiplicities', `${argument}.${key}`, `multiplicity ${mul}, for ${mode} of ${formatBlock(b1)} and ${formatBlock(b2)}`, formatBlock(got))
@@ -148,8 +147,11 @@ export function weightedForm<D extends DType>(
     return Math.sqrt((squaredFactor(b1.ir.l, b2.ir.l, b3.ir.l) / (count || 1)) * instruction.pathWeight)
   }
   const kept = all.filter(({ shape }) => product(shape) > 0)
-  requireReached(irreps[2], kept, 'options.irrepsOut', 'irreps that an instruction writes')
   const coefficients = kept.map(coefficient)
+  // e3nn allows a pathWeight of 0: such a path has its weights, and adds nothing.
+  const adding = kept.filter((_, i) => coefficients[i] !== 0)
+  const ofInstruction = `irreps that an instruction writes${adding.length < kept.length ? ', with a pathWeight that is not 0' : ''}`
+  requireReached(irreps[2], adding, (code, missing) => argumentError(code, 'options.irrepsOut', ofInstruction, formatIrrep(missing)))
   const paths = kept.map(({ in1, in2, out, blocks: [b1, b2, b3] }, i): Path => ({ in1, in2, out, l: [b1.ir.l, b2.ir.l, b3.ir.l], coefficient: coefficients[i]! }))
 
   let weightNumel = 0
@@ -158,7 +160,7 @@ export function weightedForm<D extends DType>(
     weightNumel += hasWeight ? product(shape) : 0
     return [in1, in2, out, modes.indexOf(mode), first]
   })
-  if (weightNumel >= 2 ** 31) throw argumentError('invalid_option', 'options.instructions', 'less than 2^31 weights', `${weightNumel}`)
+  requireCountable(weightNumel, 'options.instructions', 'invalid_option')
   const [in1, in2, out] = irreps.map((irreps) => packChannels(allChannelsOf(irreps, options.layout))) as [Int32Array, Int32Array, Int32Array]
   const form = { isDouble: options.dtype === 'float64', dims: packDims(...irreps), weightNumel, in1, in2, out }
   return {
@@ -169,15 +171,8 @@ export function weightedForm<D extends DType>(
     paths,
     algorithm: 'sparse',
     plan: createPlan('createWeighted', { ...form, instructions: Int32Array.from(packed), coefficients: Float64Array.from(coefficients) }, options),
-    expressivity: expressivity(kept),
+    expressivity: () => expressivity(adding),
   }
-}
-
-/** @throws EquitensorError `no_path`, `unreachable_output` for a block of the output that nothing writes. */
-export function requireReached(irrepsOut: Irreps, instructions: readonly { out: number }[], argument: string, expected: string): void {
-  const missing = irrepsOut.blocks.find(({ mul }, b) => mul > 0 && !instructions.some(({ out }) => out === b))
-  if (!missing) return
-  throw argumentError(instructions.length > 0 ? 'unreachable_output' : 'no_path', argument, expected, formatBlock(missing))
 }
 
 /**
@@ -214,7 +209,12 @@ function expressivity(instructions: readonly ResolvedInstruction[]): number {
   return [...groups.values()].reduce((total, group) => total + ofPair(group), 0)
 }
 
-/** All uvw with weights, in the order of in1, in2, out; e3nn's FullyConnectedTensorProduct. @throws EquitensorError `no_path`, `unreachable_output`. */
+/** @throws EquitensorError: native code counts weights in 32 bits. */
+function requireCountable(weightNumel: number, argument: string, code: 'invalid_option' | 'invalid_irreps'): void {
+  if (weightNumel >= 2 ** 31) throw argumentError(code, argument, 'less than 2^31 weights', `${weightNumel}`)
+}
+
+/** All uvw with weights, in the order of in1, in2, out; e3nn's FullyConnectedTensorProduct. @throws EquitensorError `no_path`, `unreachable_output`, `invalid_irreps`. */
 export function fullyConnectedInstructions(in1: Irreps, in2: Irreps, out: Irreps): Instruction[] {
   const instructions = in1.blocks.flatMap((b1, i1) =>
     in2.blocks.flatMap((b2, i2) => {
@@ -223,15 +223,17 @@ export function fullyConnectedInstructions(in1: Irreps, in2: Irreps, out: Irreps
     }),
   )
   const full = instructions.filter(({ in1: i1, in2: i2, out: o }) => in1.blocks[i1]!.mul && in2.blocks[i2]!.mul && out.blocks[o]!.mul)
-  requireReached(out, full, 'irrepsOut', `irreps with |l1 - l2| <= l3 <= l1 + l2 and p3 = p1 p2 for an l1 of '${in1}' and an l2 of '${in2}'`)
+  requireReached(out, full, (code, missing) => unreached(code, { argument: 'irrepsOut', irreps: [missing], ...pairsOf(in1, in2) }))
+  requireCountable(full.reduce((sum, { in1: i1, in2: i2, out: o }) => sum + in1.blocks[i1]!.mul * in2.blocks[i2]!.mul * out.blocks[o]!.mul, 0), 'irrepsOut', 'invalid_irreps')
   return instructions
 }
 
-/** uvu with weights into one block for every path, sorted, and the instructions in that order; the product of MACE and NequIP. */
+/** uvu with weights into one block for every path, sorted, and the instructions in that order; the product of MACE and NequIP. @throws EquitensorError `invalid_irreps`. */
 export function channelwiseInstructions(in1: Irreps, in2: Irreps, keep: (ir: Irrep) => boolean): { irrepsOut: Irreps; instructions: Instruction[] } {
   const unsorted = in1.blocks.flatMap(({ mul, ir }, i1) =>
     in2.blocks.flatMap((b2, i2) => multiplyIrreps(ir, b2.ir).filter(keep).map((ir) => ({ in1: i1, in2: i2, mul, ir }))),
   )
+  requireCountable(unsorted.reduce((sum, { in2: i2, mul }) => sum + mul * in2.blocks[i2]!.mul, 0), 'irrepsIn2', 'invalid_irreps')
   const { irreps: irrepsOut, inv } = new Irreps(unsorted).sort()
   const instructions = inv.map((from, out): Instruction => ({ in1: unsorted[from]!.in1, in2: unsorted[from]!.in2, out, mode: 'uvu', hasWeight: true }))
   return { irrepsOut, instructions }

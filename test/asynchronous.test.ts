@@ -1,4 +1,5 @@
 // Calls beside the thread of JavaScript, on host arrays: the results of the synchronous ones, several at once, cancelled, and without their arrays.
+import { getEventListeners } from 'node:events'
 import { describe, expect, test } from 'vitest'
 import { backends, ClebschGordanTensorProduct, GauntPower, Linear, sphericalHarmonics } from '../lib/index'
 import { products } from './reference'
@@ -140,6 +141,28 @@ describe.each(backend)('backend %s', (backend) => {
     expect(await op.forwardAsync(x, y, undefined, { signal: late.signal })).toEqual(op.forward(x, y))
     late.abort()
   })
+})
+
+test('calls pending on one signal share a listener, which the last one takes away, and which stops them all', async () => {
+  using op = ClebschGordanTensorProduct.full('0e+1o', '0e+1o', { backend: 'cpu' })
+  const x = randomArray('float32', 4 * 100, random(1)), controller = new AbortController(), { signal } = controller
+  const warnings: Error[] = [], warn = (warning: Error) => warnings.push(warning)
+  process.on('warning', warn)
+  try {
+    for (let round = 0; round < 2; round++) {
+      const calls = Array.from({ length: 11 }, () => op.forwardAsync(x, x, undefined, { signal }))
+      expect(getEventListeners(signal, 'abort')).toHaveLength(1)
+      for (const z of await Promise.all(calls)) expect(z).toEqual(op.forward(x, x))
+      expect(getEventListeners(signal, 'abort')).toHaveLength(0)
+    }
+    const calls = Array.from({ length: 11 }, () => op.forwardAsync(x, x, undefined, { signal }))
+    controller.abort('no')
+    for (const call of await Promise.allSettled(calls)) expect(call).toMatchObject({ status: 'rejected', reason: { code: 'aborted', cause: 'no' } })
+    expect(getEventListeners(signal, 'abort')).toHaveLength(0)
+    expect(warnings).toEqual([])
+  } finally {
+    process.off('warning', warn)
+  }
 })
 
 test.skipIf(process.platform !== 'linux')('no memory for the copies of a pending call', () => {

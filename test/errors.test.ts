@@ -1,8 +1,8 @@
 // Every error that a caller can cause: its code, the argument, what was expected and what came; and nothing has been written.
 import { describe, expect, test } from 'vitest'
 import {
-  backends, ClebschGordanTensorProduct, DeviceArray, EquitensorError, errorCodes, GauntProduct, GauntTensorProduct, Irreps, MatrixTensorProduct, sphericalHarmonics,
-  SymmetricContraction,
+  backends, ClebschGordanTensorProduct, Convolution, DeviceArray, EquitensorError, errorCodes, GauntProduct, GauntTensorProduct, Graph, Irreps, Linear, MatrixTensorProduct,
+  sphericalHarmonics, SymmetricContraction, TensorSquare,
 } from '../lib/index'
 import { jaxOperations } from '../lib/jax'
 import { products } from './reference'
@@ -148,7 +148,8 @@ describe.each(products)('calls: $name', ({ make }) => {
       for (const call of [() => op.forward(x, x, undefined, { out: out.array }), () => op.backward(x, x, undefined, new Float32Array(op.irrepsOut.dim)), () => op.countFlops('forward')]) {
         const error = caught(call)
         expect(error.code).toBe('disposed')
-        expect(error.message).toContain(op.constructor.name)
+        expectError(error, 'disposed', 'this')
+        expect(error).toMatchObject({ expected: `a live ${op.constructor.name}`, received: 'one after dispose()' })
       }
       expect(out.untouched()).toBe(true)
       expect(op.cost.forward.flops).toBeGreaterThan(0) // what it says of itself remains
@@ -277,6 +278,8 @@ describe('instructions', () => {
     ['no irrepsOut', 'invalid_irreps', 'options.irrepsOut', { irrepsOut: null }],
     ['a block that no instruction writes', 'unreachable_output', 'options.irrepsOut', { irrepsOut: '3x0e+1x1o' }],
     ['only an empty block', 'no_path', 'options.irrepsOut', { in1: '3x1o', in2: '0x1o+1x0e', irrepsOut: '3x0e' }],
+    ['only a path that adds nothing', 'no_path', 'options.irrepsOut', { instructions: [{ ...good, pathWeight: 0 }] }],
+    ['a block that only such a path writes', 'unreachable_output', 'options.irrepsOut', { irrepsOut: '3x0e+3x1e', instructions: [good, { ...good, out: 1, pathWeight: 0 }] }],
     ['a filter', 'invalid_option', 'options.filterIrrepsOut', { filterIrrepsOut: '0e' }],
     ['the dense algorithm', 'invalid_option', 'options.algorithm', { algorithm: 'dense' }],
     ['an unknown normalisation', 'invalid_option', 'options.pathNormalization', { pathNormalization: 'paths' }],
@@ -304,6 +307,58 @@ describe('instructions', () => {
     expectError(caught(() => channelwise('1o', '1o', '0o+3e')), 'no_path', 'filterIrrepsOut')
     expectError(caught(() => channelwise('1o', '1o', 'x')), 'invalid_irreps', 'filterIrrepsOut')
   })
+  test('too many weights: what was passed is named, and no option that was not', () => {
+    const { channelwise, fullyConnected } = ClebschGordanTensorProduct, many = '2000x0e'
+    expectError(caught(() => fullyConnected(many, many, many)), 'invalid_irreps', 'irrepsOut')
+    expectError(caught(() => Convolution.fullyConnected(many, many, many)), 'invalid_irreps', 'irrepsOut')
+    expectError(caught(() => new Linear('70000x0e', '70000x0e')), 'invalid_irreps', 'irrepsOut')
+    expectError(caught(() => channelwise('70000x0e', '70000x0e')), 'invalid_irreps', 'irrepsIn2')
+    const most = '1000000000x0e'
+    expectError(caught(() => new GauntTensorProduct(most, most, { weights: true })), 'invalid_option', 'options.weights')
+    expectError(caught(() => new MatrixTensorProduct(most, most, { weights: true, rank: 2 })), 'invalid_option', 'options.rank')
+    expectError(caught(() => new SymmetricContraction(most, most)), 'invalid_irreps', 'irrepsOut')
+    expectError(caught(() => new SymmetricContraction('0e', '0e', { numSpecies: 2 ** 30 })), 'invalid_option', 'options.numSpecies')
+  })
+})
+
+test('an operation without a path says which selection rule fails', () => {
+  const { full, elementwise, channelwise, fullyConnected } = ClebschGordanTensorProduct
+  const triangle = '|l1 - l2| <= l3 <= l1 + l2 (triangle rule)', parity = 'p3 = p1 p2 (parity)', even = 'l1 + l2 + l3 even'
+  const instruction = { in1: 0, in2: 0, out: 0, mode: 'uvw', hasWeight: true } as const
+  const cases: [code: string, argument: string, failed: string, received: string, make: () => unknown][] = [
+    ['no_path', 'options.irrepsOut', triangle, '4e', () => new GauntTensorProduct('1o', '1o', { irrepsOut: '4e' })],
+    ['no_path', 'options.irrepsOut', parity, '2o', () => new GauntTensorProduct('1o', '1o', { irrepsOut: '2o' })],
+    ['no_path', 'options.irrepsOut', even, '1e', () => new GauntTensorProduct('1o', '1o', { irrepsOut: '1e' })],
+    // 0e x 1o has the parity, 1o x 1o the degree.
+    ['unreachable_output', 'options.irrepsOut', parity, '2o', () => new GauntTensorProduct('0e+1o', '1o', { irrepsOut: '0e+2o' })],
+    ['no_path', 'options.irrepsOut', triangle, '3e', () => new MatrixTensorProduct('1e', '1e', { irrepsOut: '3e' })],
+    ['no_path', 'options.irrepsOut', parity, '1o', () => new MatrixTensorProduct('1e', '1e', { irrepsOut: '1o' })],
+    ['no_path', 'options.filterIrrepsOut', triangle, '3e', () => full('1o', '1o', { filterIrrepsOut: '3e' })],
+    ['no_path', 'options.filterIrrepsOut', parity, '1o', () => full('1o', '1o', { filterIrrepsOut: '1o' })],
+    ['no_path', 'options.filterIrrepsOut', parity, '0o+3e', () => full('1o', '1o', { filterIrrepsOut: '0o+3e' })],
+    ['no_path', 'options.filterIrrepsOut', triangle, 'none', () => full('1o', '1o', { filterIrrepsOut: '' })],
+    // 0e x 0e and 1o x 1o have it, but the channels of 0e meet those of 1o.
+    ['no_path', 'options.filterIrrepsOut', triangle, '0e', () => elementwise('0e+1o', '1o+0e', { filterIrrepsOut: '0e' })],
+    ['no_path', 'filterIrrepsOut', parity, '1o', () => channelwise('1o', '1o', '1o')],
+    ['unreachable_output', 'irrepsOut', triangle, '3e', () => fullyConnected('1o', '1o', '0e+3e')],
+    // The block of 0e is empty.
+    ['no_path', 'irrepsOut', parity, '1o', () => fullyConnected('0x0e+1o', '1o', '1o')],
+    ['no_path', 'options.instructions[0].out', parity, '1o', () => new ClebschGordanTensorProduct('1o', '1o', { irrepsOut: '1o', instructions: [instruction] })],
+    ['no_path', 'options.filterIrrepsOut', parity, '1o', () => new TensorSquare('1o', { filterIrrepsOut: '1o' })],
+    ['no_path', 'options.filterIrrepsOut', 'an even l3 of a single channel with itself', '1e', () => new TensorSquare('1o', { filterIrrepsOut: '1e' })],
+    ['no_path', 'irrepsOut', 'l2 = l1 (triangle rule)', '1o', () => new Linear('2x0e', '2x1o')],
+    ['unreachable_output', 'irrepsOut', 'p2 = p1 (parity)', '0o', () => new Linear('2x0e', '2x0e+1x0o')],
+    ['no_path', 'irrepsOut', 'p = p1 p2 ... (parity)', '0o', () => new SymmetricContraction('1e', '0o')],
+    ['no_path', 'irrepsOut', '|l1 - l2| <= l <= l1 + l2 factor by factor (triangle rule)', '4o', () => new SymmetricContraction('1o', '4o')],
+    ['no_path', 'irrepsOut', 'a part that is symmetric in equal factors', '1e', () => new SymmetricContraction('1o', '1e', { correlation: 2 })],
+    ['no_path', 'options.irrepsOut', triangle, '3e', () => new GauntProduct(['1o', '1o'], { irrepsOut: '3e' })],
+    ['no_path', 'options.irrepsOut', 'an even sum of all l', '1e', () => new GauntProduct(['1o', '1o', '0e'], { irrepsOut: '1e' })],
+  ]
+  for (const [code, argument, failed, received, make] of cases) {
+    const error = caught(make)
+    expectError(error, code, argument)
+    expect([error.expected?.slice(0, 13 + failed.length), error.received], error.message).toEqual([`irreps with ${failed},`, received])
+  }
 })
 
 // 4 items of 2x1o x 1o -> 2x0e + 2x1e + 2x2e: 6 weights.
@@ -435,6 +490,55 @@ test('lengths are those of the memory, whatever an array says', () => {
 
   using product = new GauntProduct(['1o', '1o'])
   expectError(caught(() => product.forward([x, withLength(new Float32Array(2), 3)])), 'wrong_length', 'x[1]')
+})
+
+test('what an output overlaps is named as the caller passed it', () => {
+  const f = (n: number) => new Float32Array(n), all = f(200)
+  const expectOverlap = (action: () => unknown, argument: string, other: string) => {
+    const error = caught(action)
+    expectError(error, 'overlap', argument)
+    expect(error.received).toBe(`an array that overlaps ${other}`)
+  }
+  const full = ClebschGordanTensorProduct.full('0e+1o', '0e+1o'), z = full.irrepsOut.dim
+  for (const name of ['x', 'y'] as const) {
+    expectOverlap(() => full.doubleBackward(f(4), f(4), undefined, f(z), { [name]: all.subarray(0, 4) }, { out: { gradOut: all.subarray(3, 3 + z) } }), 'out.gradOut', `cotangents.${name}`)
+    expectOverlap(() => full.jvp(f(4), f(4), undefined, { [name]: all.subarray(0, 4) }, { out: all.subarray(3, 3 + z) }), 'out', `tangents.${name}`)
+  }
+  const linear = new Linear('2x0e', '2x0e')
+  expectOverlap(() => linear.doubleBackward(f(2), f(4), f(2), { weight: all.subarray(0, 4) }, { out: { weight: all.subarray(2, 6) } }), 'out.weight', 'cotangents.weight')
+  expectOverlap(() => linear.jvp(f(2), f(4), { weight: all.subarray(0, 4) }, { out: all.subarray(3, 5) }), 'out', 'tangents.weight')
+  const square = new TensorSquare('0e+1o')
+  expectOverlap(() => square.jvp(f(4), undefined, { x: all.subarray(0, 4) }, { out: all.subarray(0, square.irrepsOut.dim) }), 'out', 'tangents.x')
+  expectOverlap(() => square.forward(all.subarray(0, 4), undefined, { out: all.subarray(0, square.irrepsOut.dim) }), 'out', 'x')
+  const contraction = new SymmetricContraction('0e', '0e', { correlation: 1 }), node = Int32Array.of(0)
+  expectOverlap(() => contraction.doubleBackward(f(1), node, f(1), f(1), { weight: all.subarray(0, 1) }, { out: { x: all.subarray(0, 1) } }), 'out.x', 'cotangents.weight')
+  const convolution = Convolution.channelwise('0e', '0e'), graph = new Graph(Int32Array.of(0, 0), 1)
+  expectOverlap(() => convolution.jvp(graph, f(1), f(1), f(1), { weight: all.subarray(0, 1) }, { out: all.subarray(0, 1) }), 'out', 'tangents.weight')
+  const product = new GauntProduct(['0e', '0e'])
+  expectOverlap(() => product.doubleBackward([f(1), f(1)], f(1), { x: [all.subarray(0, 1), f(1)] }, { out: { x: [undefined, all.subarray(0, 1)] } }), 'out.x[1]', 'cotangents.x[0]')
+})
+
+test('what is used after dispose() is named as what it was made as', () => {
+  const graph = new Graph(Int32Array.of(0, 0), 1), op = Convolution.channelwise('0e', '0e'), x = new Float32Array(1)
+  const owners: [string, { dispose(): void }, () => unknown][] = (() => {
+    const linear = new Linear('0e', '0e'), square = new TensorSquare('0e'), contraction = new SymmetricContraction('0e', '0e'), product = new GauntProduct(['0e', '0e'])
+    return [
+      ['Linear', linear, () => linear.forward(x, x)],
+      ['TensorSquare', square, () => square.forward(x)],
+      ['SymmetricContraction', contraction, () => contraction.forward(x, Int32Array.of(0), new Float32Array(3))],
+      ['GauntProduct', product, () => product.forward([x, x])],
+      ['Convolution', op, () => op.forward(graph, x, x, x)],
+    ]
+  })()
+  for (const [name, owner, use] of owners) {
+    owner.dispose()
+    const error = caught(use)
+    expectError(error, 'disposed', 'this')
+    expect(error).toMatchObject({ expected: `a live ${name}`, received: 'one after dispose()' })
+  }
+  graph.dispose()
+  const again = Convolution.channelwise('0e', '0e')
+  expectError(caught(() => again.forward(graph, x, x, x)), 'disposed', 'graph')
 })
 
 test.skipIf(!backends().cuda.available)('the length of a device array is its own', () => {

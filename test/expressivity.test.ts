@@ -5,15 +5,17 @@ import { connected, type AnyProduct } from './reference'
 import { random } from './support'
 
 // The linear layers before mix the channels of each block, and one after takes the channels of each output block to one: path (l1, l2, l3) becomes
-// the matrix sum over channels w of c[w] a[u(w)][.] b[v(w)][.]; the layers' weights are the parameters, all paths' matrices together the map.
-function jacobianRank(op: AnyProduct, connect: (mul1: number, mul2: number) => [u: number, v: number][]): number {
+// the matrix sum over channels w of c[w] a[u(w)][.] b[v(w)][.]; the layers' weights are the parameters, all paths' matrices together the map. With factors it is
+// sum over w of t[w] a[w][.] b[w][.], where t[w] is the sum over the terms of the factors of w's three irreps, which are parameters in the place of c.
+function jacobianRank(op: AnyProduct, connect: (mul1: number, mul2: number) => [u: number, v: number][], terms = 0): number {
   const next = random(1)
   const weights = (blocks: typeof op.irrepsIn1.blocks, columns: (mul: number) => number) =>
     blocks.map(({ mul }) => Array.from({ length: mul }, () => Array.from({ length: columns(mul) }, next)))
   const a = weights(op.irrepsIn1.blocks, (mul) => mul), b = weights(op.irrepsIn2.blocks, (mul) => mul), c = weights(op.irrepsOut.blocks, () => 1)
   const numbers = new Map<number[], number>()
+  const factors = [op.irrepsIn1, op.irrepsIn2, op.irrepsOut].map(({ blocks }) => weights(blocks, () => terms))
   let count = 0
-  for (const row of [a, b, c].flat(2)) {
+  for (const row of [a, b, c, factors.flat()].flat(2)) {
     numbers.set(row, count)
     count += row.length
   }
@@ -24,6 +26,22 @@ function jacobianRank(op: AnyProduct, connect: (mul1: number, mul2: number) => [
     for (let i = 0; i < A.length; i++) {
       for (let j = 0; j < B.length; j++) {
         const row = new Float64Array(count)
+        if (terms > 0) {
+          pairs.forEach(([w]) => {
+            const [F, G, H] = [factors[0]![in1]![w]!, factors[1]![in2]![w]!, factors[2]![out]![w]!]
+            const t = F.reduce((sum, f, r) => sum + f * G[r]! * H[r]!, 0)
+            row[numbers.get(A[w]!)! + i]! += t * B[w]![j]!
+            row[numbers.get(B[w]!)! + j]! += t * A[w]![i]!
+            for (let r = 0; r < terms; r++) {
+              const both = A[w]![i]! * B[w]![j]!
+              row[numbers.get(F)! + r]! += both * G[r]! * H[r]!
+              row[numbers.get(G)! + r]! += both * F[r]! * H[r]!
+              row[numbers.get(H)! + r]! += both * F[r]! * G[r]!
+            }
+          })
+          rows.push(row)
+          continue
+        }
         pairs.forEach(([u, v], w) => {
           row[numbers.get(C[w]!)!]! += A[u]![i]! * B[v]![j]!
           row[numbers.get(A[u]!)! + i]! += C[w]![0]! * B[v]![j]!
@@ -97,6 +115,24 @@ test.each([
     using op = new X(in1, in2)
     expect(op.expressivity, X.name).toBe(jacobianRank(op, sameChannel))
   }
+})
+
+test.each([
+  [even(2), even(2)], [both(1), both(1)], ['0e+1o+2e', '0e+1o+2e'], ['1o+2e', '0e+2e', '1o+3o'], ['1o', '1o'],
+  [even(1, 2), even(1, 2)], [even(2, 2), even(2, 2)], [even(1, 3), even(1, 3)], ['2x1o', '2x1o'], ['2x0e+2x1o', '2x0e'], ['2x0e+2x1o', '2x2e'], ['3x0e+3x1o+3x2e', '3x1o'],
+] as [string, string, string?][])('GTP and MTP with factors, of one, two, three and four terms: %s x %s -> %s', (in1, in2, irrepsOut) => {
+  for (const X of [GauntTensorProduct, MatrixTensorProduct]) {
+    for (const rank of [1, 2, 3, 4]) {
+      using op = new X(in1, in2, { weights: true, rank, ...(irrepsOut !== undefined && { irrepsOut }) })
+      expect(op.expressivity, `${X.name}, rank ${rank}`).toBe(jacobianRank(op, sameChannel, rank))
+    }
+  }
+})
+
+// 0e+1e+2e with itself into all: the paths are 14 and 19, and terms of 9 each overlap where an irrep has one path only.
+test('with more terms a product with factors reaches more, at most every weight of its paths', () => {
+  const reached = (X: typeof GauntTensorProduct | typeof MatrixTensorProduct) => [1, 2, 3].map((rank) => new X(even(2), even(2), { weights: true, rank }).expressivity)
+  expect([reached(GauntTensorProduct), reached(MatrixTensorProduct)]).toEqual([[9, 14, 14], [9, 17, 19]])
 })
 
 test.each([['2x0e+1x1o', '2x1o+1x0e'], ['3x1o', '2x1o'], ['2x0e+2x1o', '0e+1o'], ['2x1e+1x1o', '2x1o']])('CGTP full: %s x %s', (in1, in2) => {

@@ -103,6 +103,18 @@ test('normalisations: the elements of all paths or of one, the dimensions, the w
   expect(elements('u<vw', '5x0e', '5x0e', '7x0e')).toEqual([10, 70])
 })
 
+test('a path of weight 0 counts in the normalisation and has weights, as in e3nn, and is none of those that couple', () => {
+  const path = { in1: 0, in2: 0, out: 0, mode: 'uvw', hasWeight: true } as const, nothing = { ...path, in2: 1, pathWeight: 0 }
+  const make = (instructions: Instruction[]) => new ClebschGordanTensorProduct('2x1o', '2x1o+2x3o', { irrepsOut: '1x2e', instructions, dtype: 'float64' })
+  using both = make([path, nothing]), one = make([path])
+  expect([both.weightNumel, both.paths.map(({ coefficient }) => coefficient)]).toEqual([8, [one.paths[0]!.coefficient * Math.SQRT1_2, 0]])
+  expect([both.expressivity, both.interactability]).toEqual([one.expressivity, one.interactability])
+  const next = random(1), x = randomArray('float64', 6, next), y = randomArray('float64', 20, next), weight = randomArray('float64', 8, next)
+  const z = one.forward(x, y.map((v, i) => (i < 6 ? v : 0)), weight.subarray(0, 4))
+  // A rounding of float64 in each of some ten terms of order 1.
+  both.forward(x, y, weight).forEach((v, i) => expect(v).toBeCloseTo(z[i]! * Math.SQRT1_2, 13))
+})
+
 test("a channelwise product keeps e3nn's order: sorted blocks, odd before even, and among equals the order of the pairs", () => {
   using op = channelwise('2x1o+3x0e', '0e+1o', '0e+1o+1e+2e')
   expect(`${op.irrepsOut}`).toBe('2x0e+3x0e+2x1o+3x1o+2x1e+2x2e')
