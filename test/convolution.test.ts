@@ -3,7 +3,7 @@ import { describe, expect, test } from 'vitest'
 import { backends, capture, ClebschGordanTensorProduct, Convolution, DeviceArray, Graph, sphericalHarmonics, type ArrayOf, type DType, type Layout } from '../lib/index'
 import { native } from '../lib/native'
 import { caught } from './caught'
-import { arrayError, blockError, constructors, defaultBackend, dtypes, guarded, layouts, printedWithin9GB, random, randomArray, root, sameBits, tolerance, type Numbers } from './support'
+import { arrayError, blockError, defaultBackend, dtypes, guarded, layouts, printedWithin9GB, random, randomArray, sameBits, tolerance, type Numbers } from './support'
 import { composed, thirdOrderErrors, type Second } from './third_order'
 import { problems, type Problem } from './weighted_problems'
 
