@@ -118,7 +118,7 @@ void run(const Operation& operation, const Call& call, const Terms& terms, long 
   const long affordable = all.weight_sum ? std::max<long>(1, largest_sums_bytes / (operation.weights * long(sizeof(T)) + 1)) : many_tasks;
   const bool scatters = call.sweep && call.sweep->slot == 2 && all.out[0];
   const long few = all.sum[0] || all.sum[1] || all.weight_sum || call.cancel ? std::min(many_tasks, affordable) : 4 * call.threads;
-  const long dim = operation.dim[0], gathered = batch / std::max<long>(16, scattered_bytes / (dim * long(sizeof(T)))) + 1;
+  const long dim = operation.dim[0], gathered = scatters ? batch / std::max<long>(16, scattered_bytes / (dim * long(sizeof(T)))) + 1 : 0;
   const long wanted = !scatters ? few : all.weight_sum ? std::min(gathered, affordable) : gathered;
   const long rows = std::max<long>(unit, (batch + wanted * unit - 1) / (wanted * unit) * unit);
   const std::vector<long> nodes = call.sweep ? node_tasks(*call.sweep, wanted) : std::vector<long>();
