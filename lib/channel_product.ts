@@ -96,7 +96,7 @@ export function channelProductForm(
     if (block.mul === 0) return []
     const found = pathsInto(block.ir)
     if (found.length === 0) {
-      const code = reached.blocks.filter(({ mul }) => mul > 0).length === 1 ? 'no_path' : 'unreachable_output'
+      const code = irrepsOf(reached).length === 1 ? 'no_path' : 'unreachable_output'
       throw unreached(code, { argument: 'options.irrepsOut', irreps: [block.ir], ...pairsOf(in1, in2), further: rule })
     }
     return found.map((path) => ({ ...path, out: o }))
@@ -159,8 +159,7 @@ function removeSpan(v: Float64Array, basis: readonly Float64Array[]): number {
 
 /** @throws EquitensorError `invalid_option`: native code counts them in 32 bits. */
 export function factorCount({ in1, in2, out, mul }: ChannelProductForm, rank: number): number {
-  const irreps = [in1, in2, out].flatMap(({ blocks }) => blocks.filter((block) => block.mul > 0))
-  const count = rank * irreps.length * mul
+  const count = rank * [in1, in2, out].flatMap(irrepsOf).length * mul
   if (count >= 2 ** 31) throw argumentError('invalid_option', rank > 1 ? 'options.rank' : 'options.weights', 'less than 2^31 weights', `${count}`)
   return count
 }
@@ -179,7 +178,7 @@ export function packChannelProduct<D extends DType>(
   const mixes = in1.blocks.some((b1) =>
     in2.blocks.some((b2) => out.blocks.some((b3) => b1.ir.p * b2.ir.p !== b3.ir.p && couples(b1.ir.l, b2.ir.l, b3.ir.l))),
   )
-  const parities = (irreps: Irreps) => (mixes ? [...new Set(irreps.blocks.filter((b) => b.mul > 0).map(({ ir }) => ir.p))] : [1 as const])
+  const parities = (irreps: Irreps) => (mixes ? [...new Set(irrepsOf(irreps).map(({ p }) => p))] : [1 as const])
   const part = (p: readonly number[], ir: Irrep) => (mixes ? p.indexOf(ir.p) : 0)
   const [p1, p2, p3] = [parities(in1), parities(in2), parities(out)]
   const products = p1.flatMap((a, i) => p2.flatMap((b, j) => (mixes && !p3.includes((a * b) as 1 | -1) ? [] : [[i, j, mixes ? p3.indexOf((a * b) as 1 | -1) : 0]])))

@@ -250,7 +250,7 @@ function unweightedForm<D extends DType>(
 
 function keepOf(filterIrrepsOut: IrrepsLike | undefined, argument: string): Keep {
   if (filterIrrepsOut === undefined) return () => true
-  const kept = new Set(toIrreps(filterIrrepsOut, argument).blocks.filter(({ mul }) => mul > 0).map(({ ir }) => irrepKey(ir)))
+  const kept = new Set(irrepsOf(toIrreps(filterIrrepsOut, argument)).map(irrepKey))
   return (ir) => kept.has(irrepKey(ir))
 }
 

@@ -85,17 +85,17 @@ class FactorsOperation<D extends DType> {
     if (requireSignals(this.irrepsOut, 'options.irrepsOut') !== mul) {
       throw argumentError('unequal_multiplicities', 'options.irrepsOut', `multiplicity ${mul} as the factors have`, `'${this.irrepsOut}'`)
     }
-    const blocksOut = this.irrepsOut.blocks.filter(({ mul }) => mul > 0)
-    for (const { ir } of blocksOut) {
+    const irrepsOfOut = irrepsOf(this.irrepsOut)
+    for (const ir of irrepsOfOut) {
       if (reached.has(irrepKey(ir))) continue
-      const code = blocksOut.length === 1 ? 'no_path' : 'unreachable_output'
+      const code = irrepsOfOut.length === 1 ? 'no_path' : 'unreachable_output'
       const of = factors.map((irreps) => `'${irreps}'`).join(' times ')
       throw unreached(code, { argument: 'options.irrepsOut', irreps: [ir], products: [irrepsOfFactors], of, further: 'an even sum of all l' })
     }
     const degrees = degree + this.irrepsOut.lmax
     this.grid = Object.freeze(internals.grid ?? { beta: Math.floor(degrees / 2) + 1, alpha: degrees + 1 })
     // Where a product would reach an output with the other parity, even and odd irreps are multiplied apart.
-    const mixes = blocksOut.some(({ ir: { l, p } }) => reached.has(irrepKey({ l, p: -p as 1 | -1 })))
+    const mixes = irrepsOfOut.some(({ l, p }) => reached.has(irrepKey({ l, p: -p as 1 | -1 })))
     const form = {
       isDouble: resolved.dtype === 'float64',
       mul,
