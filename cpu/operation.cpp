@@ -63,12 +63,12 @@ std::vector<long> node_tasks(const Sweep& sweep, long wanted) {
 // Of a convolution in the order of the receivers: rows of x's gradient, one an edge, wait in the cache for being added to the senders' rows.
 constexpr long scattered_bytes = 256 << 10;
 
-// Some tasks at a time, compute(task, scratch, rows of its edges), and then their rows are added in the order of the edges, each thread a part of every row:
+// With threads, some tasks at a time, compute(task, scratch, rows of its edges), and then their rows are added in the order of the edges, each thread a part of every row:
 // so the sums do not depend on the number of threads either.
 template <class T, class Compute>
 void scatter(const Call& call, const std::vector<long>& nodes, T* to, long dim, long scratch_bytes, const Compute& compute, decltype(TypedKernels<T>::scatter_rows) scatter_rows) {
   const Sweep& sweep = *call.sweep;
-  const long tasks = long(nodes.size()) - 1, at_once = call.threads > 1 ? 4 * call.threads : 1;
+  const long tasks = long(nodes.size()) - 1, at_once = 4 * call.threads;
   const auto first_edge = [&](long task) { return long(sweep.begin[nodes[size_t(std::min(task, tasks))]]); };
   long most = 0;
   for (long task = 0; task < tasks; task += at_once) most = std::max(most, first_edge(task + at_once) - first_edge(task));
@@ -136,7 +136,7 @@ void run(const Operation& operation, const Call& call, const Terms& terms, long 
   const auto compute = [&](long task, void* scratch, T* gradients) {
     if (call.cancel && *call.cancel) return;
     Operands<T> mine = all;
-    if (scatters) mine.out[0] = gradients;
+    if (gradients) mine.out[0] = gradients;
     for (int s = 0; s < slot_count; ++s)
       if (all.sum[s]) mine.out[s] = sums[s].rows.data() + task * operation.dim[s];
     if (all.weight_sum) mine.weight_out = sums[slot_count].rows.data() + task * operation.weights;
@@ -145,7 +145,9 @@ void run(const Operation& operation, const Call& call, const Terms& terms, long 
     else
       kernel(mine, task * rows, std::min(batch, (task + 1) * rows), scratch);
   };
-  if (scatters)
+  // One thread adds each row when it has it, in the same order.
+  all.adds_by_sender = scatters && call.threads == 1;
+  if (scatters && !all.adds_by_sender)
     scatter(call, nodes, all.out[0], dim, scratch_bytes, compute, scatter_rows);
   else
     parallel_for(call.threads, tasks, scratch_bytes, [&](long task, void* scratch) { compute(task, scratch, nullptr); });

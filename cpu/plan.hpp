@@ -26,9 +26,10 @@ struct Operands {
   bool accumulate;       // add to what the results hold
   bool stream;           // the results outgrow the cache: write them past it
   // Of a convolution: [begin, end) are its nodes; otherwise null. In the order of the receivers out[0] has a row of x's gradient an edge, from that of
-  // node `begin` on, by component; x_by_component: so have the rows of x and its direction, whatever the layout.
+  // node `begin` on, by component; x_by_component: so have the rows of x and its direction, whatever the layout. adds_by_sender: out[0] has the senders' rows
+  // themselves, to which one thread adds.
   const Sweep* sweep;
-  bool x_by_component;
+  bool x_by_component, adds_by_sender;
 };
 
 // One variant's kernel of one operation. Items [begin, end); scratch as large as scratch() says, aligned to 64 bytes.

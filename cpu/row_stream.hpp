@@ -70,17 +70,13 @@ class RowStream {
   void appended(int n) { to_ += n; }
 
   void finish() {
-    T lanes[width<T>];
-    store(lanes, before_);
-    for (int i = foreign_; i < waiting_; ++i) to_[i] = lanes[i];
+    store_lanes(to_, before_, foreign_, waiting_);
   }
 
  private:
   EQUITENSOR_INLINE void write(Vector<T> whole) {
     if (foreign_ > 0) {  // the vector's beginning is somebody else's
-      T lanes[width<T>];
-      store(lanes, whole);
-      for (int i = foreign_; i < width<T>; ++i) to_[i] = lanes[i];
+      store_lanes(to_, whole, foreign_, width<T>);
       foreign_ = 0;
     } else {
       stream(to_, whole);

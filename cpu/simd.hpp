@@ -47,6 +47,10 @@ EQUITENSOR_INLINE Vector<T> load_both(const T*, const T* last, int) { return {*l
 template <class T>
 EQUITENSOR_INLINE void store_partial(T* p, Vector<T> v, int) { *p = v.value; }
 template <class T>
+EQUITENSOR_INLINE void store_lanes(T* p, Vector<T> v, int begin, int end) {
+  if (begin < end) *p = v.value;
+}
+template <class T>
 EQUITENSOR_INLINE void stream(T* p, Vector<T> v) { *p = v.value; }
 EQUITENSOR_INLINE void stream_fence() {}
 template <class T>
@@ -135,6 +139,21 @@ EQUITENSOR_INLINE void store_partial(T* p, Vector<T> v, int n) {
 #else
   for (int i = 0; i < width<T>; ++i)
     if (i < n) p[i] = v[i];
+#endif
+}
+
+// Lanes begin, ..., end - 1 to where they are in a vector at p.
+template <class T>
+EQUITENSOR_INLINE void store_lanes(T* p, Vector<T> v, int begin, int end) {
+#if defined(__AVX512F__)
+  const unsigned mask = (1u << end) - (1u << begin);
+  if constexpr (sizeof(T) == 4)
+    _mm512_mask_storeu_ps(p, __mmask16(mask), (__m512)v);
+  else
+    _mm512_mask_storeu_pd(p, __mmask8(mask), (__m512d)v);
+#else
+  for (int i = 0; i < width<T>; ++i)
+    if (begin <= i && i < end) p[i] = v[i];
 #endif
 }
 

@@ -13,25 +13,35 @@ struct WeightedBuffers {
   T *lanes[operand_count];            // blocks that lie by channel in the row, by component; of z one block at a time, but for nodes
   T *turned, *turned_direction;       // weights of instructions that want them transposed
   T *ones, *zeros, *unused;
-  T *matrix, *matrix_direction, *edge_matrices;
+  T *matrix, *matrix_direction, *edge_matrices, *edge_matrix_directions;
   Vector<T> *matrices, *matrices_direction, *dmatrix;
   T *t, *t_direction, *g, *g_direction;
   T *z, *row;                         // a block of the result, and what is about to be written
+  long weight_pitch;
   T* node;                            // of a convolution: the result that is summed over a node's edges, by component
-  T *gradient[2], *weight_gradient;
-  Vector<T>* sums[2];                 // of a matrix operand: the lanes of its gradient are still to be added up
+  T *gradient[2], *weight_gradient;   // of weights a row for every edge of a group
+  Vector<T>* sums[2];                 // of a matrix operand: the lanes of its gradient are still to be added up; of y for every edge
+  T *x_rows, *ax_rows, *dx_rows;      // of a group's edges, aligned
+  long x_pitch;
+  T* entry_sums;                      // dM of a group's edges, its lanes added up
   WeightedBuffers(const WeightedPlan<T>& plan, Scratch<T>& scratch) {
     const auto take = [&](long n) { return reinterpret_cast<T*>(scratch.take((n + width<T> - 1) / width<T> + 1)); };
     for (int o = 0; o < operand_count; ++o) lanes[o] = take(plan.dim[slot_of(o)]);
     turned = take(plan.weights), turned_direction = take(plan.weights);
     for (T** constant : {&ones, &zeros, &unused}) *constant = take(plan.max_lanes);
-    matrix = take(plan.max_pitch), matrix_direction = take(plan.max_pitch), edge_matrices = take(EdgeGroup<T>::most * long(plan.max_pitch));
-    for (Vector<T>** entries : {&matrices, &matrices_direction, &dmatrix}) *entries = scratch.take(plan.max_entries);
+    constexpr int edges = EdgeGroup<T>::most;
+    matrix = take(plan.max_pitch), matrix_direction = take(plan.max_pitch);
+    for (T** of_edges : {&edge_matrices, &edge_matrix_directions, &entry_sums}) *of_edges = take(edges * long(plan.max_pitch));
+    for (Vector<T>** entries : {&matrices, &matrices_direction}) *entries = scratch.take(plan.max_entries);
+    dmatrix = scratch.take(edges * long(plan.max_entries));
     for (T** staged : {&t, &t_direction, &g, &g_direction}) *staged = take(plan.max_staged);
     z = take(plan.max_block), node = take(plan.dim[2]);
     row = take(maximum(maximum(plan.dim[0], plan.dim[1]), maximum(plan.max_block, plan.weights)));
-    for (int s = 0; s < 2; ++s) gradient[s] = take(plan.dim[s]), sums[s] = scratch.take(plan.makes_matrices[s] ? plan.dim[s] : 0);
-    weight_gradient = take(plan.weights);
+    for (int s = 0; s < 2; ++s) gradient[s] = take(plan.dim[s]), sums[s] = scratch.take(plan.makes_matrices[s] ? (s == 1 ? edges : 1) * plan.dim[s] : 0);
+    x_pitch = (plan.dim[0] + width<T> - 1) / width<T> * width<T>;
+    for (T** of_edges : {&x_rows, &ax_rows, &dx_rows}) *of_edges = take((plan.mixes ? 0 : edges) * x_pitch);
+    weight_pitch = (plan.weights + width<T> - 1) / width<T> * width<T>;
+    weight_gradient = take((plan.mixes ? 1 : edges) * weight_pitch);
   }
 };
 
@@ -42,12 +52,19 @@ class WeightedItem {
     for (int c = 0; c < plan.max_lanes; ++c) buffer_.ones[c] = 1, buffer_.zeros[c] = 0, buffer_.unused[c] = 0;
     differentiates_ = wants(0) || wants(1) || a.weight_out;
     doubles_ = a.in[x_direction] || a.in[y_direction] || a.weight_direction;
-    for (int s = 0; s < 2; ++s) clear(buffer_.gradient[s], plan.dim[s]), clear_sums(s);
+    for (int s = 0; s < 2; ++s) clear(buffer_.gradient[s], plan.dim[s]), clear_sums(s, s == 1 ? EdgeGroup<T>::most : 1);
     if (a.sweep) clear(buffer_.node, plan.dim[2]);
-    clear(buffer_.weight_gradient, plan.weights);
+    clear(buffer_.weight_gradient, int((plan.mixes ? 1 : EdgeGroup<T>::most) * buffer_.weight_pitch));
     gradient_adds_[0] = a.sum[0], gradient_adds_[1] = a.sum[1];
-    groups_ = a.sweep && !differentiates_ && !doubles_;
-    for (int i = 0; i < plan.instruction_count; ++i) groups_ &= !plan.instructions[i].mixed && !plan.instructions[i].same_channel && !plan.instructions[i].weight_columns;
+    int weight = 0;
+    for (int i = 0; i < plan.instruction_count; ++i) weights_in_order_ &= plan.instructions[i].weight == weight, weight += plan.instructions[i].weights;
+    weights_in_order_ &= weight == plan.weights;
+    // Results beside z go by groups of edges in the order of the receivers, and where x's channels are the lanes.
+    groups_ = a.sweep && !plan.mixes && (differentiates_ ? a.sweep->slot == 2 : !doubles_);
+    for (int i = 0; i < plan.instruction_count; ++i) {
+      const Instruction& in = plan.instructions[i];
+      groups_ &= !in.mixed && !in.same_channel && !in.weight_columns && (!differentiates_ || in.lane_operand == 0);
+    }
     for (int s = 0; s < 2; ++s)
       for (int b = 0; b < plan.block_count[s]; ++b) groups_ &= by_component(s, plan.blocks[s][b]);
   }
@@ -74,9 +91,14 @@ class WeightedItem {
     const int last = sweep.begin[end];
     for (int node = int(begin), e = sweep.begin[begin]; node < end; ++node) {
       const int first = e, next = sweep.begin[node + 1];
-      for (int groups = (next - e + EdgeGroup<T>::most - 1) / EdgeGroup<T>::most; groups_ && groups > 0; --groups) {
+      const int most = doubles_ ? EdgeGroup<T>::most_doubly : EdgeGroup<T>::most;
+      for (int groups = (next - e + most - 1) / most; groups_ && groups > 0; --groups) {
         const int count = (next - e + groups - 1) / groups;
-        sum_group(e, count, e + 2 * count <= last, e > first);
+        const bool asks_ahead = e + 2 * count <= last;
+        if (differentiates_)
+          differentiate_group(node, e, count, asks_ahead, e > first, e - sweep.begin[begin]);
+        else
+          sum_group(e, count, asks_ahead, e > first);
         e += count;
       }
       for (; e < next; ++e) {
@@ -84,9 +106,9 @@ class WeightedItem {
         const Rows at = edge_at(node, e);
         take(at, e + 1 < next ? edge_at(node, e + 1) : e + 1 < last ? edge_at(node_behind(node), e + 1) : at);
         run_instructions(nullptr);
-        if (wants(0) && !by_sender) write_row(0, a_.out[0] + (e - sweep.begin[begin]) * plan_.dim[0], false);
+        if (wants(0) && !by_sender) write_row(0, a_.adds_by_sender ? a_.out[0] + at.slot[0] : a_.out[0] + (e - sweep.begin[begin]) * plan_.dim[0], a_.adds_by_sender);
         if (wants(1) && !a_.sum[1]) write_row(1, a_.out[1] + at.slot[1], a_.accumulate);
-        if (a_.weight_out && !a_.weight_sum) write_weight_row(a_.weight_out + at.weight);
+        if (a_.weight_out && !a_.weight_sum) write_weight_row(at);
       }
       if (wants(2)) write_node(nodes, e == first);
       if (wants(0) && by_sender) {
@@ -96,7 +118,7 @@ class WeightedItem {
     }
     nodes.finish();
     if (a_.sum[1]) write_row(1, a_.out[1], false);
-    if (a_.weight_sum) write_weight_row(a_.weight_out);
+    if (a_.weight_sum) write_weight_row(Rows{});
   }
 
  private:
@@ -139,9 +161,13 @@ class WeightedItem {
       if (again || (o == z_operand && !z_of_node())) continue;
       for (int b = 0; b < plan_.block_count[s]; ++b) {
         const PlanBlock& block = plan_.blocks[s][b];
-        if (by_component(s, block)) continue;
+        T* const lanes = buffer_.lanes[o] + block.offset;
+        if (by_component(s, block)) {
+          if (o == z_operand) copy(row + block.offset, lanes, block.mul * block.components);
+          continue;
+        }
         prefetch_row(row + block.offset + ahead_[s], block.mul * block.components);
-        turn_block<true>(row + block.offset, block, buffer_.lanes[o] + block.offset);
+        turn_block<true>(row + block.offset, block, lanes);
       }
     }
     const T* const weight = a_.weight ? a_.weight + at.weight : nullptr;
@@ -299,7 +325,7 @@ class WeightedItem {
       View z{nullptr, block.mul};
       if (differentiates_ && !empty) {
         z.at = row_[z_operand] + block.offset, z.ahead = ahead_[2];
-        if (!block.by_component && z_of_node()) {
+        if (z_of_node()) {
           z.at = buffer_.lanes[z_operand] + block.offset, z.ahead = 0;
         } else if (!block.by_component) {
           prefetch_row(z.at + ahead_[2], n);
@@ -374,6 +400,142 @@ class WeightedItem {
     }
   }
 
+  // The gradients of these edges, `number` from the task's first one. Path by path, whose block of z stays in L1, and then edge by edge.
+  // What the kernels read again and again lies aligned: from where callers' arrays begin, every vector would be of two lines.
+  void differentiate_group(int node, int e, int count, bool asks_ahead, bool adds, long number) {
+    constexpr int most = EdgeGroup<T>::most;
+    Rows rows[most], ahead[most];
+    const int dim = plan_.dim[0];
+    const long entry_pitch = a_.sum[1] ? 0 : plan_.dim[1], weight_pitch = a_.weight_sum ? 0 : buffer_.weight_pitch;
+    for (int n = 0; n < count; ++n) {
+      rows[n] = edge_at(node, e + n), ahead[n] = asks_ahead ? edge_at(node, e + count + n) : rows[n];
+      for (int o : {y_operand, y_direction})
+        if (a_.in[o]) prefetch_row(a_.in[o] + ahead[n].slot[1], plan_.dim[1] <= 4 * line<T> ? plan_.dim[1] : 0);
+      if (a_.in[x_operand]) copy(a_.in[x_operand] + rows[n].slot[0], buffer_.x_rows + n * buffer_.x_pitch, dim);
+      if (a_.in[x_direction]) copy(a_.in[x_direction] + rows[n].slot[0], buffer_.ax_rows + n * buffer_.x_pitch, dim);
+      for (int b = 0; wants(0) && b < plan_.block_count[0]; ++b) {
+        const PlanBlock& block = plan_.blocks[0][b];
+        for (int c = 0; !block.gradient_made && c < block.mul * block.components; ++c) buffer_.dx_rows[n * buffer_.x_pitch + block.offset + c] = 0;
+      }
+    }
+    take(rows[0], rows[0]);  // z
+    // Rows of x, and of its gradient where it is added to, are asked for a part an instruction.
+    const auto ask = [&](int i) EQUITENSOR_LAMBDA {
+      const long lines = (dim + line<T> - 1) / line<T>, first = lines * i / plan_.instruction_count * line<T>, end = lines * (i + 1) / plan_.instruction_count * line<T>;
+      for (int n = 0; n < count; ++n)
+        for (long c = first; c < end; c += line<T>) {
+          if (a_.adds_by_sender) __builtin_prefetch(a_.out[0] + rows[n].slot[0] + c, 1, 2);
+          for (int o : {x_operand, x_direction})
+            if (a_.in[o]) __builtin_prefetch(a_.in[o] + ahead[n].slot[0] + c, 0, 2);
+        }
+      // Of weights those of the next instruction: they are read once, and are to leave the caches to the rows of nodes.
+      const bool last = i + 1 == plan_.instruction_count;
+      const Instruction& next = plan_.instructions[last ? 0 : i + 1];
+      for (const T* weights : {a_.weight, a_.weight_direction})
+        for (int n = 0; weights && next.weight >= 0 && n < count; ++n)
+          for (int c = 0; c < next.weights; c += line<T>) __builtin_prefetch(weights + (last ? ahead : rows)[n].weight + next.weight + c, 0, 0);
+    };
+    const auto y_of = [&](int operand, int block_index, int n) EQUITENSOR_LAMBDA -> View {
+      const PlanBlock& block = plan_.blocks[1][block_index];
+      if (!a_.in[operand]) return {buffer_.zeros, 0};
+      return {a_.in[operand] + rows[n].slot[1] + block.offset, block.mul};
+    };
+    const auto x_of = [&](int operand, T* of_edges, const Instruction& in, const PlanChannels& s, int n) EQUITENSOR_LAMBDA -> View {
+      const PlanBlock& block = plan_.blocks[0][in.lane_block];
+      if (!a_.in[operand]) return {buffer_.zeros, 0};
+      return {of_edges + n * buffer_.x_pitch + block.offset + s.lane, block.mul};
+    };
+    const auto weights_of = [&](const T* weights, const Instruction& in, const PlanChannels& s, int n, T* otherwise) EQUITENSOR_LAMBDA -> View {
+      if (in.weight < 0 || !weights) return {otherwise, 0};
+      return {weights + rows[n].weight + in.weight + s.weight, 0};
+    };
+    const bool streams = a_.weight_out && !a_.weight_sum, streams_parts = streams && weights_in_order_;
+    // Lines that rows share are stored to, not streamed: what waits for one of them holds up all others.
+    for (int n = 0; streams && n < count; ++n)
+      for (long c : {0, plan_.weights}) __builtin_prefetch(a_.weight_out + rows[n].weight + c, 1, 3);
+    RowStream<T> weight_rows[most] = {weight_row(rows[0]), weight_row(rows[count > 1 ? 1 : 0]), weight_row(rows[count > 2 ? 2 : 0]), weight_row(rows[count > 3 ? 3 : 0])};
+    for (int i = 0; i < plan_.instruction_count; ++i) {
+      const Instruction& in = plan_.instructions[i];
+      const PlanBlock &block = plan_.blocks[2][in.out_block], &lane_block = plan_.blocks[0][in.lane_block];
+      ask(i);
+      for (int k = 0; k < in.segment_count; ++k) {
+        const PlanChannels& s = in.segments[k];
+        for (int n = 0; n < count; ++n) {
+          make_matrix(in, s, y_of(y_operand, in.matrix_block, n), buffer_.edge_matrices + n * in.pitch);
+          if (doubles_) make_matrix(in, s, y_of(y_direction, in.matrix_block, n), buffer_.edge_matrix_directions + n * in.pitch);
+        }
+        const View z{buffer_.lanes[z_operand] + block.offset + s.out, block.mul};
+        for_each_rows(in, block.mul, [&](int first, auto outputs, const MatrixRows& matrix_rows) EQUITENSOR_LAMBDA {
+          for (int n = 0; n < count; ++n) {
+            const View w = weights_of(a_.weight, in, s, n, buffer_.ones), z_part{z.at + first * z.pitch, z.pitch};
+            const View x = x_of(x_operand, buffer_.x_rows, in, s, n);
+            T* const dw = in.weight < 0 || !a_.weight_out ? buffer_.unused : buffer_.weight_gradient + n * weight_pitch + (streams_parts ? 0 : in.weight) + s.weight;
+            T* const to = buffer_.dx_rows + n * buffer_.x_pitch + lane_block.offset + s.lane;
+            const T* const matrix = buffer_.edge_matrices + n * in.pitch + first;
+            Vector<T>* const dmatrix = buffer_.dmatrix + n * in.entries + first;
+            const bool dx_adds = adds_gradient(in, s, first), dw_adds = a_.weight_sum || first > 0;
+            if (doubles_) {
+              const View ax = x_of(x_direction, buffer_.ax_rows, in, s, n), aw = weights_of(a_.weight_direction, in, s, n, buffer_.zeros);
+              const Directional<T> a{w, aw, x, ax, z_part, buffer_.node + block.offset + s.out + first * z.pitch, z.pitch, adds || n > 0 || in.adds || s.adds,
+                                     to, lane_block.mul, dw, dx_adds, dw_adds, dmatrix};
+              direct_rows<outputs>(matrix_rows, matrix, buffer_.edge_matrix_directions + n * in.pitch + first, a, s.lanes);
+            } else {
+              const Gradient<T> a{w, x, z_part, to, lane_block.mul, dw, dx_adds, dw_adds, dmatrix};
+              if (wants(1))
+                differentiate_rows<outputs, true>(matrix_rows, matrix, a, s.lanes);
+              else
+                differentiate_rows<outputs, false>(matrix_rows, matrix, a, s.lanes);
+            }
+          }
+        });
+        if (k + 1 == in.segment_count && streams_parts)
+          for (int n = 0; n < count; ++n) weight_rows[n].append(buffer_.weight_gradient + n * weight_pitch, in.weights);
+        if (!wants(1)) continue;
+        const int entries = count * in.entries;
+        for (int first = 0; first < entries; first += width<T>) {
+          Vector<T> lanes[width<T>];
+          for (int l = 0; l < width<T>; ++l) lanes[l] = buffer_.dmatrix[minimum(first + l, entries - 1)];
+          store(buffer_.entry_sums + first, sum_lanes<T>(lanes));
+        }
+        const PlanBlock& y_block = plan_.blocks[1][in.matrix_block];
+        for (int n = 0; n < count; ++n) {
+          Vector<T>* const sums = buffer_.sums[1] + n * entry_pitch + y_block.offset + s.matrix_channel;
+          const T* const of_edge = buffer_.entry_sums + n * in.entries;
+          for_each_vector<T>(in.entries, [&](int entry, auto part) EQUITENSOR_LAMBDA {
+            const Vector<T> value = part.load(of_edge + entry);
+            for (int j = 0; j < in.matrix_components; ++j) sums[j * y_block.mul] += load(in.coefficients + j * in.pitch + entry) * value;
+          });
+        }
+      }
+    }
+    for (int n = 0; n < count; ++n) {
+      if (wants(1) && !a_.sum[1]) write_sums(buffer_.sums[1] + n * entry_pitch, plan_.dim[1], a_.out[1] + rows[n].slot[1], a_.accumulate);
+      if (streams && !streams_parts) weight_rows[n].append(buffer_.weight_gradient + n * weight_pitch, plan_.weights);
+      if (streams) weight_rows[n].finish();
+      if (!wants(0)) continue;
+      T* const to = a_.out[0] + (a_.adds_by_sender ? rows[n].slot[0] : (number + n) * dim);
+      const T* const from = buffer_.dx_rows + n * buffer_.x_pitch;
+      for_each_vector<T>(dim, [&](int c, auto part) EQUITENSOR_LAMBDA {
+        part.store(to + c, a_.adds_by_sender ? part.load(to + c) + part.load(from + c) : part.load(from + c));
+      });
+    }
+  }
+  // The lanes of every sum, which is cleared.
+  void write_sums(Vector<T>* sums, int count, T* to, bool accumulates) {
+    constexpr int w = width<T>;
+    for (int c = 0; c < count; c += w) {
+      Vector<T> lanes[w];
+      for (int i = 0; i < w; ++i) lanes[i] = sums[minimum(c + i, count - 1)];
+      for (int i = 0; i < minimum(w, count - c); ++i) sums[c + i] = Vector<T>{};
+      const Vector<T> sum = sum_lanes<T>(lanes);
+      const auto write = [&](auto part) EQUITENSOR_LAMBDA { part.store(to + c, accumulates ? part.load(to + c) + sum : sum); };
+      if (c + w <= count)
+        write(Whole<T>{});
+      else
+        write(Part<T>{count - c});
+    }
+  }
+
   template <class M>
   void run_instruction(const Instruction& in, View z, M* matrix, M* matrix_direction) {
     const View x = lane_view(in, false), y = matrix_view(in, false);
@@ -430,6 +592,15 @@ class WeightedItem {
     for_each_part(in, [&](auto inputs, int first, auto outputs, auto row) EQUITENSOR_LAMBDA {
       multiply_matrix<outputs>(inputs, row, matrix + first_entry(in, first), inputs_of(in, x, first), scale, out + first * out_pitch, out_pitch, adds, lanes);
     });
+  }
+
+  // The same for kernels that take rows of M one after the other: body(first output, outputs, rows).
+  template <class Body>
+  EQUITENSOR_INLINE void for_each_rows(const Instruction& in, long z_pitch, Body&& body) {
+    if (in.copies > 1)
+      body(0, Int<1>{}, MatrixRows{in.copies, 0, z_pitch});
+    else
+      for_each_outputs(in.outputs, [&](int first, auto outputs) EQUITENSOR_LAMBDA { body(first, outputs, MatrixRows{in.inputs, in.outputs, 0}); });
   }
 
   // Of the lane operand, the weights and M, with z the gradient of M's product.
@@ -518,11 +689,14 @@ class WeightedItem {
     return {weights + mix.weight, mix.pitch, in.weight < 0 ? 0 : weight_ahead_, mix.count, in.mixed};
   }
 
+  static void copy(const T* from, T* to, int n) {
+    for_each_vector<T>(n, [&](int c, auto part) EQUITENSOR_LAMBDA { part.store(to + c, part.load(from + c)); });
+  }
   void clear(T* from, int n) {
     for (int c = 0; c < n; c += width<T>) store(from + c, Vector<T>{});
   }
-  void clear_sums(int slot) {
-    for (int c = 0; plan_.makes_matrices[slot] && c < plan_.dim[slot]; ++c) buffer_.sums[slot][c] = Vector<T>{};
+  void clear_sums(int slot, int rows = 1) {
+    for (int c = 0; plan_.makes_matrices[slot] && c < rows * plan_.dim[slot]; ++c) buffer_.sums[slot][c] = Vector<T>{};
   }
 
   void write_gradient(int slot, RowStream<T>& result) {
@@ -560,10 +734,13 @@ class WeightedItem {
     RowStream<T> row(to, false, accumulates);
     write_gradient(slot, row);
   }
-  void write_weight_row(T* to) {
-    RowStream<T> row(to, a_.stream && !a_.weight_sum && plan_.weights >= 8 * line<T>, a_.accumulate && !a_.weight_sum);
+  void write_weight_row(const Rows& at) {
+    RowStream<T> row = weight_row(at);
     write_weight_gradient(row);
     row.finish();
+  }
+  RowStream<T> weight_row(const Rows& at) const {
+    return {a_.weight_out ? a_.weight_out + at.weight : nullptr, a_.stream && !a_.weight_sum && plan_.weights >= 8 * line<T>, a_.accumulate && !a_.weight_sum};
   }
 
   void write_weight_gradient(RowStream<T>& result) {
@@ -584,6 +761,7 @@ class WeightedItem {
   WeightedBuffers<T> buffer_;
   RowStream<T>* straight_ = nullptr;  // where the instruction's output goes, if it is not staged
   bool differentiates_, doubles_;  // results beside z; with directions
+  bool weights_in_order_ = true;   // of the instructions, one's behind the other's
   bool groups_;                    // a convolution whose edges go several at a time
   const T* row_[operand_count] = {};
   const T *weight_ = nullptr, *weight_direction_ = nullptr;
