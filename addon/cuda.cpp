@@ -305,7 +305,7 @@ Napi::Value create_weighted(const Napi::CallbackInfo& info) {
 Napi::Value create_gaunt(const Napi::CallbackInfo& info) {
   return create(info, [](int device, const Napi::Object& o) {
     const ChannelForm f = read_channel_product(o);
-    return with_factors(make_gaunt(device, f.is_double, f.mul, f.slots, f.products, read_grid(o)), integer(o, "rank"), f.slots);
+    return make_gaunt(device, f.is_double, integer(o, "rank"), f.mul, f.slots, f.products, read_grid(o));
   });
 }
 Napi::Value create_gaunt_product(const Napi::CallbackInfo& info) {
@@ -317,19 +317,19 @@ Napi::Value create_gaunt_product(const Napi::CallbackInfo& info) {
 Napi::Value create_fourier(const Napi::CallbackInfo& info) {
   return create(info, [](int device, const Napi::Object& o) {
     const ChannelForm f = read_channel_product(o);
-    return with_factors(make_fourier(device, f.is_double, f.mul, f.slots, f.products, boolean(o, "fft")), integer(o, "rank"), f.slots);
+    return make_fourier(device, f.is_double, integer(o, "rank"), f.mul, f.slots, f.products, boolean(o, "fft"));
   });
 }
 Napi::Value create_matrix(const Napi::CallbackInfo& info) {
   return create(info, [](int device, const Napi::Object& o) {
     const ChannelForm f = read_channel_product(o);
-    return with_factors(make_matrix(device, f.is_double, f.mul, f.slots, f.products, integer(o, "k")), integer(o, "rank"), f.slots);
+    return make_matrix(device, f.is_double, integer(o, "rank"), f.mul, f.slots, f.products, integer(o, "k"));
   });
 }
 Napi::Value create_matrix_block(const Napi::CallbackInfo& info) {
   return create(info, [](int device, const Napi::Object& o) {
     const ChannelForm f = read_channel_product(o);
-    return with_factors(make_matrix_block(device, f.is_double, f.mul, f.slots, read_block_paths(o)), integer(o, "rank"), f.slots);
+    return make_matrix_block(device, f.is_double, integer(o, "rank"), f.mul, f.slots, read_block_paths(o));
   });
 }
 Napi::Value create_symmetric_contraction(const Napi::CallbackInfo& info) {

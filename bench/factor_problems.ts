@@ -26,6 +26,6 @@ const make = (operation: Operation, L: number): OperationProblem['make'] => (opt
 
 export const factorProblems: readonly OperationProblem[] = operations.filter(({ name }) => !name.startsWith('cgtp')).flatMap((operation) =>
   Array.from({ length: highestDegree }, (_, n) => n + 1).map((L) => ({
-    name: `${operation.name}-${L}`, meaning: `${operation.meaning}, 0..${L} x 0..${L} -> 0..${2 * L}, with factors`, source, L, hasOneChannel: true, countedAtOnce: 128, make: make(operation, L),
+    name: `${operation.name}-${L}`, meaning: `${operation.meaning}, 0..${L} x 0..${L} -> 0..${2 * L}, with factors`, source, L, hasOneChannel: true, countedAtOnce: 512, make: make(operation, L),
   })),
 )

@@ -64,6 +64,6 @@ export const manyBodyProblems: readonly OperationProblem[] = [
   },
   ...[1, 2].map((channels): OperationProblem => {
     const irreps = ['0e', '1o', '2e', '3o'].map((ir) => `${channels}x${ir}`).join('+')
-    return { name: `tensor-square-${channels}`, meaning: `x (x) x of ${irreps}, every two channels once`, source: 'e3nn.o3.TensorSquare, without weights', make: square(irreps), countedAtOnce: 128 }
+    return { name: `tensor-square-${channels}`, meaning: `x (x) x of ${irreps}, every two channels once`, source: 'e3nn.o3.TensorSquare, without weights', make: square(irreps), countedAtOnce: 512 }
   }),
 ]

@@ -4,7 +4,7 @@
 #include "core/fourier_plan.hpp"
 #include "core/fourier_terms.hpp"
 #include "core/matrix_fold.hpp"
-#include "cuda/host.hpp"
+#include "cuda/channel_product.cuh"
 
 namespace equitensor::cuda {
 namespace {
@@ -22,8 +22,9 @@ struct FourierLayout {
   int rings_in[operand_count], rings_out[slot_count];
   int values;  // FFT: on one ring, [team][slot][part][angle]
   Divisor by_orders[slot_count];
-  long components;
-  int teams, least_teams = 1;
+  int components;
+  int teams, least_teams = 1, work;
+  FourierLayout() = default;
   template <class T>
   FourierLayout(const FourierPlan<T>& plan, const Terms& terms) {
     const auto rings = [&](int s) { return plan.fft ? long(plan.rings) * plan.slots[s].parts * (2 * plan.slots[s].degree + 1) : 0; };
@@ -45,7 +46,7 @@ struct FourierLayout {
     for (int s = 0; s < slot_count; ++s) (plan.fft ? product : channel_out)[s] = second.take(terms.writes[s] ? (plan.fft ? series(s) : channel(s)) : 0);
     for (int s = 0; s < slot_count; ++s) by_orders[s] = divisor(2 * plan.slots[s].degree + 1);
     const Components tile{std::max(first.count, second.count)};
-    components = tile.count, teams = tile.teams();
+    components = int(tile.count), teams = tile.teams(), work = transforms_of(terms);
   }
 };
 
@@ -168,48 +169,42 @@ __device__ __forceinline__ void multiply_by_values(const FourierPlan<T>& plan, c
 }
 
 template <class T>
-__global__ __launch_bounds__(threads, 1) void fourier(const __grid_constant__ FourierPlan<T> plan, const __grid_constant__ Contraction<T> a,
-                                                   const __grid_constant__ FourierLayout layout, int items, long long signals) {
-  using V = Items<T>;
-  const int packs = unsigned(items) / V::count;
-  const Team team = team_of(packs);
-  const long long first = (long long)blockIdx.x * unsigned(items);
-  const int live = int(signals - first < items ? signals - first : items);
-  const Strip<V> tile = own_strip<V>(packs);
-  const Strip<T> numbers = first_strip<T>(tile);
-  load_operands(a, layout.channel_in, first, live, numbers);
-  __syncthreads();
+__device__ __forceinline__ void multiply_signals(const FourierPlan<T>& plan, const Step<FourierLayout>& step, const Strip<Items<T>>& tile, const Team& team) {
+  const FourierLayout& layout = step.layout;
 #pragma unroll 1
-  for (int i = 0; i < a.read_count; ++i) {
-    const int o = a.read[i].index, s = a.read[i].slot;
+  for (int i = 0; i < step.read_count; ++i) {
+    const int o = step.read[i].index, s = step.read[i].slot;
     apply(plan.slots[s].synthesis, tile.from(layout.channel_in[o]), tile.from(layout.coefficients[o]), team);
   }
   __syncthreads();
   if (plan.fft) {
-    multiply_by_values(plan, a.terms, layout, tile, team);
+    multiply_by_values(plan, step.terms, layout, tile, team);
   } else {
 #pragma unroll 1
-    for (int t = 0; t < a.terms.count; ++t) {
-      const Term term = a.terms.term[t];
+    for (int t = 0; t < step.terms.count; ++t) {
+      const Term term = step.terms.term[t];
       multiply_terms(plan.terms[term.out], tile.from(layout.coefficients[term.a]), tile.from(layout.coefficients[term.b]),
                      tile.from(layout.product[term.out]), term.first, team);
     }
   }
   __syncthreads();
 #pragma unroll 1
-  for (int i = 0; i < a.written_count; ++i) {
-    const int s = a.written[i].slot;
+  for (int i = 0; i < step.written_count; ++i) {
+    const int s = step.written[i].slot;
     apply(plan.slots[s].analysis, tile.from(layout.product[s]), tile.from(layout.channel_out[s]), team);
   }
-  __syncthreads();
-  store_results(a, layout.channel_out, first, live, numbers);
+}
+
+template <class T>
+__global__ __launch_bounds__(threads, 1) void fourier(const __grid_constant__ FourierPlan<T> plan, const __grid_constant__ Steps<T, FourierLayout> steps, int items, long long signals) {
+  for_each_step(plan, steps, items, signals);
 }
 
 template <class T>
 class Fourier final : public ChannelProduct<T, T, FourierPlan<T>, FourierLayout> {
  public:
-  Fourier(int device, int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products, bool fft)
-      : ChannelProduct<T, T, FourierPlan<T>, FourierLayout>(device, slots, fourier<T>, [&](auto& store) {
+  Fourier(int device, int rank, int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products, bool fft)
+      : ChannelProduct<T, T, FourierPlan<T>, FourierLayout>(device, rank, slots, fourier<T>, [&](auto& store) {
           PassFlops flops;
           return fourier_plan<T>(store, mul, slots, products, fft, flops);
         }) {}
@@ -217,9 +212,9 @@ class Fourier final : public ChannelProduct<T, T, FourierPlan<T>, FourierLayout>
 
 }  // namespace
 
-std::unique_ptr<Operation> make_fourier(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],
+std::unique_ptr<Operation> make_fourier(int device, bool is_double, int rank, int mul, const ChannelSlot (&slots)[3],
                                         const std::vector<PlanProduct>& products, bool fft) {
-  return make<Fourier>(is_double, device, mul, slots, products, fft);
+  return make<Fourier>(is_double, device, rank, mul, slots, products, fft);
 }
 
 }  // namespace equitensor::cuda

@@ -4,7 +4,7 @@
 #include "core/gaunt_plan.hpp"
 #include "core/matrix_fold.hpp"
 #include "core/series.hpp"
-#include "cuda/host.hpp"
+#include "cuda/channel_product.cuh"
 
 namespace equitensor::cuda {
 namespace {
@@ -22,8 +22,9 @@ struct GauntLayout {
   int first_rings;  // northern rings that are multiplied first
   int values;  // pointwise product: on one ring, [team][slot][part][angle]
   Divisor by_orders[slot_count];
-  long components;
-  int teams, least_teams = 1;
+  int components;
+  int teams, least_teams = 1, work;
+  GauntLayout() = default;
   template <class T>
   GauntLayout(const GauntPlan<T>& plan, const Terms& terms) {
     const int half = (plan.rings + 1) / 2;
@@ -46,7 +47,7 @@ struct GauntLayout {
     Components tile{std::max(results.count, later.count)};
     values = tile.take(plan.pointwise ? pointwise_teams * ring_values(plan) : 0);
     for (int s = 0; s < slot_count; ++s) by_orders[s] = divisor(2 * plan.slots[s].degree + 1);
-    components = tile.count, teams = tile.teams();
+    components = int(tile.count), teams = tile.teams(), work = transforms_of(terms);
   }
 };
 
@@ -166,53 +167,45 @@ __device__ __forceinline__ void contract_rings(const GauntPlan<T>& plan, const T
 }
 
 template <class T>
-__global__ __launch_bounds__(threads, 1) void gaunt(const __grid_constant__ GauntPlan<T> plan,
-                                                                               const __grid_constant__ Contraction<T> a,
-                                                                               const __grid_constant__ GauntLayout layout, int items,
-                                                                               long long signals) {
-  using V = Items<T>;
-  const int packs = unsigned(items) / V::count;
-  const Team team = team_of(packs);
-  const long long first = (long long)blockIdx.x * unsigned(items);
-  const int live = int(signals - first < items ? signals - first : items);
-  const Strip<V> tile = own_strip<V>(packs);
-  const Strip<T> numbers = first_strip<T>(tile);
-  load_operands(a, layout.channel_in, first, live, numbers);
-  __syncthreads();
+__device__ __forceinline__ void multiply_signals(const GauntPlan<T>& plan, const Step<GauntLayout>& step, const Strip<Items<T>>& tile, const Team& team) {
+  const GauntLayout& layout = step.layout;
 #pragma unroll 1
-  for (int i = 0; i < a.read_count; ++i) {
-    const int o = a.read[i].index, s = a.read[i].slot;
+  for (int i = 0; i < step.read_count; ++i) {
+    const int o = step.read[i].index, s = step.read[i].slot;
     apply(plan.slots[s].synthesis, tile.from(layout.channel_in[o]), tile.from(layout.rings_in[o]), team);
   }
   __syncthreads();
 #pragma unroll 1
-  for (int i = 0; i < a.read_count; ++i) {
-    const int o = a.read[i].index, s = a.read[i].slot;
+  for (int i = 0; i < step.read_count; ++i) {
+    const int o = step.read[i].index, s = step.read[i].slot;
     if (plan.slots[s].folded) fold_rings(plan, layout, s, tile.from(layout.rings_in[o]), team);
   }
   __syncthreads();
-  contract_rings(plan, a.terms, layout, tile, team);
+  contract_rings(plan, step.terms, layout, tile, team);
   __syncthreads();
 #pragma unroll 1
-  for (int i = 0; i < a.written_count; ++i) {
-    const int s = a.written[i].slot;
+  for (int i = 0; i < step.written_count; ++i) {
+    const int s = step.written[i].slot;
     if (plan.slots[s].folded) fold_rings(plan, layout, s, tile.from(layout.rings_out[s]), team);
   }
   __syncthreads();
 #pragma unroll 1
-  for (int i = 0; i < a.written_count; ++i) {
-    const int s = a.written[i].slot;
+  for (int i = 0; i < step.written_count; ++i) {
+    const int s = step.written[i].slot;
     apply(plan.slots[s].analysis, tile.from(layout.rings_out[s]), tile.from(layout.channel_out[s]), team);
   }
-  __syncthreads();
-  store_results(a, layout.channel_out, first, live, numbers);
+}
+
+template <class T>
+__global__ __launch_bounds__(threads, 1) void gaunt(const __grid_constant__ GauntPlan<T> plan, const __grid_constant__ Steps<T, GauntLayout> steps, int items, long long signals) {
+  for_each_step(plan, steps, items, signals);
 }
 
 template <class T>
 class Gaunt final : public ChannelProduct<T, T, GauntPlan<T>, GauntLayout> {
  public:
-  Gaunt(int device, int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products, const Grid& grid)
-      : ChannelProduct<T, T, GauntPlan<T>, GauntLayout>(device, slots, gaunt<T>, [&](auto& store) {
+  Gaunt(int device, int rank, int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products, const Grid& grid)
+      : ChannelProduct<T, T, GauntPlan<T>, GauntLayout>(device, rank, slots, gaunt<T>, [&](auto& store) {
           PassFlops flops;
           return gaunt_plan<T>(store, mul, slots, products, grid, flops);
         }) {}
@@ -220,9 +213,9 @@ class Gaunt final : public ChannelProduct<T, T, GauntPlan<T>, GauntLayout> {
 
 }  // namespace
 
-std::unique_ptr<Operation> make_gaunt(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],
+std::unique_ptr<Operation> make_gaunt(int device, bool is_double, int rank, int mul, const ChannelSlot (&slots)[3],
                                       const std::vector<PlanProduct>& products, const Grid& grid) {
-  return make<Gaunt>(is_double, device, mul, slots, products, grid);
+  return make<Gaunt>(is_double, device, rank, mul, slots, products, grid);
 }
 
 }  // namespace equitensor::cuda

@@ -69,11 +69,14 @@ struct Tiling {
 // A pack for every lane of a warp, or as many as shared memory has room for. In a small batch fewer, for every SM to have a block. If two
 // blocks fit into an SM, they hide each other's barriers, and have half the threads each.
 template <class V>
+long long packs_with_room(int device, long components) {
+  return properties(device).shared_per_block / (components * (long long)sizeof(V)) - pitch_of(0);
+}
+template <class V>
 Tiling tiling_for(int device, long components, int teams, long long batch, int least_teams = 1) {
   const DeviceProperties& card = properties(device);
   constexpr int each = items_of<V>;
-  const long long bytes_of_pack = components * (long long)sizeof(V), most = card.shared_per_block;
-  const long long room = most / bytes_of_pack - pitch_of(0);
+  const long long bytes_of_pack = components * (long long)sizeof(V), most = card.shared_per_block, room = packs_with_room<V>(device, components);
   if (room < 1)
     throw Error("not_supported", "an item of this operation takes " + std::to_string(2 * bytes_of_pack / each) +
                                      " bytes of shared memory, the device has " + std::to_string(most) + " a block: use backend 'cpu'");
@@ -127,7 +130,7 @@ class Results {
   Results(const Operation& operation, const Call& call, const Terms& terms, cudaStream_t stream)
       : call_(call), dim_(operation.dim), stream_(stream) {
     for (int s = 0; s < slot_count; ++s) {
-      summed_[s] = terms.writes[s] && call.shared[s];
+      summed_[s] = terms.writes[s] && call.out[s] && call.shared[s];
       if (summed_[s]) workspace_[s].emplace(operation.device, size_t(call.batch) * dim_[s] * sizeof(T), stream);
     }
   }
@@ -207,42 +210,6 @@ inline Terms backward_terms(bool square = false) {
   call.in[x_operand] = call.in[y_operand] = call.in[z_operand] = call.out[0] = call.out[1] = &call;
   return terms_of(call, square);
 }
-
-// The host's side of a product of signals, channel by channel: a plan and the kernel for it. Layout(plan, terms) says where in a tile of
-// `components` its parts lie. C: type of the computation and of the plan, T: of the arrays.
-template <class T, class C, class Plan, class Layout>
-class ChannelProduct : public Operation {
- public:
-  void contract(const Call& call, cudaStream_t stream) const override {
-    const Terms terms = terms_of(call);
-    const Layout layout(plan_, terms);
-    const long long signals = call.batch * plan_.mul;
-    const Tiling tiling = tiling_for<Items<C>>(device, layout.components, layout.teams, signals, layout.least_teams);
-    const Results<T> results(*this, call, terms, stream);
-    const Contraction<T> a(call, terms, results, true,
-                           [&](int s, bool shared) { return channel_rows<T, C>(plan_.slots[s], plan_.mul, shared, innermost_, tiling.threads); });
-    check(launch(kernel_, tiling.grid(signals), tiling.threads, tiling.shared_bytes, stream, plan_, a, layout, tiling.items, signals), "cudaLaunchKernel");
-    results.finish();
-  }
-
- protected:
-  using Kernel = void (*)(Plan, Contraction<T>, Layout, int items, long long signals);
-
-  // build(store) makes the plan.
-  template <class Build>
-  ChannelProduct(int device, const ChannelSlot (&slots)[3], Kernel kernel, Build&& build)
-      : Operation(device, sizeof(T) == 8, slots[0].dim, slots[1].dim, slots[2].dim), arena_(device), innermost_(are_innermost(slots[0]) && are_innermost(slots[1]) && are_innermost(slots[2])),
-        plan_(arena_.build(build)), kernel_(kernel) {
-    for (const Terms& terms : {forward_terms(), backward_terms()}) tiling_for<Items<C>>(device, Layout(plan_, terms).components, 1, 1);
-    allow_all_shared_memory(device, kernel);
-  }
-
- private:
-  PlanArena arena_;
-  bool innermost_;
-  Plan plan_;
-  Kernel kernel_;
-};
 
 // Hands out the components of a tile.
 struct Components {

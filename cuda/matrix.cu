@@ -1,7 +1,7 @@
 // Matrix tensor product, as on the CPU: components to matrices, their product, components read off. A block holds the matrices of its items
 // in shared memory; nothing between operands and result is in global memory. Float32 operands are multiplied in double from k = 9 on.
 #include "core/matrix_plan.hpp"
-#include "cuda/host.hpp"
+#include "cuda/channel_product.cuh"
 
 namespace equitensor::cuda {
 namespace {
@@ -31,8 +31,9 @@ struct MatrixLayout {
   Divisor by_blocks, by_folds;  // by_folds: of unfold_parts
   bool unfolds, folds;  // some operand, some result
   MatrixTerm term[4];
-  long components;
-  int teams, least_teams;
+  int components;
+  int teams, least_teams, work;
+  MatrixLayout() = default;
   template <class C>
   MatrixLayout(const MatrixPlan<C>& plan, const Terms& terms) {
     const auto entries = [&](int s) { return long(plan.slots[s].parts) * plan.size * plan.size; };
@@ -67,7 +68,7 @@ struct MatrixLayout {
       term[t] = {matrix[l], matrix[r], gradient[from.out], slot_of(l), slot_of(r), from.out, from.out == 1 ? transposed : plain, from.out == 0 ? transposed : plain};
     }
     by_blocks = divisor(blocks), by_folds = divisor(plan.size / 2 + 1);
-    components = tile.count, teams = tile.teams(), least_teams = in_place ? blocks * blocks : 1;
+    components = int(tile.count), teams = tile.teams(), least_teams = in_place ? blocks * blocks : 1, work = transforms_of(terms);
   }
 };
 
@@ -214,63 +215,57 @@ __device__ __forceinline__ void multiply_term(const MatrixPlan<C>& plan, bool fi
 }
 
 // T: type of the arrays; C: of the computation and the plan.
-template <class T, class C>
-__global__ __launch_bounds__(matrix_threads, 1) void matrix(const __grid_constant__ MatrixPlan<C> plan,
-                                                                                const __grid_constant__ Contraction<T> a,
-                                                                                const __grid_constant__ MatrixLayout layout, int items,
-                                                                                long long signals) {
-  using V = Items<C>;
-  const int packs = unsigned(items) / V::count;
-  const Team team = team_of(packs);
-  const long long first = (long long)blockIdx.x * unsigned(items);
-  const int live = int(signals - first < items ? signals - first : items), n = plan.size;
-  const Strip<V> tile = own_strip<V>(packs);
-  const Strip<C> numbers = first_strip<C>(tile);
-  load_operands(a, layout.channel_in, first, live, numbers);
-  __syncthreads();
+template <class C>
+__device__ __forceinline__ void multiply_signals(const MatrixPlan<C>& plan, const Step<MatrixLayout>& step, const Strip<Items<C>>& tile, const Team& team) {
+  const MatrixLayout& layout = step.layout;
+  const int n = plan.size;
 #pragma unroll 1
-  for (int i = 0; i < a.read_count; ++i) {
-    const int o = a.read[i].index, s = a.read[i].slot;
+  for (int i = 0; i < step.read_count; ++i) {
+    const int o = step.read[i].index, s = step.read[i].slot;
     apply(plan.slots[s].to_matrix, tile.from(layout.channel_in[o]), tile.from(layout.matrix[o]), team);
   }
   __syncthreads();
 #pragma unroll 1
-  for (int i = 0; layout.unfolds && i < a.read_count; ++i) {
-    const int o = a.read[i].index, s = a.read[i].slot;
+  for (int i = 0; layout.unfolds && i < step.read_count; ++i) {
+    const int o = step.read[i].index, s = step.read[i].slot;
     if (plan.slots[s].folded) unfold_parts(plan.slots[s], n, tile.from(layout.matrix[o]), layout.by_folds, team, false);
   }
   if (layout.unfolds) __syncthreads();
 #pragma unroll 1
-  for (int t = 0; t < a.terms.count; ++t) multiply_term(plan, a.terms.term[t].first, layout.term[t], layout, tile, team);
+  for (int t = 0; t < step.terms.count; ++t) multiply_term(plan, step.terms.term[t].first, layout.term[t], layout, tile, team);
   __syncthreads();
 #pragma unroll 1
-  for (int i = 0; layout.folds && i < a.written_count; ++i) {
-    const int s = a.written[i].slot;
+  for (int i = 0; layout.folds && i < step.written_count; ++i) {
+    const int s = step.written[i].slot;
     if (plan.slots[s].folded) unfold_parts(plan.slots[s], n, tile.from(layout.gradient[s]), layout.by_folds, team, true);
   }
   if (layout.folds) __syncthreads();
 #pragma unroll 1
-  for (int i = 0; i < a.written_count; ++i) {
-    const int s = a.written[i].slot;
+  for (int i = 0; i < step.written_count; ++i) {
+    const int s = step.written[i].slot;
     apply(plan.slots[s].from_matrix, tile.from(layout.gradient[s]), tile.from(layout.channel_out[s]), team);
   }
   __syncthreads();
 #pragma unroll 1
-  for (int t = 0; t < a.terms.count; ++t) {
-    const Term term = a.terms.term[t];
+  for (int t = 0; t < step.terms.count; ++t) {
+    const Term term = step.terms.term[t];
     if (term.out != 2) continue;
     for (int i = 0; i < plan.top_count; ++i)
       multiply_top(plan.tops[i], term.first, tile.from(layout.channel_in[term.a]), tile.from(layout.channel_in[term.b]),
                    tile.from(layout.channel_out[2]), tile.from(layout.series), team);
   }
-  store_results(a, layout.channel_out, first, live, numbers);
+}
+
+template <class T, class C>
+__global__ __launch_bounds__(matrix_threads, 1) void matrix(const __grid_constant__ MatrixPlan<C> plan, const __grid_constant__ Steps<T, MatrixLayout> steps, int items, long long signals) {
+  for_each_step(plan, steps, items, signals);
 }
 
 template <class T, class C>
 class Matrix final : public ChannelProduct<T, C, MatrixPlan<C>, MatrixLayout> {
  public:
-  Matrix(int device, int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products, int k)
-      : ChannelProduct<T, C, MatrixPlan<C>, MatrixLayout>(device, slots, matrix<T, C>, [&](auto& store) {
+  Matrix(int device, int rank, int mul, const ChannelSlot (&slots)[3], const std::vector<PlanProduct>& products, int k)
+      : ChannelProduct<T, C, MatrixPlan<C>, MatrixLayout>(device, rank, slots, matrix<T, C>, [&](auto& store) {
           PassFlops flops;
           return matrix_plan<C>(store, mul, slots, products, k, flops);
         }) {}
@@ -278,11 +273,11 @@ class Matrix final : public ChannelProduct<T, C, MatrixPlan<C>, MatrixLayout> {
 
 }  // namespace
 
-std::unique_ptr<Operation> make_matrix(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],
+std::unique_ptr<Operation> make_matrix(int device, bool is_double, int rank, int mul, const ChannelSlot (&slots)[3],
                                        const std::vector<PlanProduct>& products, int k) {
-  if (is_double) return std::make_unique<Matrix<double, double>>(device, mul, slots, products, k);
-  if (k > matrix_largest_float_k) return std::make_unique<Matrix<float, double>>(device, mul, slots, products, k);
-  return std::make_unique<Matrix<float, float>>(device, mul, slots, products, k);
+  if (is_double) return std::make_unique<Matrix<double, double>>(device, rank, mul, slots, products, k);
+  if (k > matrix_largest_float_k) return std::make_unique<Matrix<float, double>>(device, rank, mul, slots, products, k);
+  return std::make_unique<Matrix<float, float>>(device, rank, mul, slots, products, k);
 }
 
 }  // namespace equitensor::cuda

@@ -27,16 +27,14 @@ std::unique_ptr<Operation> make_clebsch_gordan(int device, bool is_double, const
                                                const std::vector<IrrepsBlock>& in2, const std::vector<ClebschGordanPath>& paths,
                                                bool dense, bool square);
 std::unique_ptr<Operation> make_weighted(int device, const WeightedForm& form);
-std::unique_ptr<Operation> make_gaunt(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],
+std::unique_ptr<Operation> make_gaunt(int device, bool is_double, int rank, int mul, const ChannelSlot (&slots)[3],
                                       const std::vector<PlanProduct>& products, const Grid& grid);
-std::unique_ptr<Operation> make_fourier(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],
+std::unique_ptr<Operation> make_fourier(int device, bool is_double, int rank, int mul, const ChannelSlot (&slots)[3],
                                         const std::vector<PlanProduct>& products, bool fft);
-std::unique_ptr<Operation> make_matrix(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],
+std::unique_ptr<Operation> make_matrix(int device, bool is_double, int rank, int mul, const ChannelSlot (&slots)[3],
                                        const std::vector<PlanProduct>& products, int k);
-std::unique_ptr<Operation> make_matrix_block(int device, bool is_double, int mul, const ChannelSlot (&slots)[3],
+std::unique_ptr<Operation> make_matrix_block(int device, bool is_double, int rank, int mul, const ChannelSlot (&slots)[3],
                                              const std::vector<MatrixBlockPath>& paths);
-// The sum of so many such products with factors for each irrep and channel, its weights; 0: the product itself.
-std::unique_ptr<Operation> with_factors(std::unique_ptr<Operation> product, int rank, const ChannelSlot (&slots)[3]);
 // slots: of the factors, and the result. power: of the one factor; otherwise 0. Calls have factors in place of x and y.
 std::unique_ptr<Operation> make_gaunt_product(int device, bool is_double, int mul, const std::vector<ChannelSlot>& slots, int power, const Grid& grid);
 // Calls have `tasks`, and no y; all sets of weights, one a species, are one row.

@@ -164,8 +164,8 @@ describe.each(makers)('%s', (_name, make) => {
   })
 })
 
-// Rows are scaled into a product's kernel and out of it: three launches a term, five of a double backward along weights as well; one more for the sum of a
-// gradient. X and Y are written and read between them, and so is the product's result.
+// One launch, and one more for the sum of a gradient; every array read from memory once and written once. A double backward with a tile too small for
+// all results at once is two launches.
 describe.runIf(native.cuda?.counting)('on a device', () => {
   test.each(makers)('%s: the results of host arrays, launches and bytes', (_name, make) => {
     for (const rank of [1, 2])
@@ -173,37 +173,55 @@ describe.runIf(native.cuda?.counting)('on a device', () => {
         const { op, x, y, w, g, a } = setUp(make, ['3x1o+3x1e+3x2e', '3x2e+3x0o', '3x2e+3x1e+3x2o', rank], { dtype: 'float32', backend: 'cuda' }, 70, { x: 70, y: 70, w: sets })
         const device = (arrays: any) => Object.fromEntries(Object.entries(arrays).map(([name, array]) => [name, DeviceArray.from(array as Float32Array)])) as any
         const d = device({ x, y, w, g }), da = device(a), sum = sets === 1 ? 1 : 0
-        const passes: [() => object, () => object, launches: number][] = [
-          [() => ({ z: op.forward(x, y, w) }), () => ({ z: op.forward(d.x, d.y, d.w) }), 3 * rank],
-          [() => op.backward(x, y, w, g), () => op.backward(d.x, d.y, d.w, d.g), 3 * rank + sum],
-          [() => op.doubleBackward(x, y, w, g, a), () => op.doubleBackward(d.x, d.y, d.w, d.g, da), 5 * rank + sum],
-          [() => ({ z: op.jvp(x, y, w, a) }), () => ({ z: op.jvp(d.x, d.y, d.w, da) }), 4 * rank],
+        // The gradient of a set for all is written an item, and read again to be summed.
+        const each = sum ? 70 * w.length : w.length, summed = sum ? 70 * w.length : 0
+        const passes: [() => object, () => object, launches: number, read: number, written: number][] = [
+          [() => ({ z: op.forward(x, y, w) }), () => ({ z: op.forward(d.x, d.y, d.w) }), 1, x.length + y.length + w.length, g.length],
+          [() => op.backward(x, y, w, g), () => op.backward(d.x, d.y, d.w, d.g), 1 + sum, x.length + y.length + w.length + g.length + summed, x.length + y.length + w.length * sum + each],
+          [
+            () => op.doubleBackward(x, y, w, g, a), () => op.doubleBackward(d.x, d.y, d.w, d.g, da), 1 + sum, 2 * (x.length + y.length + w.length) + g.length + summed,
+            x.length + y.length + g.length + w.length * sum + each,
+          ],
+          [() => ({ z: op.jvp(x, y, w, a) }), () => ({ z: op.jvp(d.x, d.y, d.w, da) }), 1, 2 * (x.length + y.length + w.length), g.length],
         ]
-        passes.forEach(([onHost, onDevice, launches], pass) => {
+        passes.forEach(([onHost, onDevice, launches, read, written], pass) => {
           const expected = onHost()
           native.cuda!.counting!(true)
           const actual = Object.entries(onDevice()).map(([name, array]) => [name, (array as DeviceArray).download()] as const)
           const counts = native.cuda!.counting!(false)
-          expect(counts.launches, `pass ${pass}`).toBe(launches)
+          const isParted = pass === 2 && counts.launches === launches + 1
+          if (!isParted) expect(counts.launches, `pass ${pass}`).toBe(launches)
           for (const [name, array] of actual) expect(sameBits(array, (expected as any)[name]), `pass ${pass}, ${name}`).toBe(true)
-          if (pass > 0) return
-          const [inputs, outputs] = [x.length + y.length, g.length]
-          expect(counts.loaded.unique).toBe(4 * (rank * (2 * inputs + outputs) + (rank - 1) * outputs + w.length))
-          expect(counts.stored.unique).toBe(4 * rank * (inputs + 2 * outputs))
+          if (!isParted) expect([counts.loaded.unique, counts.stored.unique], `pass ${pass}`).toEqual([4 * read, 4 * written])
         })
         op.dispose()
       }
   })
 
-  // A chunk of 32 MiB is 350,000 items of 24 numbers; sets of 98 items are added up to a row.
-  test('several chunks, each of many sums', () => {
+  // Gradients of an item each, 400,001 rows of 24 numbers, which are summed in another launch.
+  test('sums of many items', () => {
     const problem: (typeof problems)[number] = ['4x0e', '4x0e', undefined, 2], batch = 400_001, shape = { x: batch, y: 1, w: 1 }
     const { op, x, y, w, g } = setUp(makers[0]![1], problem, { dtype: 'float32' }, batch, shape)
     using cpu = plain(makers[0]![1], problem, { dtype: 'float32', weights: true, rank: 2, backend: 'cpu' }) as TensorProduct<any>
     expect(arrayError(op.forward(x, y, w) as Numbers, cpu.forward(x, y, w) as Numbers)).toBeLessThan(tolerance.float32)
     const actual = op.backward(x, y, w, g), expected = cpu.backward(x, y, w, g)
-    // Sums of 98, then of 512 numbers, then of 8: their roundings add up to less than a thousand of the root of 400,000 terms.
+    // Sums of 50,000 numbers, then of 8: the roundings of a random walk's sums add up to less than a thousand of the root of 400,000 terms.
     for (const name of ['x', 'y', 'weight'] as const) expect(arrayError(actual[name], expected[name]), name).toBeLessThan(tolerance.float32)
+    op.dispose()
+  })
+
+  // A tile of degree 6 is small where all results are formed at once: they are formed one by one, and in a double backward term by term.
+  test.each(makers)('%s: many steps', (_name, make) => {
+    const irreps = '0e+1o+2e+3o+4e+5o+6e', problem: (typeof problems)[number] = [irreps, irreps, irreps, 2]
+    const { op, x, y, w, g, a } = setUp(make, problem, { backend: 'cuda' }, 3)
+    using cpu = plain(make, problem, { weights: true, rank: 2, backend: 'cpu' }) as TensorProduct<any>
+    for (const pass of [
+      (of: any) => of.backward(x, y, w, g), (of: any) => of.doubleBackward(x, y, w, g, a), (of: any) => of.doubleBackward(x, y, w, g, { x: a.x }), (of: any) => of.doubleBackward(x, y, w, g, { weight: w }),
+      (of: any) => ({ z: of.jvp(x, y, w, { weight: a.weight }) }),
+    ]) {
+      const expected = pass(cpu)
+      for (const [name, array] of Object.entries(pass(op))) expect(arrayError(array as Numbers, expected[name]), name).toBeLessThan(tolerance.float64)
+    }
     op.dispose()
   })
 })

@@ -1,4 +1,4 @@
-// What the CUDA kernels do to global memory, counted by the emulation: one launch a pass, every operand read and every result written once.
+// What the CUDA kernels do to global memory, counted by the emulation: one launch a pass, every operand read from memory and every result written once.
 import { describe, expect, test } from 'vitest'
 import { cases } from '../bench/problems'
 import {
@@ -40,13 +40,16 @@ describe.runIf(counting)('counted traffic', () => {
     const backward = count(() => Object.values(op.backward(x, y, undefined, v)) as any)
     expect(backward.launches).toBe(1)
     expect([backward.loaded.unique, backward.stored.unique]).toEqual([bytes(x, y, v), bytes(x, y)])
-    expect([backward.loaded.requested, backward.stored.requested]).toEqual([bytes(x, y, v), bytes(x, y)])
+    // At once, or result by result where the tile would be small: from L2 then.
+    expect([[bytes(x, y, v), bytes(x, y)], [bytes(x, y, v, v), bytes(x, y)]]).toContainEqual([backward.loaded.requested, backward.stored.requested])
 
     using ax = array(op.irrepsIn1, 4), ay = array(op.irrepsIn2, 5)
     const second = count(() => Object.values(op.doubleBackward(x, y, undefined, v, { x: ax, y: ay })) as any)
     expect(second.launches).toBe(1)
     expect([second.loaded.unique, second.stored.unique]).toEqual([bytes(x, y, v, ax, ay), bytes(x, y, v)])
-    expect([second.loaded.requested, second.stored.requested]).toEqual([bytes(x, y, v, ax, ay), bytes(x, y, v)])
+    // And term by term, of which gradOut's gradient has two.
+    expect([[bytes(x, y, v, ax, ay), bytes(x, y, v)], [bytes(x, y, v, v, ax, ax, ay, ay), bytes(x, y, v)], [bytes(x, y, v, v, v, ax, ax, ay, ay), bytes(x, y, v, v)]])
+      .toContainEqual([second.loaded.requested, second.stored.requested])
   })
 
   test.each(layouts)('a square reads its input once, %s', (layout) => {
@@ -109,11 +112,9 @@ describe.runIf(counting)('counted traffic', () => {
       counting!(true)
       for (const result of action()) result.download()
       const { launches, loaded, stored } = counting!(false)
-      // The gradient of a weight of a block in pieces is read where the next piece adds to it.
-      const again = in1 === '16x7o' && writes.includes(weight) ? bytes(weight) : 0
-      expect([launches, loaded.unique, stored.unique]).toEqual([1, bytes(...reads) + again, bytes(...writes)])
-      if (!again) expect(stored.requested).toBe(bytes(...writes))
-      expect(loaded.unique + stored.unique).toBeLessThan(1.05 * bytes(...reads, ...writes))
+      expect([launches, loaded.unique, stored.unique]).toEqual([1, bytes(...reads), bytes(...writes)])
+      // To the gradient of a weight of a block in pieces the next piece adds.
+      if (in1 !== '16x7o' || !writes.includes(weight)) expect(stored.requested).toBe(bytes(...writes))
     }
   })
 

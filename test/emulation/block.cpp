@@ -438,14 +438,19 @@ unsigned vote(unsigned mask, bool predicate, std::source_location where) {
 
 // ---- counters
 
-void Footprint::touch(const void* p, size_t bytes) {
+void Footprint::touch(const void* p, size_t bytes, const Footprint* but) {
   const sanitizer::Unobserved unobserved;
   requested_ += bytes;
   uintptr_t address = reinterpret_cast<uintptr_t>(p);
   while (bytes) {
     const size_t first = address % line_bytes;
     const size_t here = bytes < line_bytes - first ? bytes : line_bytes - first;
-    lines_[address / line_bytes] |= (Bytes().set() >> (line_bytes - here)) << first;
+    Bytes touched = (Bytes().set() >> (line_bytes - here)) << first;
+    if (but && !but->lines_.empty()) {
+      const auto found = but->lines_.find(address / line_bytes);
+      if (found != but->lines_.end()) touched &= ~found->second;
+    }
+    if (touched.any()) lines_[address / line_bytes] |= touched;
     address += here;
     bytes -= here;
   }

@@ -12,7 +12,7 @@
 
 namespace emulated {
 
-// Unique figures are summed over launches: what one launch reads again costs nothing (a cache may serve it), the next one pays.
+// Unique figures are summed over launches: what one launch reads again, or reads after it has written it, costs nothing (a cache may serve it), the next one pays.
 struct Traffic {
   uint64_t requested = 0;  // bytes, as often as asked for
   uint64_t unique = 0;     // bytes
@@ -47,7 +47,8 @@ class Footprint {
  public:
   static constexpr uintptr_t line_bytes = 128;
 
-  void touch(const void* p, size_t bytes);
+  // But for the bytes that the other one has.
+  void touch(const void* p, size_t bytes, const Footprint* but = nullptr);
   void add_to(Traffic& total) const {
     total.requested += requested_;
     total.lines += lines_.size();
@@ -86,7 +87,7 @@ inline void reset_counts() {
 
 // At every access of a kernel, so that of these only the question is there.
 EQUITENSOR_NO_TSAN inline void count_load(const void* p, size_t bytes) {
-  if (detail::traffic) detail::traffic->loaded.touch(p, bytes);
+  if (detail::traffic) detail::traffic->loaded.touch(p, bytes, &detail::traffic->stored);
 }
 EQUITENSOR_NO_TSAN inline void count_store(const void* p, size_t bytes) {
   if (detail::traffic) detail::traffic->stored.touch(p, bytes);

@@ -126,7 +126,7 @@ void run_weighted(const WeightedForm& form) { run_weighted<T>(*cuda::make_weight
 template <class T>
 void run_factored() {
   const ChannelSlot slots[3] = {slot(2, 3), slot(1, 3), slot(2, 3)};
-  run_weighted<T>(*cuda::with_factors(cuda::make_matrix(0, sizeof(T) == 8, 3, slots, {{0, 0, 0}}, 2), 2, slots));
+  run_weighted<T>(*cuda::make_matrix(0, sizeof(T) == 8, 2, 3, slots, {{0, 0, 0}}, 2));
 }
 
 // A convolution, node by node and edge by edge: receivers of ten edges, whose atomic sums come from two groups of threads, of one, and of none. Atomic sums are rounded in the order of the threads, and no part
@@ -293,10 +293,10 @@ void run_all() {
     run<T>(*cuda::make_clebsch_gordan(0, is_double, dims, in, vectors, paths, false, false), mul == 3);
     const ChannelSlot slots[3] = {slot(2, mul), slot(2, mul), slot(4, mul)};
     for (const bool pointwise : {false, true})
-      run<T>(*cuda::make_gaunt(0, is_double, mul, slots, {{0, 0, 0}}, {5, 9, pointwise}), false);
-    for (const bool fft : {false, true}) run<T>(*cuda::make_fourier(0, is_double, mul, slots, {{0, 0, 0}}, fft), false);
-    run<T>(*cuda::make_matrix(0, is_double, mul, slots, {{0, 0, 0}}, 2), false);
-    run<T>(*cuda::make_matrix_block(0, is_double, mul, slots, {{0, 0, 0, 1.0}, {1, 1, 0, 2.0}, {1, 2, 3, 3.0}, {2, 1, 3, -1.0}, {0, 1, 1, 1.0}, {2, 2, 2, 1.0}, {2, 2, 4, 1.0}}),
+      run<T>(*cuda::make_gaunt(0, is_double, 0, mul, slots, {{0, 0, 0}}, {5, 9, pointwise}), false);
+    for (const bool fft : {false, true}) run<T>(*cuda::make_fourier(0, is_double, 0, mul, slots, {{0, 0, 0}}, fft), false);
+    run<T>(*cuda::make_matrix(0, is_double, 0, mul, slots, {{0, 0, 0}}, 2), false);
+    run<T>(*cuda::make_matrix_block(0, is_double, 0, mul, slots, {{0, 0, 0, 1.0}, {1, 1, 0, 2.0}, {1, 2, 3, 3.0}, {2, 1, 3, -1.0}, {0, 1, 1, 1.0}, {2, 2, 2, 1.0}, {2, 2, 4, 1.0}}),
            false);
   }
   // A square: the channels u < v of three vectors, and each with itself.
@@ -305,7 +305,7 @@ void run_all() {
   run<T>(*cuda::make_clebsch_gordan(0, is_double, {dim_of(three), dim_of(three), 24}, three, three, square, false, true), false);
   // The highest output by its own path, and float32 in double.
   const ChannelSlot high[3] = {slot(1, 1), slot(1, 1), slot(2, 1)};
-  for (const int k : {6, 9}) run<T>(*cuda::make_matrix(0, is_double, 1, high, {{0, 0, 0}}, k), false);
+  for (const int k : {6, 9}) run<T>(*cuda::make_matrix(0, is_double, 0, 1, high, {{0, 0, 0}}, k), false);
   run<T>(*cuda::make_spherical_harmonics(0, is_double, {0, 1, 2, 3, 1}, {1, 1, 1, 1}, true), false);
 }
 
