@@ -52,9 +52,6 @@ class WeightedItem {
     for (int c = 0; c < plan.max_lanes; ++c) buffer_.ones[c] = 1, buffer_.zeros[c] = 0, buffer_.unused[c] = 0;
     differentiates_ = wants(0) || wants(1) || a.weight_out;
     doubles_ = a.in[x_direction] || a.in[y_direction] || a.weight_direction;
-    for (int s = 0; s < 2; ++s) clear(buffer_.gradient[s], plan.dim[s]), clear_sums(s, s == 1 ? EdgeGroup<T>::most : 1);
-    if (a.sweep) clear(buffer_.node, plan.dim[2]);
-    clear(buffer_.weight_gradient, int((plan.mixes ? 1 : EdgeGroup<T>::most) * buffer_.weight_pitch));
     gradient_adds_[0] = a.sum[0], gradient_adds_[1] = a.sum[1];
     int weight = 0;
     for (int i = 0; i < plan.instruction_count; ++i) weights_in_order_ &= plan.instructions[i].weight == weight, weight += plan.instructions[i].weights;
@@ -67,6 +64,10 @@ class WeightedItem {
     }
     for (int s = 0; s < 2; ++s)
       for (int b = 0; b < plan.block_count[s]; ++b) groups_ &= by_component(s, plan.blocks[s][b]);
+    const int edges = groups_ ? EdgeGroup<T>::most : 1;
+    for (int s = 0; s < 2; ++s) clear(buffer_.gradient[s], plan.dim[s]), clear_sums(s, s == 1 ? edges : 1);
+    if (a.sweep) clear(buffer_.node, plan.dim[2]);
+    clear(buffer_.weight_gradient, int(edges * buffer_.weight_pitch));
   }
 
   void run(long begin, long end) {
@@ -449,9 +450,9 @@ class WeightedItem {
       if (in.weight < 0 || !weights) return {otherwise, 0};
       return {weights + rows[n].weight + in.weight + s.weight, 0};
     };
-    const bool streams = a_.weight_out && !a_.weight_sum, streams_parts = streams && weights_in_order_;
+    const bool has_rows = a_.weight_out && !a_.weight_sum, has_parts = has_rows && weights_in_order_;
     // Lines that rows share are stored to, not streamed: what waits for one of them holds up all others.
-    for (int n = 0; streams && n < count; ++n)
+    for (int n = 0; has_rows && n < count; ++n)
       for (long c : {0, plan_.weights}) __builtin_prefetch(a_.weight_out + rows[n].weight + c, 1, 3);
     RowStream<T> weight_rows[most] = {weight_row(rows[0]), weight_row(rows[count > 1 ? 1 : 0]), weight_row(rows[count > 2 ? 2 : 0]), weight_row(rows[count > 3 ? 3 : 0])};
     for (int i = 0; i < plan_.instruction_count; ++i) {
@@ -469,7 +470,7 @@ class WeightedItem {
           for (int n = 0; n < count; ++n) {
             const View w = weights_of(a_.weight, in, s, n, buffer_.ones), z_part{z.at + first * z.pitch, z.pitch};
             const View x = x_of(x_operand, buffer_.x_rows, in, s, n);
-            T* const dw = in.weight < 0 || !a_.weight_out ? buffer_.unused : buffer_.weight_gradient + n * weight_pitch + (streams_parts ? 0 : in.weight) + s.weight;
+            T* const dw = in.weight < 0 || !a_.weight_out ? buffer_.unused : buffer_.weight_gradient + n * weight_pitch + (has_parts ? 0 : in.weight) + s.weight;
             T* const to = buffer_.dx_rows + n * buffer_.x_pitch + lane_block.offset + s.lane;
             const T* const matrix = buffer_.edge_matrices + n * in.pitch + first;
             Vector<T>* const dmatrix = buffer_.dmatrix + n * in.entries + first;
@@ -488,7 +489,7 @@ class WeightedItem {
             }
           }
         });
-        if (k + 1 == in.segment_count && streams_parts)
+        if (k + 1 == in.segment_count && has_parts)
           for (int n = 0; n < count; ++n) weight_rows[n].append(buffer_.weight_gradient + n * weight_pitch, in.weights);
         if (!wants(1)) continue;
         const int entries = count * in.entries;
@@ -510,8 +511,8 @@ class WeightedItem {
     }
     for (int n = 0; n < count; ++n) {
       if (wants(1) && !a_.sum[1]) write_sums(buffer_.sums[1] + n * entry_pitch, plan_.dim[1], a_.out[1] + rows[n].slot[1], a_.accumulate);
-      if (streams && !streams_parts) weight_rows[n].append(buffer_.weight_gradient + n * weight_pitch, plan_.weights);
-      if (streams) weight_rows[n].finish();
+      if (has_rows && !has_parts) weight_rows[n].append(buffer_.weight_gradient + n * weight_pitch, plan_.weights);
+      if (has_rows) weight_rows[n].finish();
       if (!wants(0)) continue;
       T* const to = a_.out[0] + (a_.adds_by_sender ? rows[n].slot[0] : (number + n) * dim);
       const T* const from = buffer_.dx_rows + n * buffer_.x_pitch;

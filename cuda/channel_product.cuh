@@ -1,7 +1,7 @@
 // What products of signals, channel by channel, have around what each computes by itself: the steps of a call, and factors for each irrep and channel.
 //
-// A step forms some results in a tile. A block of threads takes its tile through all steps: what a later one reads again, or adds to, is in L2 still, so
-// that every array is read from memory once and written once. All results at once need the fewest transforms; where they leave a tile less than a pack
+// A step forms some results in a tile. A block of threads takes its tile through all steps of a launch: what a later one reads again, or adds to, is in L2
+// still, so that every array is read from memory once and written once. All results at once need the fewest transforms; where they leave a tile less than a pack
 // a lane, a step for each is faster, or for each term. (Double backward at L = 6: GTP 265,031 instructions an item at once, 124,461 term by term; MTP
 // 145,293 and 58,872.)
 //
@@ -11,6 +11,7 @@
 //   double backward  A = T(., Y', Z) + T(., Y, Z'),  C = T(., Y, Z):  dx = a A + a' C,  da = sum of x A + x' C
 #pragma once
 #include "cuda/host.hpp"
+#include <limits>
 
 namespace equitensor::cuda {
 
@@ -182,9 +183,11 @@ class ChannelProduct : public Operation {
     const auto clear = [&](void* out, size_t numbers) {
       if (out && !call.accumulate) check(cudaMemsetAsync(out, 0, numbers * sizeof(T), stream), "cudaMemsetAsync", numbers * sizeof(T));
     };
-    for (int s = 0; s < slot_count; ++s)
-      if (!form.stored.writes[s]) clear(call.out[s], size_t(dim[s]) * (call.shared[s] ? 1 : call.batch));
-    if (form.steps.empty()) return clear(call.weight_out, size_t(weights) * (call.weight_shared ? 1 : call.batch));
+    const auto clear_others = [&] {
+      for (int s = 0; s < slot_count; ++s)
+        if (!form.stored.writes[s]) clear(call.out[s], size_t(dim[s]) * (call.shared[s] ? 1 : call.batch));
+    };
+    if (form.steps.empty()) return clear_others(), clear(call.weight_out, size_t(weights) * (call.weight_shared ? 1 : call.batch));
 
     const long long signals = call.batch * plan_.mul;
     const Tiling tiling = tiling_for<Items<C>>(device, form.components, form.teams, signals, form.least_teams);
@@ -194,6 +197,7 @@ class ChannelProduct : public Operation {
     if (sums_weights) weight_sums.emplace(device, size_t(call.batch) * weights * sizeof(T), stream);
     T* const weight_rows = static_cast<T*>(sums_weights ? weight_sums->data() : call.weight_out);
 
+    clear_others();
     Steps<T, Layout> steps;
     steps.factors = form.factors;
     const auto rows = [&](int s, bool shared) { return channel_rows<T, C>(plan_.slots[s], plan_.mul, shared, innermost_, tiling.threads); };
@@ -206,14 +210,14 @@ class ChannelProduct : public Operation {
     for (int s = 0; s < slot_count; ++s) steps.to[s] = {results.rows(s), 0, rows(s, false)};
     if (factors_.count) {
       const int pitch = factors_.count * plan_.mul;
-      const auto rows = [&](bool shared) {
-        Rows rows = rows_of<T, C>(weights, factors_.count, plan_.mul, shared, plan_.mul == 1 ? nullptr : factor_channels_, plan_.mul > 1, tiling.threads);
-        rows.whole = rows.whole && factors_.rank == 1;
-        return rows;
+      const auto rows_of_weights = [&](bool shared) {
+        Rows of = rows_of<T, C>(weights, factors_.count, plan_.mul, shared, plan_.mul == 1 ? nullptr : factor_channels_, plan_.mul > 1, tiling.threads);
+        of.whole = of.whole && factors_.rank == 1;
+        return of;
       };
-      steps.from[weight_operand] = {static_cast<const T*>(call.weight), pitch, rows(call.weight_shared)};
-      steps.from[weight_operand + 1] = {static_cast<const T*>(call.weight_direction), pitch, rows(call.weight_shared)};
-      steps.to[weight_result] = {weight_rows, pitch, rows(false)};
+      steps.from[weight_operand] = {static_cast<const T*>(call.weight), pitch, rows_of_weights(call.weight_shared)};
+      steps.from[weight_operand + 1] = {static_cast<const T*>(call.weight_direction), pitch, rows_of_weights(call.weight_shared)};
+      steps.to[weight_result] = {weight_rows, pitch, rows_of_weights(false)};
     }
     bool written[slot_count + 1];
     for (int s = 0; s < slot_count; ++s) written[s] = results.accumulates(s);
@@ -281,12 +285,12 @@ class ChannelProduct : public Operation {
   // Whose sum of products with a slot's result is the gradient of the slot's factors; -1: nothing's.
   static int raw_operand(int s, bool along) { return !along ? s : s < 2 ? s + x_direction : -1; }
 
-  // That of the least work. It depends on the call's kind only, so that the results' bits do not depend on the batch.
+  // That of the least work, of those that have room. It depends on the call's kind only, so that the results' bits do not depend on the batch.
   Form form_of(const Call& call) const {
     Form best = form_of(call, Grain::call);
     for (const Grain grain : {Grain::result, Grain::term}) {
       Form form = form_of(call, grain);
-      if (form.work <= best.work) best = form;
+      if (form.work <= best.work) best = std::move(form);
     }
     return best;
   }
@@ -374,7 +378,8 @@ class ChannelProduct : public Operation {
         if (directed) step.read[step.load_count++] = {weight_operand + 1, weight_result, factors.direction_at};
       }
     }
-    form.work /= double(std::clamp<long long>(packs_with_room<Items<C>>(device, form.components), 1, 32));
+    const long long packs = packs_with_room<Items<C>>(device, form.components);
+    form.work = packs < 1 ? std::numeric_limits<double>::infinity() : form.work / double(std::min<long long>(packs, 32));
     return form;
   }
 

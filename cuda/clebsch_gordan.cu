@@ -24,7 +24,56 @@ struct ClebschGordanLayout {
   }
 };
 
-// Its segments go between the tile and these rows.
+// What the kernel contracts: the inputs, their gradients and where their rows lie. As a __grid_constant__ it can be indexed at run time
+// without a copy in local memory.
+template <class T>
+struct Contraction {
+  Terms terms;
+  // What is read and what is written, as lists: to skip an operand that is not takes eight instructions.
+  struct Operand {
+    int index;
+    const T* from;
+    Rows rows;
+  };
+  struct Result {
+    int slot;
+    bool accumulate;
+    T* to;
+    Rows rows;
+  };
+  Operand read[operand_count - 1];
+  Result written[slot_count - 1];
+  int read_count = 0, written_count = 0;
+
+  // rows(slot, shared).
+  template <class RowsOfSlot>
+  Contraction(const Call& call, const Terms& terms, const Results<T>& results, RowsOfSlot&& rows) : terms(terms) {
+    for (int o = 0; o < operand_count; ++o)
+      if (terms.reads[o] && o != z_operand) read[read_count++] = {o, static_cast<const T*>(call.in[o]), rows(slot_of(o), call.shared[slot_of(o)])};
+    for (int s = 0; s < 2; ++s)
+      if (terms.writes[s]) written[written_count++] = {s, results.accumulates(s), results.rows(s), rows(s, false)};
+  }
+};
+
+// All inputs into a tile, all gradients out of it; `at`: their first components. In loops at run time, so that the code for one is there once.
+template <class C, class T>
+__device__ __forceinline__ void load_operands(const Contraction<T>& a, const int* at, long long first, int live, const Strip<C>& tile) {
+#pragma unroll 1
+  for (int i = 0; i < a.read_count; ++i) {
+    const auto& operand = a.read[i];
+    load_tile(operand.rows, operand.from, first, live, tile.from(at[operand.index]));
+  }
+}
+template <class C, class T>
+__device__ __forceinline__ void store_results(const Contraction<T>& a, const int* at, long long first, int live, const Strip<C>& tile) {
+#pragma unroll 1
+  for (int i = 0; i < a.written_count; ++i) {
+    const auto& result = a.written[i];
+    store_tile(result.rows, result.to, result.accumulate, first, live, tile.from(at[result.slot]));
+  }
+}
+
+// Segments of the output go between the tile and these rows.
 template <class T>
 struct ClebschGordanOutput {
   T* z;
@@ -147,7 +196,7 @@ class ClebschGordan final : public Operation {
     const ClebschGordanLayout layout(plan_, terms);
     const Tiling tiling = tiling_for<Items<T>>(device, layout.components, layout.teams, call.batch);
     const Results<T> results(*this, call, terms, stream);
-    const Contraction<T> a(call, terms, results, false, [&](int s, bool shared) { return whole_rows<T>(dim[s], shared, tiling.threads); });
+    const Contraction<T> a(call, terms, results, [&](int s, bool shared) { return whole_rows<T>(dim[s], shared, tiling.threads); });
     check(launch(clebsch_gordan<T>, tiling.grid(call.batch), tiling.threads, tiling.shared_bytes, stream, plan_, a, layout,
                  ClebschGordanOutput<T>{results.rows(2), static_cast<const T*>(call.in[z_operand]), results.accumulates(2)}, tiling.items, call.batch),
           "cudaLaunchKernel");

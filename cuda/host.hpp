@@ -112,9 +112,9 @@ inline bool are_innermost(const ChannelSlot& slot) {
   return std::all_of(slot.blocks.begin(), slot.blocks.end(), [](const IrrepsBlock& block) { return block.mul > 1 && block.channel == 1; });
 }
 
-// Sum of the rows, in an order that depends on their number only: out = sum over i of rows[i], or out += it.
-void sum_rows(const float* rows, float* out, bool accumulate, int dim, long long batch, cudaStream_t stream);
-void sum_rows(const double* rows, double* out, bool accumulate, int dim, long long batch, cudaStream_t stream);
+// Sum of the rows, in an order that depends on their number only: out = sum over i of rows[i], or out += it. Of many rows the first ones are lost.
+void sum_rows(float* rows, float* out, bool accumulate, int dim, long long batch, cudaStream_t stream);
+void sum_rows(double* rows, double* out, bool accumulate, int dim, long long batch, cudaStream_t stream);
 
 // Items whose gradients of shared operands, so many numbers, go to one row, one after another; the rows are summed afterwards. More rows give more threads work,
 // fewer are less to add up: 16 M numbers in all, between 64 and 4096 rows.
@@ -150,61 +150,7 @@ class Results {
   std::optional<Workspace> workspace_[slot_count];
 };
 
-// What a kernel contracts: the operands, the results and where their rows lie. As a __grid_constant__ it can be indexed at run time
-// without a copy in local memory.
-template <class T>
-struct Contraction {
-  Terms terms;
-  // What is read and what is written, as lists: to skip an operand that is not takes eight instructions.
-  struct Operand {
-    int index, slot;
-    const T* from;
-    Rows rows;
-  };
-  struct Result {
-    int slot;
-    bool accumulate;
-    T* to;
-    Rows rows;
-  };
-  Operand read[operand_count];
-  Result written[slot_count];
-  int read_count = 0, written_count = 0;
-
-  // rows(slot, shared). all: otherwise without the output and its cotangent.
-  template <class RowsOfSlot>
-  Contraction(const Call& call, const Terms& terms, const Results<T>& results, bool all, RowsOfSlot&& rows) : terms(terms) {
-    for (int o = 0; o < operand_count; ++o)
-      if (terms.reads[o] && (all || o != z_operand)) read[read_count++] = {o, slot_of(o), static_cast<const T*>(call.in[o]), rows(slot_of(o), call.shared[slot_of(o)])};
-    for (int s = 0; s < (all ? slot_count : 2); ++s)
-      if (terms.writes[s]) written[written_count++] = {s, results.accumulates(s), results.rows(s), rows(s, false)};
-  }
-};
-
-// All operands into a tile, all results out of it; `at`: their first components. In loops at run time, so that the code for one is there once.
-template <class C, class T>
-__device__ __forceinline__ void load_operands(const Contraction<T>& a, const int* at, long long first, int live, const Strip<C>& tile) {
-#pragma unroll 1
-  for (int i = 0; i < a.read_count; ++i) {
-    const auto& operand = a.read[i];
-    load_tile(operand.rows, operand.from, first, live, tile.from(at[operand.index]));
-  }
-}
-template <class C, class T>
-__device__ __forceinline__ void store_results(const Contraction<T>& a, const int* at, long long first, int live, const Strip<C>& tile) {
-#pragma unroll 1
-  for (int i = 0; i < a.written_count; ++i) {
-    const auto& result = a.written[i];
-    store_tile(result.rows, result.to, result.accumulate, first, live, tile.from(at[result.slot]));
-  }
-}
-
-// The terms of a whole forward and a whole backward pass.
-inline Terms forward_terms() {
-  Call call{};
-  call.in[x_operand] = call.in[y_operand] = call.out[2] = &call;
-  return terms_of(call);
-}
+// The terms of a whole backward pass.
 inline Terms backward_terms(bool square = false) {
   Call call{};
   call.in[x_operand] = call.in[y_operand] = call.in[z_operand] = call.out[0] = call.out[1] = &call;
