@@ -12,7 +12,9 @@ const counting = native.cuda?.counting
 const batch = 70
 
 describe.runIf(counting)('counted traffic', () => {
-  test.each(cases({ L: [1, 2, 3, 4, 6] }).map((c) => [c.name, c] as const))('%s', (_name, { noPath, make }) => {
+  test.each(cases({ L: [1, 2, 3, 4, 6] }).map((c) => [c.name, c] as const))('%s', (name, { noPath, make, L }) => {
+    // At once; or, where a tile for all results of high degree would be small, result by result or term by term, what is read again then from L2.
+    const isStepped = L > 3 && !/cgtp/.test(name)
     const options = { dtype: 'float32', layout: 'mul_ir', backend: 'cuda' } as const
     if (noPath) {
       expect(() => make(options)).toThrow(expect.objectContaining({ code: 'no_path' }))
@@ -40,16 +42,16 @@ describe.runIf(counting)('counted traffic', () => {
     const backward = count(() => Object.values(op.backward(x, y, undefined, v)) as any)
     expect(backward.launches).toBe(1)
     expect([backward.loaded.unique, backward.stored.unique]).toEqual([bytes(x, y, v), bytes(x, y)])
-    // At once, or result by result where the tile would be small: from L2 then.
-    expect([[bytes(x, y, v), bytes(x, y)], [bytes(x, y, v, v), bytes(x, y)]]).toContainEqual([backward.loaded.requested, backward.stored.requested])
+    const resultByResult = [bytes(x, y, v, v), bytes(x, y)]
+    expect([[bytes(x, y, v), bytes(x, y)], ...(isStepped ? [resultByResult] : [])]).toContainEqual([backward.loaded.requested, backward.stored.requested])
 
     using ax = array(op.irrepsIn1, 4), ay = array(op.irrepsIn2, 5)
     const second = count(() => Object.values(op.doubleBackward(x, y, undefined, v, { x: ax, y: ay })) as any)
     expect(second.launches).toBe(1)
     expect([second.loaded.unique, second.stored.unique]).toEqual([bytes(x, y, v, ax, ay), bytes(x, y, v)])
-    // And term by term, of which gradOut's gradient has two.
-    expect([[bytes(x, y, v, ax, ay), bytes(x, y, v)], [bytes(x, y, v, v, ax, ax, ay, ay), bytes(x, y, v)], [bytes(x, y, v, v, v, ax, ax, ay, ay), bytes(x, y, v, v)]])
-      .toContainEqual([second.loaded.requested, second.stored.requested])
+    // Of gradOut's gradient there are two terms.
+    const byResult = [bytes(x, y, v, v, ax, ax, ay, ay), bytes(x, y, v)], byTerm = [bytes(x, y, v, v, v, ax, ax, ay, ay), bytes(x, y, v, v)]
+    expect([[bytes(x, y, v, ax, ay), bytes(x, y, v)], ...(isStepped ? [byResult, byTerm] : [])]).toContainEqual([second.loaded.requested, second.stored.requested])
   })
 
   test.each(layouts)('a square reads its input once, %s', (layout) => {
