@@ -129,19 +129,6 @@ EQUITENSOR_INLINE Vector<T> load_partial(const T* p, int n) {
   return v;
 #endif
 }
-template <class T>
-EQUITENSOR_INLINE void store_partial(T* p, Vector<T> v, int n) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4)
-    _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
-  else
-    _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
-#else
-  for (int i = 0; i < width<T>; ++i)
-    if (i < n) p[i] = v[i];
-#endif
-}
-
 // Lanes begin, ..., end - 1 to where they are in a vector at p.
 template <class T>
 EQUITENSOR_INLINE void store_lanes(T* p, Vector<T> v, int begin, int end) {
@@ -156,6 +143,9 @@ EQUITENSOR_INLINE void store_lanes(T* p, Vector<T> v, int begin, int end) {
     if (begin <= i && i < end) p[i] = v[i];
 #endif
 }
+
+template <class T>
+EQUITENSOR_INLINE void store_partial(T* p, Vector<T> v, int n) { store_lanes(p, v, 0, n); }
 
 // The first n lanes from `first`, the others from `last`: what else lies there is not read.
 template <class T>

@@ -25,7 +25,8 @@ struct WeightedBuffers {
   long x_pitch;
   T* entry_sums;                      // dM of a group's edges, its lanes added up
   WeightedBuffers(const WeightedPlan<T>& plan, Scratch<T>& scratch) {
-    const auto take = [&](long n) { return reinterpret_cast<T*>(scratch.take((n + width<T> - 1) / width<T> + 1)); };
+    const auto vectors = [](long n) { return (n + width<T> - 1) / width<T>; };
+    const auto take = [&](long n) { return reinterpret_cast<T*>(scratch.take(vectors(n) + 1)); };
     for (int o = 0; o < operand_count; ++o) lanes[o] = take(plan.dim[slot_of(o)]);
     turned = take(plan.weights), turned_direction = take(plan.weights);
     for (T** constant : {&ones, &zeros, &unused}) *constant = take(plan.max_lanes);
@@ -38,9 +39,9 @@ struct WeightedBuffers {
     z = take(plan.max_block), node = take(plan.dim[2]);
     row = take(maximum(maximum(plan.dim[0], plan.dim[1]), maximum(plan.max_block, plan.weights)));
     for (int s = 0; s < 2; ++s) gradient[s] = take(plan.dim[s]), sums[s] = scratch.take(plan.makes_matrices[s] ? (s == 1 ? edges : 1) * plan.dim[s] : 0);
-    x_pitch = (plan.dim[0] + width<T> - 1) / width<T> * width<T>;
+    x_pitch = vectors(plan.dim[0]) * width<T>;
     for (T** of_edges : {&x_rows, &ax_rows, &dx_rows}) *of_edges = take((plan.mixes ? 0 : edges) * x_pitch);
-    weight_pitch = (plan.weights + width<T> - 1) / width<T> * width<T>;
+    weight_pitch = vectors(plan.weights) * width<T>;
     weight_gradient = take((plan.mixes ? 1 : edges) * weight_pitch);
   }
 };
@@ -493,11 +494,7 @@ class WeightedItem {
           for (int n = 0; n < count; ++n) weight_rows[n].append(buffer_.weight_gradient + n * weight_pitch, in.weights);
         if (!wants(1)) continue;
         const int entries = count * in.entries;
-        for (int first = 0; first < entries; first += width<T>) {
-          Vector<T> lanes[width<T>];
-          for (int l = 0; l < width<T>; ++l) lanes[l] = buffer_.dmatrix[minimum(first + l, entries - 1)];
-          store(buffer_.entry_sums + first, sum_lanes<T>(lanes));
-        }
+        for (int first = 0; first < entries; first += width<T>) store(buffer_.entry_sums + first, add_up(buffer_.dmatrix, first, entries));
         const PlanBlock& y_block = plan_.blocks[1][in.matrix_block];
         for (int n = 0; n < count; ++n) {
           Vector<T>* const sums = buffer_.sums[1] + n * entry_pitch + y_block.offset + s.matrix_channel;
@@ -521,20 +518,19 @@ class WeightedItem {
       });
     }
   }
-  // The lanes of every sum, which is cleared.
+  // Of `count` sums those from `first` on, their lanes added up.
+  static Vector<T> add_up(const Vector<T>* sums, int first, int count) {
+    Vector<T> lanes[width<T>];
+    for (int i = 0; i < width<T>; ++i) lanes[i] = sums[minimum(first + i, count - 1)];
+    return sum_lanes<T>(lanes);
+  }
+  // And cleared.
   void write_sums(Vector<T>* sums, int count, T* to, bool accumulates) {
-    constexpr int w = width<T>;
-    for (int c = 0; c < count; c += w) {
-      Vector<T> lanes[w];
-      for (int i = 0; i < w; ++i) lanes[i] = sums[minimum(c + i, count - 1)];
-      for (int i = 0; i < minimum(w, count - c); ++i) sums[c + i] = Vector<T>{};
-      const Vector<T> sum = sum_lanes<T>(lanes);
-      const auto write = [&](auto part) EQUITENSOR_LAMBDA { part.store(to + c, accumulates ? part.load(to + c) + sum : sum); };
-      if (c + w <= count)
-        write(Whole<T>{});
-      else
-        write(Part<T>{count - c});
-    }
+    for_each_vector<T>(count, [&](int c, auto part) EQUITENSOR_LAMBDA {
+      const Vector<T> sum = add_up(sums, c, count);
+      part.store(to + c, accumulates ? part.load(to + c) + sum : sum);
+    });
+    for (int c = 0; c < count; ++c) sums[c] = Vector<T>{};
   }
 
   template <class M>
@@ -701,14 +697,9 @@ class WeightedItem {
   }
 
   void write_gradient(int slot, RowStream<T>& result) {
-    constexpr int w = width<T>;
     const int n = plan_.dim[slot];
     T* gradient = buffer_.gradient[slot];
-    for (int c = 0; plan_.makes_matrices[slot] && c < n; c += w) {
-      Vector<T> lanes[w];
-      for (int i = 0; i < w; ++i) lanes[i] = buffer_.sums[slot][minimum(c + i, n - 1)];
-      store(gradient + c, load(gradient + c) + sum_lanes<T>(lanes));
-    }
+    for (int c = 0; plan_.makes_matrices[slot] && c < n; c += width<T>) store(gradient + c, load(gradient + c) + add_up(buffer_.sums[slot], c, n));
     const T* row = gradient;
     bool made = true;
     for (int b = 0; b < plan_.block_count[slot]; ++b) made &= by_component(slot, plan_.blocks[slot][b]);
