@@ -119,6 +119,7 @@ struct PlanInstruction {
   int copies;             // 1; of a scalar, whose matrix is a multiple of the identity, the components: then M is one entry
   int entries, pitch;     // of M, [input][output]; padded
   bool by_nonzeros;       // M's gradient is contracted with the coefficients that are not zero; of few components with all of them, side by side
+  T coefficient;          // of Wigner 3j symbols
   const T* coefficients;  // [j][pitch]: M[e] = sum_j coefficients[j][e] y_j
   // The same without the zeros: of entry e, and of component j.
   const int *of_entry, *of_entry_component, *of_component, *of_component_entry;
@@ -141,6 +142,7 @@ struct WeightedPlan {
   int instruction_count;
   bool makes_matrices[2];  // operands that are some instruction's matrix operand
   bool mixes;  // all instructions do, with weights
+  bool channelwise;  // one path an output block, all of them of channels of x with the one of y, between degrees to 3, and weights in their order
   int max_lanes, max_pitch, max_entries, max_staged, max_block;
 };
 

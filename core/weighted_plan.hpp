@@ -51,6 +51,7 @@ WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops&
     to.adds = !instructions.empty() && instructions.back().out_block == from.out;
     to.weight = from.weight, to.weights = c.weights, to.weight_columns = c.weight_columns, to.mixed = c.mixed, to.channels = c.channels;
 
+    to.coefficient = T(from.coefficient);
     const bool scalar = matrix.l == 0 && lane.l > 0;
     to.copies = scalar ? to.inputs : 1;
     const int n = scalar ? 1 : to.inputs * to.outputs, components = to.matrix_components;
@@ -123,6 +124,15 @@ WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops&
     instructions.push_back(to);
   }
   plan.mixes = std::all_of(instructions.begin(), instructions.end(), [](const auto& in) { return in.mixed > 0 && in.weight >= 0; });
+  int weights = 0, block = 0;
+  plan.channelwise = !instructions.empty() && int(instructions.size()) == plan.block_count[2];
+  for (const PlanInstruction<T>& in : instructions) {
+    const bool low = in.inputs <= 7 && in.matrix_components <= 7 && in.outputs <= 7;
+    const bool plain = in.lane_operand == 0 && !in.same_channel && !in.mixed && in.weight_columns == 0 && in.segment_count == 1 && all_blocks[1][size_t(in.matrix_block)].mul == 1;
+    plan.channelwise &= low && plain && in.out_block == block++ && in.weight == weights;
+    weights += in.weights;
+  }
+  plan.channelwise &= weights == plan.weights;
   for (int s = 0; s < 2; ++s)
     if (plan.makes_matrices[s]) flops.backward += form.dims[s], flops.double_backward += form.dims[s];
   for (int s = 0; s < 3; ++s) plan.blocks[s] = store.items(std::move(all_blocks[s]));

@@ -12,6 +12,7 @@ inline namespace EQUITENSOR_VARIANT {
 template <class T>
 class RowStream {
  public:
+  RowStream() = default;
   RowStream(T* to, bool streams, bool accumulates) : to_(to), streams_(to && streams), accumulates_(accumulates) {
     if (!streams_) return;
     foreign_ = waiting_ = int(reinterpret_cast<uintptr_t>(to) % sizeof(Vector<T>) / sizeof(T));
@@ -69,6 +70,12 @@ class RowStream {
   }
   void appended(int n) { to_ += n; }
 
+  // Of rows that are written side by side, all but the first follow: the vector that a row shares with the one before waits for that one's end, which then joins them.
+  void follow() { follows_ = true; }
+  void join(const RowStream& next) {
+    if (streams_ && waiting_ > 0) stream(to_, first_lanes<T>(waiting_, before_, next.shared_));
+  }
+
   void finish() {
     store_lanes(to_, before_, foreign_, waiting_);
   }
@@ -76,7 +83,10 @@ class RowStream {
  private:
   EQUITENSOR_INLINE void write(Vector<T> whole) {
     if (foreign_ > 0) {  // the vector's beginning is somebody else's
-      store_lanes(to_, whole, foreign_, width<T>);
+      if (follows_)
+        shared_ = whole;
+      else
+        store_lanes(to_, whole, foreign_, width<T>);
       foreign_ = 0;
     } else {
       stream(to_, whole);
@@ -84,10 +94,11 @@ class RowStream {
     to_ += width<T>;
   }
 
-  T* to_;
-  bool streams_, accumulates_;
+  T* to_ = nullptr;
+  bool streams_ = false, accumulates_ = false, follows_ = false;
   int foreign_ = 0, waiting_ = 0;
   Vector<T> before_{};  // its first `waiting_` lanes
+  Vector<T> shared_{};
 };
 
 }  // namespace EQUITENSOR_VARIANT

@@ -2,6 +2,7 @@
 // channel of one operand makes a matrix M_ik = sum_j C_ijk y_j an instruction; then t_k = sum_i M_ik x_i for all channels of the other operand.
 // Backwards h_i = sum_k M_ik dz_k gives the gradients of x, w h, and of the weights, sum_i x_i h_i: N multiply-adds instead of two times N for a
 // matrix of N entries. dM_ik = sum_u (w x)_i dz_k is contracted with the coefficients once an item.
+#include "cpu/channelwise.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/weighted_products.hpp"
 
@@ -24,6 +25,8 @@ struct WeightedBuffers {
   T *x_rows, *ax_rows, *dx_rows;      // of a group's edges, aligned
   long x_pitch;
   T* entry_sums;                      // dM of a group's edges, its lanes added up
+  ChannelwisePath<T>* paths;
+  T* no_direction;                    // of x: zeros
   WeightedBuffers(const WeightedPlan<T>& plan, Scratch<T>& scratch) {
     const auto vectors = [](long n) { return (n + width<T> - 1) / width<T>; };
     const auto take = [&](long n) { return reinterpret_cast<T*>(scratch.take(vectors(n) + 1)); };
@@ -41,6 +44,7 @@ struct WeightedBuffers {
     for (int s = 0; s < 2; ++s) gradient[s] = take(plan.dim[s]), sums[s] = scratch.take(plan.makes_matrices[s] ? (s == 1 ? edges : 1) * plan.dim[s] : 0);
     x_pitch = vectors(plan.dim[0]) * width<T>;
     for (T** of_edges : {&x_rows, &ax_rows, &dx_rows}) *of_edges = take((plan.mixes ? 0 : edges) * x_pitch);
+    paths = take_paths(plan, scratch), no_direction = take(plan.dim[0]);
     weight_pitch = vectors(plan.weights) * width<T>;
     weight_gradient = take((plan.mixes ? 1 : edges) * weight_pitch);
   }
@@ -65,6 +69,14 @@ class WeightedItem {
     }
     for (int s = 0; s < 2; ++s)
       for (int b = 0; b < plan.block_count[s]; ++b) groups_ &= by_component(s, plan.blocks[s][b]);
+    if constexpr (has_channelwise_paths<T>) {
+      has_paths_ = groups_ && plan.channelwise && !a.weight_sum && a.weight;
+      if (has_paths_) make_paths(plan, doubles_ ? PathPass::double_backward : differentiates_ ? PathPass::backward : PathPass::sum, buffer_.paths);
+      edges_.z_sum = buffer_.node, edges_.by_component = true;
+      edges_.wants_y = wants(1), edges_.wants_weight = a.weight_out, edges_.wants_z = wants(2);
+      edges_.dw = buffer_.unused, edges_.zeros = buffer_.zeros;
+      clear(buffer_.no_direction, plan.dim[0]);
+    }
     const int edges = groups_ ? EdgeGroup<T>::most : 1;
     for (int s = 0; s < 2; ++s) clear(buffer_.gradient[s], plan.dim[s]), clear_sums(s, s == 1 ? edges : 1);
     if (a.sweep) clear(buffer_.node, plan.dim[2]);
@@ -381,6 +393,16 @@ class WeightedItem {
       const PlanBlock& block = plan_.blocks[slot][block_index];
       return View{a_.in[slot] + rows[n].slot[slot] + block.offset, block.mul, ahead[n].slot[slot] - rows[n].slot[slot]};
     };
+    if constexpr (has_channelwise_paths<T>)
+      if (has_paths_) {
+        edges_.count = count, edges_.z_adds = adds;
+        for (int n = 0; n < count; ++n) {
+          edges_.x[n] = a_.in[x_operand] + rows[n].slot[0], edges_.x_next[n] = a_.in[x_operand] + ahead[n].slot[0], edges_.y[n] = a_.in[y_operand] + rows[n].slot[1];
+          edges_.w[n] = a_.weight + rows[n].weight, edges_.w_next[n] = a_.weight + ahead[n].weight;
+        }
+        for (int i = 0; i < plan_.instruction_count; ++i) buffer_.paths[i].run(buffer_.paths[i], edges_);
+        return;
+      }
     for (int i = 0; i < plan_.instruction_count; ++i) {
       const Instruction& in = plan_.instructions[i];
       const PlanBlock& block = plan_.blocks[2][in.out_block];
@@ -455,11 +477,29 @@ class WeightedItem {
     // Lines that rows share are stored to, not streamed: what waits for one of them holds up all others.
     for (int n = 0; has_rows && n < count; ++n)
       for (long c : {0, plan_.weights}) __builtin_prefetch(a_.weight_out + rows[n].weight + c, 1, 3);
-    RowStream<T> weight_rows[most] = {weight_row(rows[0]), weight_row(rows[count > 1 ? 1 : 0]), weight_row(rows[count > 2 ? 2 : 0]), weight_row(rows[count > 3 ? 3 : 0])};
+    RowStream<T>* const weight_rows = edges_.w_out;
+    for (int n = 0; n < count; ++n) weight_rows[n] = weight_row(rows[n]);
+    if constexpr (has_channelwise_paths<T>)
+      if (has_paths_) {
+        edges_.count = count, edges_.z_adds = adds;
+        for (int n = 0; n < count; ++n) {
+          edges_.x[n] = edges_.x_next[n] = buffer_.x_rows + n * buffer_.x_pitch, edges_.dx[n] = buffer_.dx_rows + n * buffer_.x_pitch;
+          edges_.ax[n] = edges_.ax_next[n] = a_.in[x_direction] ? buffer_.ax_rows + n * buffer_.x_pitch : buffer_.no_direction;
+          edges_.y[n] = a_.in[y_operand] + rows[n].slot[1], edges_.ay[n] = a_.in[y_direction] ? a_.in[y_direction] + rows[n].slot[1] : nullptr;
+          edges_.w[n] = edges_.w_next[n] = a_.weight + rows[n].weight;
+          edges_.aw[n] = edges_.aw_next[n] = a_.weight_direction ? a_.weight_direction + rows[n].weight : nullptr;
+          edges_.z[n] = buffer_.lanes[z_operand];
+          edges_.dy[n] = buffer_.sums[1] + n * entry_pitch;
+        }
+      }
     for (int i = 0; i < plan_.instruction_count; ++i) {
       const Instruction& in = plan_.instructions[i];
       const PlanBlock &block = plan_.blocks[2][in.out_block], &lane_block = plan_.blocks[0][in.lane_block];
       ask(i);
+      if (has_paths_) {
+        buffer_.paths[i].run(buffer_.paths[i], edges_);
+        continue;
+      }
       for (int k = 0; k < in.segment_count; ++k) {
         const PlanChannels& s = in.segments[k];
         for (int n = 0; n < count; ++n) {
@@ -755,6 +795,8 @@ class WeightedItem {
   bool differentiates_, doubles_;  // results beside z; with directions
   bool weights_in_order_ = true;   // of the instructions, one's behind the other's
   bool groups_;                    // a convolution whose edges go several at a time
+  bool has_paths_ = false;         // in kernels of cpu/channelwise.cpp
+  ItemGroup<T> edges_;
   const T* row_[operand_count] = {};
   const T *weight_ = nullptr, *weight_direction_ = nullptr;
   long ahead_[slot_count] = {}, weight_ahead_ = 0;  // from these rows to the next item's
@@ -764,6 +806,11 @@ class WeightedItem {
 
 template <class T>
 void weighted(const WeightedPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
+  if constexpr (has_channelwise_paths<T>)
+    if (is_channelwise(plan, a)) {
+      channelwise(plan, a, begin, end, memory);
+      return stream_fence();
+    }
   WeightedItem<T> item(plan, a, memory);
   if (a.sweep)
     item.sweep(begin, end);
@@ -776,6 +823,7 @@ template <class T>
 long weighted_scratch(const WeightedPlan<T>& plan) {
   Scratch<T> scratch(nullptr);
   WeightedBuffers<T> measured(plan, scratch);
+  if constexpr (has_channelwise_paths<T>) return std::max(scratch.bytes(), channelwise_scratch(plan));
   return scratch.bytes();
 }
 
