@@ -34,8 +34,9 @@ function channelwise(in1: string, in2: string, dtype: 'float32' | 'float64', lay
   return { operation, dims: { x: x.dim, y: y.dim, z: z.dim, w: weights } }
 }
 
-// 16 channels are whole vectors of every instruction set, 89 of none; 7 and 9 components are taken in one piece and in two, and 11 of 32 channels go to memory in two.
-const problems = [['16x0e+16x1o+16x3e', '0e+1o+2e'], ['89x0e', '0e+1o+3o'], ['48x4e+5x1o', '2x1e'], ['7x2e', '3x2e'], ['32x5o', '3e']] as const
+// 16 channels are whole vectors of every instruction set, 89 of none; 7 and 9 components are taken in one piece and in two, and 11 of 32 channels go to memory in two. The last ones
+// are between degrees to 3, four items at a time: rows that begin at any place in a line, of whole vectors and of others.
+const problems = [['16x0e+16x1o+16x3e', '0e+1o+2e'], ['89x0e', '0e+1o+3o'], ['48x4e+5x1o', '2x1e'], ['7x2e', '3x2e'], ['32x5o', '3e'], ['16x0e+48x1o', '0e+1o+2e'], ['33x0o+17x1e', '2e+0e+1o']] as const
 const names = { x: 'x', y: 'y', z: 'z', ax: 'x', ay: 'y', w: 'w', aw: 'w', xOut: 'x', yOut: 'y', zOut: 'z', wOut: 'w' } as const
 const passes = {
   forward: ['x', 'y', 'w', 'zOut'],

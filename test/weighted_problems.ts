@@ -15,6 +15,18 @@ export const one = (mode: Instruction['mode'], hasWeight: boolean, in1: string, 
 })
 const i = (in1: number, in2: number, out: number, mode: Instruction['mode'], hasWeight = true, pathWeight = 1): Instruction => ({ in1, in2, out, mode, hasWeight, pathWeight })
 
+// Every path between degrees to 3 with an output of its own, in the order of the weights: kernels whose Wigner 3j symbols the compiler knows.
+function everyPath(in1: string, in2: string): Problem {
+  const [x, y] = [new Irreps(in1), new Irreps(in2)], instructions: Instruction[] = [], out: string[] = []
+  x.blocks.forEach((a, in1) => y.blocks.forEach((b, in2) => {
+    for (let l = Math.abs(a.ir.l - b.ir.l); l <= Math.min(3, a.ir.l + b.ir.l); l++) {
+      instructions.push(i(in1, in2, out.length, 'uvu'))
+      out.push(`${a.mul}x${l}${a.ir.p * b.ir.p > 0 ? 'e' : 'o'}`)
+    }
+  }))
+  return { name: `every path to degree 3: ${in1} x ${in2}`, irreps: [in1, in2, out.join('+')], instructions }
+}
+
 // Every mode, with one channel and with several, with multiplicities around the lanes of a vector.
 export const problems: Problem[] = [
   one('uvw', true, '3x1o', '2x2e', '4x1o+5x3o'), one('uvw', true, '17x1o', '1x1o', '9x0e+1x1e'), one('uvw', true, '2x1o', '7x1o', '1x2e'),
@@ -23,6 +35,7 @@ export const problems: Problem[] = [
   one('uvu', false, '6x1o', '2x1o', '6x1e'), one('uvu', false, '33x2e', '1x1o', '33x1o'),
   // Whole vectors of 9 and more components.
   one('uvu', true, '17x6e', '1x1o', '17x5o+17x6o+17x7o'), one('uvu', true, '18x4e', '1x3o', '18x4o'),
+  everyPath('17x0e+1x1o+33x2e+16x3o', '1x0e+1x1o+1x2e+1x3o'), everyPath('32x2e+5x1o', '1x2e+1x1o'),
   one('uvv', true, '2x1o', '5x2e', '5x1o+5x3o'), one('uvv', true, '1x1o', '17x1o', '17x0e'), one('uvv', false, '3x1o', '4x1o', '4x2e'),
   one('uuw', true, '3x1o', '3x1o', '5x0e+2x2e'), one('uuw', true, '18x1o', '18x1o', '3x1e'), one('uuw', false, '7x1o', '7x1o', '1x0e+1x2e'),
   one('uuu', true, '5x1o', '5x1o', '5x0e+5x1e+5x2e'), one('uuu', true, '17x2e', '17x2e', '17x2e'), one('uuu', false, '3x3o', '3x2e', '3x4o'),
