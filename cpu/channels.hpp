@@ -31,6 +31,18 @@ EQUITENSOR_INLINE void for_each_vector(int lanes, Body&& body) {
   if (c < lanes) body(c, Part<T>{lanes - c});
 }
 
+// Whether kernels of low degrees have lengths and coefficients as constants: everywhere, they would take longer to compile than all others together.
+template <class T>
+inline constexpr bool has_constants = sizeof(T) == 4 && sizeof(Vector<T>) >= 32;
+
+// Of `count` sums those from `first` on, their lanes added up.
+template <class T>
+inline Vector<T> add_up(const Vector<T>* sums, int first, int count) {
+  Vector<T> lanes[width<T>];
+  for (int i = 0; i < width<T>; ++i) lanes[i] = sums[minimum(first + i, count - 1)];
+  return sum_lanes<T>(lanes);
+}
+
 // An entry of a matrix that all channels share, or that is a vector of theirs.
 template <class T>
 EQUITENSOR_INLINE Vector<T> entry(T e) { return splat(e); }
@@ -149,6 +161,21 @@ inline void turn_block(const T* in, const PlanBlock& block, T* out) {
     transpose_matrix(in, block.components, block.mul, block.components, out, block.mul);
   else
     transpose_matrix(in, block.mul, block.components, block.mul, out, block.components);
+}
+template <class T>
+inline void copy_row(const T* from, T* to, int n) {
+  for_each_vector<T>(n, [&](int c, auto part) EQUITENSOR_LAMBDA { part.store(to + c, part.load(from + c)); });
+}
+// All blocks of a row.
+template <bool to_components, class T>
+inline void turn_row(const PlanBlock* blocks, int count, const T* from, T* to) {
+  for (int b = 0; b < count; ++b) {
+    const PlanBlock& block = blocks[b];
+    if (block.by_component)
+      copy_row(from + block.offset, to + block.offset, block.mul * block.components);
+    else
+      turn_block<to_components>(from + block.offset, block, to + block.offset);
+  }
 }
 
 }  // namespace EQUITENSOR_VARIANT

@@ -141,7 +141,7 @@ EQUITENSOR_NOINLINE void multiply_path(const ChannelwisePath<T>& path, ItemGroup
   }
 }
 
-// The same, summed over the items into z_sum, in registers.
+// The same for edges of a node, summed over them into z_sum, in registers.
 template <class C, class T>
 EQUITENSOR_NOINLINE void sum_path(const ChannelwisePath<T>& path, ItemGroup<T>& a) {
   constexpr int outputs = C::outputs;
@@ -216,7 +216,7 @@ EQUITENSOR_NOINLINE void differentiate_path(const ChannelwisePath<T>& path, Item
         weight[v] = part.load(w + c), dweight[v] = Vector<T>{};
 #pragma GCC unroll 8
         for (int k = 0; k < outputs; ++k) {
-          __builtin_prefetch(next + (v * outputs + k) * line<T>, 0, 3);
+          __builtin_prefetch(next + (v * outputs + k) * width<T>, 0, 3);
           zs[v][k] = in_register(part.load(z + k * lanes + c));
         }
       }
@@ -246,7 +246,7 @@ EQUITENSOR_NOINLINE void differentiate_path(const ChannelwisePath<T>& path, Item
       });
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) part.store(dw + first + v * width<T>, dweight[v]);
-      next += vectors * outputs * line<T>;
+      next += vectors * outputs * width<T>;
     };
     int c = 0;
     if constexpr (tiles_at_once == 2)
@@ -268,7 +268,10 @@ EQUITENSOR_NOINLINE void direct_path(const ChannelwisePath<T>& path, ItemGroup<T
     alignas(64) T matrix[C::padded];
     alignas(64) T matrix_direction[C::padded];
     make_matrix<C>(a.y[n] + path.y, path.coefficient, matrix);
-    make_matrix<C>(a.ay[n] ? a.ay[n] + path.y : a.zeros, path.coefficient, matrix_direction);
+    if (a.ay[n])
+      make_matrix<C>(a.ay[n] + path.y, path.coefficient, matrix_direction);
+    else
+      for (T& entry : matrix_direction) entry = 0;
     Vector<T> dmatrix[C::entries];
 #pragma GCC unroll 64
     for (int e = 0; e < C::entries; ++e) dmatrix[e] = Vector<T>{};
@@ -285,10 +288,10 @@ EQUITENSOR_NOINLINE void direct_path(const ChannelwisePath<T>& path, ItemGroup<T
       Vector<T> sum[outputs]{}, zs[outputs], dweight{};
 #pragma GCC unroll 8
       for (int k = 0; k < outputs; ++k) {
-        __builtin_prefetch(next + k * line<T>, 0, 3);
+        __builtin_prefetch(next + k * width<T>, 0, 3);
         zs[k] = in_register(part.load(z + k * lanes + c));
       }
-      next += outputs * line<T>;
+      next += outputs * width<T>;
       each(Int<0>{}, Int<C::inputs - 1>{}, [&](auto i) EQUITENSOR_LAMBDA {
         if (path.first) __builtin_prefetch(x_next + i * lanes + c, 0, 3);
         if (path.first) __builtin_prefetch(ax_next + i * lanes + c, 0, 3);
@@ -388,7 +391,8 @@ class ChannelwiseItems {
     for (int c = 0; c < plan.max_lanes; ++c) buffer_.zeros[c] = 0;
     for (int n = 0; n < ItemGroup<T>::most; ++n) {
       group_.ax[n] = buffer_.ax[n], group_.dx[n] = buffer_.dx[n], group_.dy[n] = buffer_.dy[n];
-      for (int c = 0; c < plan.dim[0]; ++c) buffer_.ax[n][c] = 0, buffer_.dx[n][c] = 0;
+      for (int c = 0; doubles_ && !a.in[x_direction] && c < plan.dim[0]; ++c) buffer_.ax[n][c] = 0;
+      for (int c = 0; differentiates_ && c < plan.dim[0]; ++c) buffer_.dx[n][c] = 0;  // of blocks without a path
     }
   }
 
@@ -450,42 +454,18 @@ class ChannelwiseItems {
   }
   // A row of x as the kernels want it. Forward, its vectors are read where z's begin, and a copy would gain nothing.
   const T* bring(const T* row, T* to) const {
-    if (x_by_component_) {
-      if (!differentiates_) return row;
-      for_each_vector<T>(plan_.dim[0], [&](int c, auto part) EQUITENSOR_LAMBDA { part.store(to + c, part.load(row + c)); });
-      return to;
-    }
-    for (int b = 0; b < plan_.block_count[0]; ++b) {
-      const PlanBlock& block = plan_.blocks[0][b];
-      if (block.by_component)
-        for_each_vector<T>(block.mul * block.components, [&](int c, auto part) EQUITENSOR_LAMBDA { part.store(to + block.offset + c, part.load(row + block.offset + c)); });
-      else
-        turn_block<true>(row + block.offset, block, to + block.offset);
-    }
+    if (x_by_component_ && !differentiates_) return row;
+    turn_row<true>(plan_.blocks[0], plan_.block_count[0], row, to);
     return to;
   }
+
   void write_x(int n, RowStream<T>& result) {
-    const T* row = buffer_.dx[n];
-    if (!x_by_component_) {
-      row = buffer_.row;
-      for (int b = 0; b < plan_.block_count[0]; ++b) {
-        const PlanBlock& block = plan_.blocks[0][b];
-        const T* const from = buffer_.dx[n] + block.offset;
-        if (block.by_component)
-          for_each_vector<T>(block.mul * block.components, [&](int c, auto part) EQUITENSOR_LAMBDA { part.store(buffer_.row + block.offset + c, part.load(from + c)); });
-        else
-          turn_block<false>(from, block, buffer_.row + block.offset);
-      }
-    }
-    result.append(row, plan_.dim[0]);
+    if (!x_by_component_) turn_row<false>(plan_.blocks[0], plan_.block_count[0], buffer_.dx[n], buffer_.row);
+    result.append(x_by_component_ ? buffer_.dx[n] : buffer_.row, plan_.dim[0]);
   }
   void write_y(int n, RowStream<T>& result) {
     const int dim = plan_.dim[1];
-    for (int first = 0; first < dim; first += width<T>) {
-      Vector<T> lanes[width<T>];
-      for (int i = 0; i < width<T>; ++i) lanes[i] = buffer_.dy[n][minimum(first + i, dim - 1)];
-      store(buffer_.row + first, sum_lanes<T>(lanes));
-    }
+    for (int c = 0; c < dim; c += width<T>) store(buffer_.row + c, add_up<T>(buffer_.dy[n], c, dim));
     result.append(buffer_.row, dim);
   }
 
@@ -503,8 +483,8 @@ bool is_channelwise(const WeightedPlan<T>& plan, const Operands<T>& a) {
   const bool doubles = a.in[x_direction] || a.in[y_direction] || a.weight_direction;
   const bool has_all = a.in[x_operand] && a.in[y_operand] && a.weight && (!differentiates || a.in[z_operand]);
   const bool sums = a.sum[0] || a.sum[1] || a.sum[2] || a.weight_sum;
-  constexpr int least = 2 * width<T>;  // of rows that share vectors with two others at most
-  return plan.channelwise && plan.dim[2] >= least && plan.weights >= least && !a.sweep && !sums && has_all && (differentiates || !doubles) && (doubles || !differentiates || !a.terms.writes[2]);
+  constexpr int least = width<T>;  // see RowStream::follow
+  return plan.channelwise && plan.dim[2] >= least && plan.weights >= least && !a.sweep && !sums && has_all && (differentiates || (!doubles && a.terms.writes[2])) && (doubles || !differentiates || !a.terms.writes[2]);
 }
 template <class T>
 void channelwise(const WeightedPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
@@ -517,7 +497,7 @@ long channelwise_scratch(const WeightedPlan<T>& plan) {
   return scratch.bytes();
 }
 
-#if defined(__AVX2__)
+#if defined(__AVX2__) && !defined(EQUITENSOR_COUNT)  // has_constants
 template void make_paths(const WeightedPlan<float>&, PathPass, ChannelwisePath<float>*);
 template bool is_channelwise(const WeightedPlan<float>&, const Operands<float>&);
 template void channelwise(const WeightedPlan<float>&, const Operands<float>&, long, long, void*);

@@ -5,10 +5,6 @@
 namespace equitensor {
 inline namespace EQUITENSOR_VARIANT {
 
-// In float32 with AVX2 and more: everywhere, the constants would take longer to compile than all other kernels.
-template <class T>
-inline constexpr bool has_channelwise_paths = sizeof(T) == 4 && sizeof(Vector<T>) >= 32;
-
 // Some items, or edges of a node: rows of x, its direction and its gradient by component, all others where the caller has them.
 template <class T>
 struct ItemGroup {
@@ -46,7 +42,7 @@ EQUITENSOR_INLINE ChannelwisePath<T>* take_paths(const WeightedPlan<T>& plan, Sc
   return reinterpret_cast<ChannelwisePath<T>*>(scratch.take((plan.instruction_count * sizeof(ChannelwisePath<T>) + sizeof(Vector<T>) - 1) / sizeof(Vector<T>)));
 }
 
-// Whether a call is one of these, which then take it.
+// Whether a call that is no convolution is one of these, which then take it.
 template <class T>
 bool is_channelwise(const WeightedPlan<T>& plan, const Operands<T>& a);
 template <class T>

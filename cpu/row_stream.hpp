@@ -70,7 +70,8 @@ class RowStream {
   }
   void appended(int n) { to_ += n; }
 
-  // Of rows that are written side by side, all but the first follow: the vector that a row shares with the one before waits for that one's end, which then joins them.
+  // Of rows that are written side by side, of a vector at least, all but the first follow: the vector that a row shares with the one before waits for that one's end,
+  // which then joins them.
   void follow() { follows_ = true; }
   void join(const RowStream& next) {
     if (streams_ && waiting_ > 0) stream(to_, first_lanes<T>(waiting_, before_, next.shared_));

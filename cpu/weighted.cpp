@@ -26,7 +26,6 @@ struct WeightedBuffers {
   long x_pitch;
   T* entry_sums;                      // dM of a group's edges, its lanes added up
   ChannelwisePath<T>* paths;
-  T* no_direction;                    // of x: zeros
   WeightedBuffers(const WeightedPlan<T>& plan, Scratch<T>& scratch) {
     const auto vectors = [](long n) { return (n + width<T> - 1) / width<T>; };
     const auto take = [&](long n) { return reinterpret_cast<T*>(scratch.take(vectors(n) + 1)); };
@@ -44,7 +43,7 @@ struct WeightedBuffers {
     for (int s = 0; s < 2; ++s) gradient[s] = take(plan.dim[s]), sums[s] = scratch.take(plan.makes_matrices[s] ? (s == 1 ? edges : 1) * plan.dim[s] : 0);
     x_pitch = vectors(plan.dim[0]) * width<T>;
     for (T** of_edges : {&x_rows, &ax_rows, &dx_rows}) *of_edges = take((plan.mixes ? 0 : edges) * x_pitch);
-    paths = take_paths(plan, scratch), no_direction = take(plan.dim[0]);
+    paths = take_paths(plan, scratch);
     weight_pitch = vectors(plan.weights) * width<T>;
     weight_gradient = take((plan.mixes ? 1 : edges) * weight_pitch);
   }
@@ -69,13 +68,18 @@ class WeightedItem {
     }
     for (int s = 0; s < 2; ++s)
       for (int b = 0; b < plan.block_count[s]; ++b) groups_ &= by_component(s, plan.blocks[s][b]);
-    if constexpr (has_channelwise_paths<T>) {
-      has_paths_ = groups_ && plan.channelwise && !a.weight_sum && a.weight;
+    if constexpr (has_constants<T>) {
+      has_paths_ = groups_ && plan.channelwise && !a.weight_sum && a.weight && a.in[x_operand] && a.in[y_operand] && (!differentiates_ || a.in[z_operand]);
       if (has_paths_) make_paths(plan, doubles_ ? PathPass::double_backward : differentiates_ ? PathPass::backward : PathPass::sum, buffer_.paths);
+      static_assert(ItemGroup<T>::most >= EdgeGroup<T>::most);
       edges_.z_sum = buffer_.node, edges_.by_component = true;
-      edges_.wants_y = wants(1), edges_.wants_weight = a.weight_out, edges_.wants_z = wants(2);
+      edges_.wants_y = wants(1), edges_.wants_weight = a.weight_out;
       edges_.dw = buffer_.unused, edges_.zeros = buffer_.zeros;
-      clear(buffer_.no_direction, plan.dim[0]);
+      for (int n = 0; has_paths_ && differentiates_ && n < EdgeGroup<T>::most; ++n) {
+        edges_.x[n] = edges_.x_next[n] = buffer_.x_rows + n * buffer_.x_pitch, edges_.ax[n] = edges_.ax_next[n] = buffer_.ax_rows + n * buffer_.x_pitch;
+        edges_.dx[n] = buffer_.dx_rows + n * buffer_.x_pitch, edges_.z[n] = buffer_.lanes[z_operand];
+        if (!a.in[x_direction]) clear(buffer_.ax_rows + n * buffer_.x_pitch, plan.dim[0]);
+      }
     }
     const int edges = groups_ ? EdgeGroup<T>::most : 1;
     for (int s = 0; s < 2; ++s) clear(buffer_.gradient[s], plan.dim[s]), clear_sums(s, s == 1 ? edges : 1);
@@ -177,7 +181,7 @@ class WeightedItem {
         const PlanBlock& block = plan_.blocks[s][b];
         T* const lanes = buffer_.lanes[o] + block.offset;
         if (by_component(s, block)) {
-          if (o == z_operand) copy(row + block.offset, lanes, block.mul * block.components);
+          if (o == z_operand) copy_row(row + block.offset, lanes, block.mul * block.components);
           continue;
         }
         prefetch_row(row + block.offset + ahead_[s], block.mul * block.components);
@@ -393,7 +397,7 @@ class WeightedItem {
       const PlanBlock& block = plan_.blocks[slot][block_index];
       return View{a_.in[slot] + rows[n].slot[slot] + block.offset, block.mul, ahead[n].slot[slot] - rows[n].slot[slot]};
     };
-    if constexpr (has_channelwise_paths<T>)
+    if constexpr (has_constants<T>)
       if (has_paths_) {
         edges_.count = count, edges_.z_adds = adds;
         for (int n = 0; n < count; ++n) {
@@ -435,8 +439,8 @@ class WeightedItem {
       rows[n] = edge_at(node, e + n), ahead[n] = asks_ahead ? edge_at(node, e + count + n) : rows[n];
       for (int o : {y_operand, y_direction})
         if (a_.in[o]) prefetch_row(a_.in[o] + ahead[n].slot[1], plan_.dim[1] <= 4 * line<T> ? plan_.dim[1] : 0);
-      if (a_.in[x_operand]) copy(a_.in[x_operand] + rows[n].slot[0], buffer_.x_rows + n * buffer_.x_pitch, dim);
-      if (a_.in[x_direction]) copy(a_.in[x_direction] + rows[n].slot[0], buffer_.ax_rows + n * buffer_.x_pitch, dim);
+      if (a_.in[x_operand]) copy_row(a_.in[x_operand] + rows[n].slot[0], buffer_.x_rows + n * buffer_.x_pitch, dim);
+      if (a_.in[x_direction]) copy_row(a_.in[x_direction] + rows[n].slot[0], buffer_.ax_rows + n * buffer_.x_pitch, dim);
       for (int b = 0; wants(0) && b < plan_.block_count[0]; ++b) {
         const PlanBlock& block = plan_.blocks[0][b];
         for (int c = 0; !block.gradient_made && c < block.mul * block.components; ++c) buffer_.dx_rows[n * buffer_.x_pitch + block.offset + c] = 0;
@@ -479,16 +483,13 @@ class WeightedItem {
       for (long c : {0, plan_.weights}) __builtin_prefetch(a_.weight_out + rows[n].weight + c, 1, 3);
     RowStream<T>* const weight_rows = edges_.w_out;
     for (int n = 0; n < count; ++n) weight_rows[n] = weight_row(rows[n]);
-    if constexpr (has_channelwise_paths<T>)
+    if constexpr (has_constants<T>)
       if (has_paths_) {
         edges_.count = count, edges_.z_adds = adds;
         for (int n = 0; n < count; ++n) {
-          edges_.x[n] = edges_.x_next[n] = buffer_.x_rows + n * buffer_.x_pitch, edges_.dx[n] = buffer_.dx_rows + n * buffer_.x_pitch;
-          edges_.ax[n] = edges_.ax_next[n] = a_.in[x_direction] ? buffer_.ax_rows + n * buffer_.x_pitch : buffer_.no_direction;
           edges_.y[n] = a_.in[y_operand] + rows[n].slot[1], edges_.ay[n] = a_.in[y_direction] ? a_.in[y_direction] + rows[n].slot[1] : nullptr;
           edges_.w[n] = edges_.w_next[n] = a_.weight + rows[n].weight;
           edges_.aw[n] = edges_.aw_next[n] = a_.weight_direction ? a_.weight_direction + rows[n].weight : nullptr;
-          edges_.z[n] = buffer_.lanes[z_operand];
           edges_.dy[n] = buffer_.sums[1] + n * entry_pitch;
         }
       }
@@ -534,7 +535,7 @@ class WeightedItem {
           for (int n = 0; n < count; ++n) weight_rows[n].append(buffer_.weight_gradient + n * weight_pitch, in.weights);
         if (!wants(1)) continue;
         const int entries = count * in.entries;
-        for (int first = 0; first < entries; first += width<T>) store(buffer_.entry_sums + first, add_up(buffer_.dmatrix, first, entries));
+        for (int first = 0; first < entries; first += width<T>) store(buffer_.entry_sums + first, add_up<T>(buffer_.dmatrix, first, entries));
         const PlanBlock& y_block = plan_.blocks[1][in.matrix_block];
         for (int n = 0; n < count; ++n) {
           Vector<T>* const sums = buffer_.sums[1] + n * entry_pitch + y_block.offset + s.matrix_channel;
@@ -558,16 +559,10 @@ class WeightedItem {
       });
     }
   }
-  // Of `count` sums those from `first` on, their lanes added up.
-  static Vector<T> add_up(const Vector<T>* sums, int first, int count) {
-    Vector<T> lanes[width<T>];
-    for (int i = 0; i < width<T>; ++i) lanes[i] = sums[minimum(first + i, count - 1)];
-    return sum_lanes<T>(lanes);
-  }
-  // And cleared.
+  // Their lanes added up, and cleared.
   void write_sums(Vector<T>* sums, int count, T* to, bool accumulates) {
     for_each_vector<T>(count, [&](int c, auto part) EQUITENSOR_LAMBDA {
-      const Vector<T> sum = add_up(sums, c, count);
+      const Vector<T> sum = add_up<T>(sums, c, count);
       part.store(to + c, accumulates ? part.load(to + c) + sum : sum);
     });
     for (int c = 0; c < count; ++c) sums[c] = Vector<T>{};
@@ -726,9 +721,6 @@ class WeightedItem {
     return {weights + mix.weight, mix.pitch, in.weight < 0 ? 0 : weight_ahead_, mix.count, in.mixed};
   }
 
-  static void copy(const T* from, T* to, int n) {
-    for_each_vector<T>(n, [&](int c, auto part) EQUITENSOR_LAMBDA { part.store(to + c, part.load(from + c)); });
-  }
   void clear(T* from, int n) {
     for (int c = 0; c < n; c += width<T>) store(from + c, Vector<T>{});
   }
@@ -739,21 +731,11 @@ class WeightedItem {
   void write_gradient(int slot, RowStream<T>& result) {
     const int n = plan_.dim[slot];
     T* gradient = buffer_.gradient[slot];
-    for (int c = 0; plan_.makes_matrices[slot] && c < n; c += width<T>) store(gradient + c, load(gradient + c) + add_up(buffer_.sums[slot], c, n));
-    const T* row = gradient;
+    for (int c = 0; plan_.makes_matrices[slot] && c < n; c += width<T>) store(gradient + c, load(gradient + c) + add_up<T>(buffer_.sums[slot], c, n));
     bool made = true;
     for (int b = 0; b < plan_.block_count[slot]; ++b) made &= by_component(slot, plan_.blocks[slot][b]);
-    for (int b = 0; !made && b < plan_.block_count[slot]; ++b) {
-      const PlanBlock& block = plan_.blocks[slot][b];
-      row = buffer_.row;
-      if (block.by_component)
-        for_each_vector<T>(block.mul * block.components, [&](int c, auto part) EQUITENSOR_LAMBDA {
-          part.store(buffer_.row + block.offset + c, part.load(gradient + block.offset + c));
-        });
-      else
-        turn_block<false>(gradient + block.offset, block, buffer_.row + block.offset);
-    }
-    result.append(row, n);
+    if (!made) turn_row<false>(plan_.blocks[slot], plan_.block_count[slot], gradient, buffer_.row);
+    result.append(made ? gradient : buffer_.row, n);
     for (int b = 0; b < plan_.block_count[slot]; ++b) {
       const PlanBlock& block = plan_.blocks[slot][b];
       for (int c = 0; !block.gradient_made && c < block.mul * block.components; ++c) gradient[block.offset + c] = 0;
@@ -806,7 +788,7 @@ class WeightedItem {
 
 template <class T>
 void weighted(const WeightedPlan<T>& plan, const Operands<T>& a, long begin, long end, void* memory) {
-  if constexpr (has_channelwise_paths<T>)
+  if constexpr (has_constants<T>)
     if (is_channelwise(plan, a)) {
       channelwise(plan, a, begin, end, memory);
       return stream_fence();
@@ -823,7 +805,7 @@ template <class T>
 long weighted_scratch(const WeightedPlan<T>& plan) {
   Scratch<T> scratch(nullptr);
   WeightedBuffers<T> measured(plan, scratch);
-  if constexpr (has_channelwise_paths<T>) return std::max(scratch.bytes(), channelwise_scratch(plan));
+  if constexpr (has_constants<T>) return std::max(scratch.bytes(), channelwise_scratch(plan));
   return scratch.bytes();
 }
 
@@ -832,16 +814,10 @@ void turn_rows(const WeightedPlan<T>& plan, const T* in, T* out, bool to_compone
   const int dim = plan.dim[0];
   for (long r = begin; r < end; ++r) {
     T* const to = row ? row : out + r * dim;
-    for (int b = 0; b < plan.block_count[0]; ++b) {
-      const PlanBlock& block = plan.blocks[0][b];
-      const T* from = in + r * dim + block.offset;
-      if (block.by_component)
-        for_each_vector<T>(block.mul * block.components, [&](int c, auto part) EQUITENSOR_LAMBDA { part.store(to + block.offset + c, part.load(from + c)); });
-      else if (to_components)
-        turn_block<true>(from, block, to + block.offset);
-      else
-        turn_block<false>(from, block, to + block.offset);
-    }
+    if (to_components)
+      turn_row<true>(plan.blocks[0], plan.block_count[0], in + r * dim, to);
+    else
+      turn_row<false>(plan.blocks[0], plan.block_count[0], in + r * dim, to);
     if (!row) continue;
     for_each_vector<T>(dim, [&](int c, auto part) EQUITENSOR_LAMBDA { part.store(out + r * dim + c, part.load(out + r * dim + c) + part.load(row + c)); });
   }

@@ -39,14 +39,12 @@ EQUITENSOR_INLINE void for_each_outputs(int outputs, Body&& body) {
 #undef EQUITENSOR_CASE
   }
 }
-// Calls body(inputs, first output, outputs, distance between rows of M) for at most 8 outputs at a time; with constants for degrees to 3, in float32
-// with AVX2 and more: everywhere, this file took three times as long to compile as all others together.
+// Calls body(inputs, first output, outputs, distance between rows of M) for at most 8 outputs at a time, with constants for degrees to 3.
 template <class T, class Body>
 EQUITENSOR_INLINE void for_each_shape(int inputs, int outputs, Body&& body) {
-  constexpr bool has_constants = sizeof(T) == 4 && sizeof(Vector<T>) >= 32;
 #define EQUITENSOR_CASE(i, k) \
   case 8 * i + k: return body(Int<i>{}, 0, Int<k>{}, Int<k>{});
-  if constexpr (has_constants) {
+  if constexpr (has_constants<T>) {
     if (inputs <= 7 && outputs <= 7) switch (8 * inputs + outputs) {
       EQUITENSOR_CASE(1, 1) EQUITENSOR_CASE(1, 3) EQUITENSOR_CASE(1, 5) EQUITENSOR_CASE(1, 7)
       EQUITENSOR_CASE(3, 1) EQUITENSOR_CASE(3, 3) EQUITENSOR_CASE(3, 5) EQUITENSOR_CASE(3, 7)

@@ -1,6 +1,6 @@
 // ClebschGordanTensorProduct with e3nn's instructions and weights: e3nn's numbers, every mode against its einsum, differences, and what a call accepts.
 import { describe, expect, test } from 'vitest'
-import { ClebschGordanTensorProduct, Irreps, type Instruction } from '../lib/index'
+import { ClebschGordanTensorProduct, Convolution, Graph, Irreps, type Instruction } from '../lib/index'
 import {
   arrayError, blockError, constructors, dtypes, golden, guarded, layouts, random, randomArray, randomRotation, relayout, rotated, sameBits, tolerance,
 } from './support'
@@ -205,6 +205,45 @@ test.each<[name: string, op: ClebschGordanTensorProduct<'float64'>, polynomial?:
     const at = { x: rows(xs, op.irrepsIn1.dim), y: rows(ys, op.irrepsIn2.dim), weight: rows(sets, op.weightNumel), gradOut: rows(3, op.irrepsOut.dim) }
     for (const [slot, error] of thirdOrderErrors(second, at, composed(second, polynomial))) expect(error, `${slot} of ${xs}, ${ys}, ${sets}`).toBeLessThan(tolerance.float64)
   }
+})
+
+// In float32 such products have kernels of their own. Against float64, on numbers that are the same in both; few channels, so that vectors and rows of several items overlap.
+describe.each(['5x0e+3x1o+5x2e', '2x0e+2x1o', '48x1o'])('channelwise in float32, %s: a part of the directions, and of the results, added to what is there', (in1) => {
+  test.each(layouts)('%s', (layout) => {
+    const make = <D extends 'float32' | 'float64'>(dtype: D) => channelwise(in1, '0e+1o+3o', '0e+1o+2e+3o', { dtype, layout, threads: 1 })
+    const edge = Int32Array.of(0, 1, 2, 0, 1, 2, 2, 0, 0, 0, 1, 2, 2, 2), graph = new Graph(edge, 3)
+    const makeConvolution = <D extends 'float32' | 'float64'>(dtype: D) => Convolution.channelwise(in1, '0e+1o+3o', '0e+1o+2e+3o', { dtype, layout, threads: 1 })
+    using large = channelwise('64x0e+64x2e', '0e+1o+2e+3o', '0e+1o+2e+3o', { layout, threads: 1 })
+    const random0 = random(1), filler = [large.irrepsIn1.dim, large.irrepsIn2.dim, large.weightNumel, large.irrepsOut.dim].map((dim) => randomArray('float32', dim, random0)) as [Float32Array, Float32Array, Float32Array, Float32Array]
+    const other = () => large.doubleBackward(...filler, { x: filler[0], y: filler[1], weight: filler[2] })
+    using narrow = make('float32'), wide = make('float64'), narrowConvolution = makeConvolution('float32'), wideConvolution = makeConvolution('float64')
+    const wideGraph = new Graph(edge, 3), next = random(3), rows = (count: number, dim: number) => randomArray('float32', count * dim, next), wider = (a?: Float32Array) => a && Float64Array.from(a)
+    for (const nodes of [7, 3]) {
+      const drawn = () => ({ x: rows(nodes, wide.irrepsIn1.dim), y: rows(7, wide.irrepsIn2.dim), weight: rows(7, wide.weightNumel), gradOut: rows(nodes, wide.irrepsOut.dim) })
+      const at = drawn(), { gradOut: _, ...along } = drawn()
+      for (const given of [[], ['x'], ['y'], ['weight'], ['x', 'y'], ['x', 'weight'], ['y', 'weight'], ['x', 'y', 'weight']] as (keyof typeof along)[][]) {
+        for (const name of ['x', 'y', 'weight', 'gradOut'] as const) {
+          if (name === 'gradOut' && given.length === 0) continue
+          other() // leaves numbers where kernels keep theirs
+          const needs = { x: false, y: false, weight: false, ...(given.length > 0 && { gradOut: false }), [name]: true }
+          const before = rows(at[name].length, 1), out = guarded('float32', before.length, 3), directions = Object.fromEntries(given.map((of) => [of, along[of]]))
+          out.array.set(before)
+          const options = { needs, out: { [name]: out.array }, accumulate: true } as object, wideDirections = Object.fromEntries(given.map((of) => [of, wider(along[of])!]))
+          const [x, y, w, z] = Object.values(at) as [Float32Array, Float32Array, Float32Array, Float32Array], all = [x, y, w, z].map(wider) as [Float64Array, Float64Array, Float64Array, Float64Array]
+          let expected: any
+          if (nodes === 7) {
+            given.length > 0 ? narrow.doubleBackward(x, y, w, z, directions, options) : narrow.backward(x, y, w, z, options)
+            expected = given.length > 0 ? wide.doubleBackward(...all, wideDirections) : wide.backward(...all)
+          } else {
+            given.length > 0 ? narrowConvolution.doubleBackward(graph, x, y, w, z, directions, options) : narrowConvolution.backward(graph, x, y, w, z, options)
+            expected = given.length > 0 ? wideConvolution.doubleBackward(wideGraph, ...all, wideDirections) : wideConvolution.backward(wideGraph, ...all)
+          }
+          expect(out.intact()).toBe(true)
+          expect(arrayError(out.array, before.map((v, i) => v + expected[name][i]!)), `${given} -> ${name}`).toBeLessThan(tolerance.float32)
+        }
+      }
+    }
+  })
 })
 
 describe('calls', () => {
