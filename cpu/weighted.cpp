@@ -141,6 +141,7 @@ class WeightedItem {
 
  private:
   using Instruction = PlanInstruction<T>;
+  static constexpr int weights_ahead = 16 * line<T>;  // that kernels of paths ask for before they read them, of an edge
   using View = ChannelView<T>;
 
   bool wants(int slot) const { return a_.terms.writes[slot]; }
@@ -449,13 +450,25 @@ class WeightedItem {
     take(rows[0], rows[0]);  // z
     // Rows of x, and of its gradient where it is added to, are asked for a part an instruction.
     const auto ask = [&](int i) EQUITENSOR_LAMBDA {
-      const long lines = (dim + line<T> - 1) / line<T>, first = lines * i / plan_.instruction_count * line<T>, end = lines * (i + 1) / plan_.instruction_count * line<T>;
-      for (int n = 0; n < count; ++n)
-        for (long c = first; c < end; c += line<T>) {
+      // Of the lines of so many numbers those that this instruction asks for.
+      const auto for_each_line = [&](long numbers, auto&& body) EQUITENSOR_LAMBDA {
+        const long lines = (numbers + line<T> - 1) / line<T>;
+        for (long l = lines * i / plan_.instruction_count; l < lines * (i + 1) / plan_.instruction_count; ++l) body(l * line<T>);
+      };
+      for (int n = 0; n < count; ++n) {
+        for_each_line(dim, [&](long c) EQUITENSOR_LAMBDA {
           if (a_.adds_by_sender) __builtin_prefetch(a_.out[0] + rows[n].slot[0] + c, 1, 2);
           for (int o : {x_operand, x_direction})
             if (a_.in[o]) __builtin_prefetch(a_.in[o] + ahead[n].slot[0] + c, 0, 2);
-        }
+        });
+        // Kernels of paths ask for their edges' weights themselves, but for the first ones.
+        if (has_paths_)
+          for_each_line(minimum(weights_ahead, plan_.weights), [&](long c) EQUITENSOR_LAMBDA {
+            for (const T* weights : {a_.weight, a_.weight_direction})
+              if (weights) __builtin_prefetch(weights + ahead[n].weight + c, 0, 2);
+          });
+      }
+      if (has_paths_) return;
       // Of weights those of the next instruction: they are read once, and are to leave the caches to the rows of nodes.
       const bool last = i + 1 == plan_.instruction_count;
       const Instruction& next = plan_.instructions[last ? 0 : i + 1];
@@ -488,8 +501,8 @@ class WeightedItem {
         edges_.count = count, edges_.z_adds = adds;
         for (int n = 0; n < count; ++n) {
           edges_.y[n] = a_.in[y_operand] + rows[n].slot[1], edges_.ay[n] = a_.in[y_direction] ? a_.in[y_direction] + rows[n].slot[1] : nullptr;
-          edges_.w[n] = edges_.w_next[n] = a_.weight + rows[n].weight;
-          edges_.aw[n] = edges_.aw_next[n] = a_.weight_direction ? a_.weight_direction + rows[n].weight : nullptr;
+          edges_.w[n] = a_.weight + rows[n].weight, edges_.w_next[n] = edges_.w[n] + weights_ahead;
+          edges_.aw[n] = a_.weight_direction ? a_.weight_direction + rows[n].weight : nullptr, edges_.aw_next[n] = edges_.aw[n] + weights_ahead;
           edges_.dy[n] = buffer_.sums[1] + n * entry_pitch;
         }
       }
