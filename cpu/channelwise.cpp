@@ -11,16 +11,16 @@ inline namespace EQUITENSOR_VARIANT {
 
 inline constexpr int channelwise_degree = 3;
 
-// C of a path, by the entries of M.
+// C of a path, by the entries of M that are not zero for every y.
 template <int l1, int l2, int l3>
 struct Coupling {
   static constexpr int inputs = 2 * l1 + 1, components = 2 * l2 + 1, outputs = 2 * l3 + 1;
-  struct Entries {
-    int count = 0, of[inputs][outputs] = {};  // of: -1 where M is always zero
-    float value[components][inputs * outputs] = {};
+  struct Table {
+    int entries = 0, entry[inputs][outputs] = {};  // entry: -1 where there is none
+    alignas(64) float value[components][(inputs * outputs + line<float> - 1) / line<float> * line<float>] = {};  // M is formed by whole vectors
   };
-  static constexpr Entries table = [] {
-    Entries t;
+  static constexpr Table table = [] {
+    Table t;
     for (int i = 0; i < inputs; ++i)
       for (int k = 0; k < outputs; ++k) {
         bool couples = false;
@@ -28,23 +28,14 @@ struct Coupling {
           const int m1 = i - l1, m2 = j - l2, m3 = k - l3;
           const double value = orders_couple(l1, m1, l2, m2, l3, m3) ? wigner3j(l1, m1, l2, m2, l3, m3) : 0;
           // Zeros that the selection rule does not show come out of Racah's sum as a few ulp.
-          if (absolute(value) > 1e-13) couples = true, t.value[j][t.count] = float(value);
+          if (absolute(value) > 1e-13) couples = true, t.value[j][t.entries] = float(value);
         }
-        t.of[i][k] = couples ? t.count : -1;
-        t.count += couples;
+        t.entry[i][k] = couples ? t.entries : -1;
+        t.entries += couples;
       }
     return t;
   }();
-  static constexpr int entries = table.count, padded = (entries + width<float> - 1) / width<float> * width<float>;
-  struct Rows {
-    alignas(64) float row[components][padded] = {};
-  };
-  static constexpr Rows coefficients = [] {
-    Rows rows;
-    for (int j = 0; j < components; ++j)
-      for (int e = 0; e < entries; ++e) rows.row[j][e] = table.value[j][e];
-    return rows;
-  }();
+  static constexpr int entries = table.entries, padded = (entries + width<float> - 1) / width<float> * width<float>;
 };
 
 template <class C, class T>
@@ -55,7 +46,7 @@ EQUITENSOR_INLINE void make_matrix(const T* y, T coefficient, T* matrix) {
   for (int j = 0; j < C::components; ++j) {
     const Vector<T> value = in_register(splat(coefficient * y[j]));
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) sum[v] += value * load(C::coefficients.row[j] + v * width<T>);
+    for (int v = 0; v < vectors; ++v) sum[v] += value * load(C::table.value[j] + v * width<T>);
   }
 #pragma GCC unroll 8
   for (int v = 0; v < vectors; ++v) store(matrix + v * width<T>, sum[v]);
@@ -64,7 +55,7 @@ EQUITENSOR_INLINE void make_matrix(const T* y, T coefficient, T* matrix) {
 template <class C, class Input, class Body>
 EQUITENSOR_INLINE void for_each_entry(Input, Body&& body) {
   each(Int<0>{}, Int<C::outputs - 1>{}, [&](auto k) EQUITENSOR_LAMBDA {
-    constexpr int e = C::table.of[Input{}][decltype(k){}];
+    constexpr int e = C::table.entry[Input{}][decltype(k){}];
     if constexpr (e >= 0) body(k, Int<e>{});
   });
 }
