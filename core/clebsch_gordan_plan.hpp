@@ -2,8 +2,43 @@
 #pragma once
 #include "build_plan.hpp"
 #include "clebsch_gordan.hpp"
+#include "coupled_pair.hpp"
 
 namespace equitensor {
+
+// scale[l3 - |l1 - l2|]: of the path to l3. exchanged: the paths are of degrees l2 and l1.
+inline std::vector<double> coupled_coefficients(CoupledPair pair, bool exchanged, const std::vector<double>& scale) {
+  std::vector<double> values;
+  const int l1 = pair.l1, l2 = pair.l2;
+  const auto symbol = [&](int m1, int m2, int l3, int m3) { return exchanged ? wigner3j(l2, m2, l1, m1, l3, m3) : wigner3j(l1, m1, l2, m2, l3, m3); };
+  const auto append = [&](int a, int b, int order) {
+    for (int l3 = pair.lowest(order); l3 <= pair.highest(); ++l3) {
+      const bool odd = (l1 + l2 + l3) % 2 != 0;
+      // Of order 0 there is one part alone, and the imaginary one, x_-a y_b - x_a y_-b, if the sum is odd.
+      const double value = !odd ? symbol(a, b, l3, order) : order > 0 ? symbol(a, b, l3, -order) : symbol(-a, b, l3, 0);
+      values.push_back(scale[size_t(l3 - pair.lowest())] * value);
+    }
+  };
+  for (int a = 0; a <= l1; ++a)
+    for (int b = 0; b <= l2; ++b) {
+      append(a, b, a + b);
+      if (pair.has_difference(a, b)) append(a, b, absolute(a - b));
+    }
+  return values;
+}
+
+// Nothing unless the unrolled kernels take the pair, which then has the paths to all l3.
+inline std::vector<double> coefficients_if_coupled(const ClebschGordanPair& form, const IrrepsBlock& in1, const IrrepsBlock& in2) {
+  const CoupledPair pair{std::max(in1.l, in2.l), std::min(in1.l, in2.l)};
+  if (pair.l1 > coupled_degree || in1.component != 1 || in2.component != 1) return {};
+  std::map<int, double> scale;
+  for (const ClebschGordanPath& path : form.paths) scale[path.l3] = path.coefficient;
+  const size_t degrees = size_t(pair.highest() - pair.lowest() + 1);
+  if (scale.size() != degrees || form.paths.size() != degrees) return {};
+  std::vector<double> scales;
+  for (const auto& [l3, value] : scale) scales.push_back(value);
+  return coupled_coefficients(pair, in1.l < in2.l, scales);
+}
 
 // in_row: a pair of one channel names components of the output row itself.
 template <class T, class Store>
@@ -28,11 +63,17 @@ ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], con
     const long channels = form.connection == Connection::all    ? long(b1.mul) * b2.mul
                           : form.connection == Connection::same ? b1.mul
                                                                 : long(b1.mul) * (b1.mul - 1) / 2;
+    const std::vector<double> coefficients = Store::on_device || dense || square ? std::vector<double>() : coefficients_if_coupled(form, b1, b2);
+    const bool coupled = !coefficients.empty();
     pair.direct = in_row && b1.mul == 1 && b2.mul == 1;
+    // Kernels of coupled pairs take a degree's components side by side.
+    if (coupled)
+      for (const ClebschGordanPath& path : form.paths) pair.direct &= path.component == 1;
     std::vector<PlanSegment> segments;
-    std::vector<int> row_component;
+    std::vector<int> row_component, degree_outputs(coupled ? form.paths.size() : 0);
     std::vector<PlanPlace> places;
     for (const ClebschGordanPath& path : form.paths) {
+      if (coupled) degree_outputs[size_t(path.l3 - absolute(b1.l - b2.l))] = path.l3 + (pair.direct ? path.offset : pair.compact_outputs);
       segments.push_back({pair.compact_outputs, 2 * path.l3 + 1, {path.offset, path.component}, path.u_step, path.v_step});
       pair.compact_outputs += 2 * path.l3 + 1;
       for (int k = 0; k <= 2 * path.l3; ++k) {
@@ -51,6 +92,9 @@ ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], con
     PassFlops each;
     static_cast<PlanProducts<T>&>(pair) = build_products<T>(store, folded, forward, backward, each);
     flops.add(channels, each);
+    pair.l1 = b1.l, pair.l2 = b2.l;
+    pair.coefficients = coupled ? store.template values<T>(coefficients) : nullptr;
+    pair.degree_outputs = store.ints(degree_outputs);
     pair.places = store.items(std::move(places));
     pair.by_outputs = divisor(pair.compact_outputs);
     pair.segment_count = int(segments.size());
@@ -59,6 +103,11 @@ ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], con
     plan.max_compact = std::max(plan.max_compact, pair.compact_outputs);
     pairs.push_back(pair);
   }
+  // A coupled pair and the same one the other way round take the same code, which one behind the other is read once.
+  if (!Store::on_device)
+    std::stable_sort(pairs.begin(), pairs.end(), [](const PlanPair<T>& a, const PlanPair<T>& b) {
+      return std::pair(std::max(a.l1, a.l2), std::min(a.l1, a.l2)) < std::pair(std::max(b.l1, b.l2), std::min(b.l1, b.l2));
+    });
   std::copy(dims, dims + 3, plan.dim);
   plan.square = square;
   plan.pair_count = int(pairs.size());

@@ -72,6 +72,10 @@ struct PlanPair : PlanProducts<T> {
   const struct PlanSegment* segments;  // otherwise of the compact outputs of one channel, which these put in place
   int segment_count, compact_outputs;
   Divisor by_outputs;
+  // Of a pair of degrees that has all its paths, on the CPU (core/coupled_pair.hpp); coefficients: otherwise null.
+  int l1, l2;
+  const T* coefficients;
+  const int* degree_outputs;  // of l3 from |l1 - l2| on: its output of order 0, compact or, if direct, in the row
 };
 struct PlanPlace {
   int first, u_step, v_step;  // component of channels u, v in the row: first + u * u_step + v * v_step

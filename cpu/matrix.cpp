@@ -188,7 +188,7 @@ void matrix(const MatrixPlan<T>& plan, const Operands<T>& a, long begin, long en
     };
     SpreadPrefetch<T> rows[operand_count] = {next(0), next(1), next(2), next(3), next(4)};
     const auto prefetch = [&] {
-      for (SpreadPrefetch<T>& operand : rows) operand.some(6);
+      for (SpreadPrefetch<T>& operand : rows) operand.template some<6>();
     };
     for (int u = 0; u < plan.mul; ++u) {
       for (int o = 0; o < operand_count; ++o)

@@ -14,6 +14,7 @@ struct Tile {
   long first, step;
   int count;
   long ahead;  // the `width` items from here on are needed soon: in the next pass, or as the next tile
+  long next;   // the first item of the tile that takes this one's place in the next group
 };
 
 // Rows of up to four lines are asked for ahead: the lanes' strides hide the order of their lines from the hardware (GTP at L = 2,
@@ -24,18 +25,27 @@ EQUITENSOR_INLINE void prefetch_rows(const T* first, long stride) {
   for (long i = 0; i < stride * width<T>; i += line<T>) __builtin_prefetch(first + i, 0, 2);
 }
 
-// The same lines a few at a time, spread over the computation of a tile: asked for at once they fill the processor's miss buffers and
-// hold up the loads of the tile at hand.
+// Lines that the next tiles read, a few at a time, spread over the computation of the tiles at hand: asked for at once they fill the processor's miss buffers and
+// hold up the loads of these.
 template <class T>
 class SpreadPrefetch {
  public:
-  SpreadPrefetch(const T* rows, long stride) : at_(rows), end_(stride > 4 * line<T> ? rows : rows + stride * width<T>) {}
-  EQUITENSOR_INLINE void some(int lines) {
-    for (; lines > 0 && at_ < end_; --lines, at_ += line<T>) __builtin_prefetch(at_, 0, 2);
+  SpreadPrefetch(const T* rows, long stride) : SpreadPrefetch(rows, stride > 4 * line<T> ? 0 : stride * width<T>, 0, 1) {}
+  // `runs` of n elements, `pitch` apart.
+  SpreadPrefetch(const T* first, long n, long pitch, int runs) : at_(first), end_(first + n), n_(n), pitch_(pitch), runs_(n > 0 ? runs : 0) {}
+  template <int lines>
+  EQUITENSOR_INLINE void some() {
+    if (runs_ == 0) return;
+#pragma GCC unroll 8
+    for (int i = 0; i < lines; ++i) __builtin_prefetch(at_ + i * line<T>, 0, 2);
+    at_ += lines * line<T>;
+    if (at_ >= end_) --runs_, end_ += pitch_, at_ = end_ - n_;
   }
 
  private:
   const T *at_, *end_;
+  long n_, pitch_;
+  int runs_;
 };
 
 // n components of every row into out[component].
@@ -191,14 +201,14 @@ EQUITENSOR_INLINE void for_each_tiles(long begin, long end, bool stream, Body&& 
   for (; stream && begin + pass_items<T> <= end; begin += pass_items<T>)
     for (int t = 0; t < line<T>; t += group) {
       Tile tiles[group];
-      for (int g = 0; g < group; ++g) tiles[g] = {begin + t + g, line<T>, w, begin + pass_items<T> + (t + g) * w};
+      for (int g = 0; g < group; ++g) tiles[g] = {begin + t + g, line<T>, w, begin + pass_items<T> + (t + g) * w, t + group < line<T> ? begin + t + group + g : begin + pass_items<T> + g};
       body(tiles, group, t == 0, t + group == line<T>);
     }
   while (begin < end) {
     Tile tiles[group];
     int count = 0;
     for (; count < group && begin < end; ++count, begin += w)
-      tiles[count] = {begin, 1, int(begin + w <= end ? w : end - begin), begin + w};
+      tiles[count] = {begin, 1, int(begin + w <= end ? w : end - begin), begin + w, begin + group * w};
     body(tiles, count, true, true);
   }
 }

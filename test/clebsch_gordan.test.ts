@@ -139,6 +139,41 @@ test('inputs to l = 11 and outputs to l = 22', () => {
   }
 })
 
+// In float32 all paths of a pair of degrees to 5 are one unrolled kernel, where the layout has their components side by side; in float64 they are maps.
+describe.each(layouts)('float32 against float64, %s', (layout) => {
+  test.each([
+    ['every pair of degrees', '0e+1o+2e+3o+4e+5o+6e', '6o+5e+4o+3e+2o+1e+0o', {}],
+    ['several channels', '2x1o+3x5e+1x2e', '3x4e+2x1o', {}],
+    ['a row of outputs that other irreps share', '1o+3o+3o', '2e+2e+3e', {}],
+    ['some pairs without all of their paths', '0e+1o+2e+3o', '0e+1o+2e+3o', { filterIrrepsOut: '0e+1o+2e+3o+1e' }],
+  ] as const)('%s', (_, a, b, options) => {
+    const make = (dtype: 'float32' | 'float64') => ClebschGordanTensorProduct.full(a, b, { ...options, dtype, layout, threads: 1 })
+    using single = make('float32')
+    using double = make('float64')
+    const { irrepsIn1, irrepsIn2, irrepsOut } = single
+    // Tiles and parts of them, and passes of 256 items whose results go past the cache.
+    for (const batch of [5, 35, 600]) {
+      const [x, y, v, ax, ay] = [irrepsIn1, irrepsIn2, irrepsOut, irrepsIn1, irrepsIn2].map((irreps, i) => randomArray('float32', irreps.dim * batch, random(i + batch))) as Float32Array[]
+      const in64 = (values: Float32Array) => Float64Array.from(values)
+      const check = (actual: ArrayLike<number>, expected: ArrayLike<number>, irreps: Irreps) => expect(blockError(actual, expected, irreps)).toBeLessThan(tolerance.float32)
+      check(single.forward(x!, y!), double.forward(in64(x!), in64(y!)), irrepsOut)
+      const gradients = double.backward(in64(x!), in64(y!), undefined, in64(v!))
+      const both = single.backward(x!, y!, undefined, v!)
+      check(both.x, gradients.x, irrepsIn1)
+      check(both.y, gradients.y, irrepsIn2)
+      expect(sameBits(single.backward(x!, y!, undefined, v!, { needs: { y: false } }).x!, both.x)).toBe(true)
+      expect(sameBits(single.backward(x!, y!, undefined, v!, { needs: { x: false } }).y!, both.y)).toBe(true)
+      for (const directions of [{ x: ax }, { y: ay }, { x: ax, y: ay }]) {
+        const actual = single.doubleBackward(x!, y!, undefined, v!, directions)
+        const expected = double.doubleBackward(in64(x!), in64(y!), undefined, in64(v!), { x: directions.x && in64(directions.x), y: directions.y && in64(directions.y) })
+        check(actual.x, expected.x, irrepsIn1)
+        check(actual.y, expected.y, irrepsIn2)
+        check(actual.gradOut, expected.gradOut, irrepsOut)
+      }
+    }
+  })
+})
+
 test('a filter keeps those irreps of the full product, whatever their multiplicity in it', () => {
   const irreps = '2x0e+1x1o+1x2e'
   using all = ClebschGordanTensorProduct.full(irreps, irreps, { dtype: 'float64' })
