@@ -43,13 +43,25 @@ EQUITENSOR_INLINE constexpr void unfold_orders(const M& centre, int size, int a,
   centre[a * size + b] = cc, centre[-a * size - b] = ss, centre[a * size - b] = cs, centre[-a * size + b] = sc;
   centre[b * size + a] = cc2, centre[-b * size - a] = ss2, centre[b * size - a] = cs2, centre[-b * size + a] = sc2;
 }
+// K: an Int, whose loops are unrolled (with those over the blocks of a product 0.85 to 0.95 of the time of a MTP of L = 2 to 6), or an int.
+template <bool transpose, class V, class K>
+EQUITENSOR_INLINE void unfold_all(V* matrix, K k) {
+  const auto size = k + k + Int<1>{};
+  V* const centre = matrix + k * size + k;
+  each(Int<1>{}, k, [&](auto a) EQUITENSOR_LAMBDA {
+    unfold_order<V>(centre, size, a);
+    each(a + Int<1>{}, k, [&](auto b) EQUITENSOR_LAMBDA { unfold_orders<transpose, V>(centre, size, a, b); });
+  });
+}
 template <bool transpose, class V>
 inline void unfold(V* matrix, int k) {
-  const int size = 2 * k + 1;
-  V* const centre = matrix + k * size + k;
-  for (int a = 1; a <= k; ++a) {
-    unfold_order<V>(centre, size, a);
-    for (int b = a + 1; b <= k; ++b) unfold_orders<transpose, V>(centre, size, a, b);
+  switch (k) {
+    case 2: return unfold_all<transpose>(matrix, Int<2>{});
+    case 3: return unfold_all<transpose>(matrix, Int<3>{});
+    case 4: return unfold_all<transpose>(matrix, Int<4>{});
+    case 5: return unfold_all<transpose>(matrix, Int<5>{});
+    case 6: return unfold_all<transpose>(matrix, Int<6>{});
+    default: return unfold_all<transpose>(matrix, k);
   }
 }
 

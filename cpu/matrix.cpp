@@ -47,6 +47,18 @@ EQUITENSOR_NOINLINE void multiply_block(const Vector<T>* a, MatrixView va, const
 template <class T, class Size, class Between>
 inline void multiply_blocks(const Vector<T>* a, MatrixView va, const Vector<T>* b, MatrixView vb, Vector<T>* c, Size size, bool first,
                             Between&& between) {
+  if constexpr (!std::is_same_v<Size, int>) {
+    constexpr int n = Size{}, blocks = (n + largest_block - 1) / largest_block;
+    each(Int<0>{}, Int<blocks - 1>{}, [&](auto bi) EQUITENSOR_LAMBDA {
+      each(Int<0>{}, Int<blocks - 1>{}, [&](auto bj) EQUITENSOR_LAMBDA {
+        constexpr int row = decltype(bi){}, column = decltype(bj){}, i = row * n / blocks, j = column * n / blocks;
+        constexpr int rows = (row + 1) * n / blocks - i, columns = (column + 1) * n / blocks - j;
+        between();
+        multiply_block<rows, columns, T>(a + i * va.row, va, b + j * vb.column, vb, c + i * n + j, size, first);
+      });
+    });
+    return;
+  }
   const int blocks = (size + largest_block - 1) / largest_block;
   const auto begin = [&](int block) { return block * size / blocks; };
   for (int bi = 0; bi < blocks; ++bi)

@@ -173,8 +173,9 @@ export abstract class TensorProduct<D extends DType> {
   /** In words: which algorithm and which backend were taken, and why. */
   readonly choice: Choice
   /**
-   * Work and traffic an item, by pass. Operations are those that the CPU kernels execute; channelwise products between degrees
-   * to 3 in float32 leave out products with zeros of M that are counted. Bytes are those of x, y and the result, as with shared
+   * Work and traffic an item, by pass. Operations are those that the CPU's general kernels execute. In float32 two of its kernels for
+   * low degrees differ from that: channelwise products to degree 3 leave out products with zeros of M that are counted, and
+   * Clebsch-Gordan products without weights to degree 5 form some products twice. Bytes are those of x, y and the result, as with shared
    * weights: a set of weights for each item adds weightNumel numbers forward, twice that backward and three times in the double backward.
    */
   readonly cost: Readonly<Record<Pass, PassCost>>
