@@ -137,6 +137,7 @@ struct PlanInstruction {
   const PlanMix* mixes;
   int mix_count;
 };
+inline constexpr int channelwise_degree = 3;  // cpu/channelwise.cpp
 template <class T>
 struct WeightedPlan {
   int dim[3], weights;
@@ -146,7 +147,8 @@ struct WeightedPlan {
   int instruction_count;
   bool makes_matrices[2];  // operands that are some instruction's matrix operand
   bool mixes;  // all instructions do, with weights
-  bool channelwise;  // one path an output block, all of them of channels of x with the one of y, between degrees to 3, and weights in their order
+  bool weights_in_order;  // an instruction's behind those of the one before, and no others
+  bool channelwise;       // so they are, with one path an output block, all of channels of x with the one of y, between degrees to channelwise_degree
   int max_lanes, max_pitch, max_entries, max_staged, max_block;
 };
 

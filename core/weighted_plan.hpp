@@ -125,14 +125,18 @@ WeightedPlan<T> weighted_plan(Store& store, const WeightedForm& form, PassFlops&
   }
   plan.mixes = std::all_of(instructions.begin(), instructions.end(), [](const auto& in) { return in.mixed > 0 && in.weight >= 0; });
   int weights = 0, block = 0;
+  plan.weights_in_order = true;
   plan.channelwise = !instructions.empty() && int(instructions.size()) == plan.block_count[2];
   for (const PlanInstruction<T>& in : instructions) {
-    const bool low = in.inputs <= 7 && in.matrix_components <= 7 && in.outputs <= 7;
+    constexpr int most = 2 * channelwise_degree + 1;
+    const bool low = in.inputs <= most && in.matrix_components <= most && in.outputs <= most;
     const bool plain = in.lane_operand == 0 && !in.same_channel && !in.mixed && in.weight_columns == 0 && in.segment_count == 1 && all_blocks[1][size_t(in.matrix_block)].mul == 1;
-    plan.channelwise &= low && plain && in.out_block == block++ && in.weight == weights;
+    plan.channelwise &= low && plain && in.out_block == block++;
+    plan.weights_in_order &= in.weight == weights;
     weights += in.weights;
   }
-  plan.channelwise &= weights == plan.weights;
+  plan.weights_in_order &= weights == plan.weights;
+  plan.channelwise &= plan.weights_in_order;
   for (int s = 0; s < 2; ++s)
     if (plan.makes_matrices[s]) flops.backward += form.dims[s], flops.double_backward += form.dims[s];
   for (int s = 0; s < 3; ++s) plan.blocks[s] = store.items(std::move(all_blocks[s]));

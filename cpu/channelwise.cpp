@@ -9,8 +9,6 @@
 namespace equitensor {
 inline namespace EQUITENSOR_VARIANT {
 
-inline constexpr int channelwise_degree = 3;
-
 // C of a path, by the entries of M that are not zero for every y.
 template <int l1, int l2, int l3>
 struct Coupling {

@@ -57,9 +57,6 @@ class WeightedItem {
     differentiates_ = wants(0) || wants(1) || a.weight_out;
     doubles_ = a.in[x_direction] || a.in[y_direction] || a.weight_direction;
     gradient_adds_[0] = a.sum[0], gradient_adds_[1] = a.sum[1];
-    int weight = 0;
-    for (int i = 0; i < plan.instruction_count; ++i) weights_in_order_ &= plan.instructions[i].weight == weight, weight += plan.instructions[i].weights;
-    weights_in_order_ &= weight == plan.weights;
     // Results beside z go by groups of edges in the order of the receivers, and where x's channels are the lanes.
     groups_ = a.sweep && !plan.mixes && (differentiates_ ? a.sweep->slot == 2 : !doubles_);
     for (int i = 0; i < plan.instruction_count; ++i) {
@@ -490,7 +487,7 @@ class WeightedItem {
       if (in.weight < 0 || !weights) return {otherwise, 0};
       return {weights + rows[n].weight + in.weight + s.weight, 0};
     };
-    const bool has_rows = a_.weight_out && !a_.weight_sum, has_parts = has_rows && weights_in_order_;
+    const bool has_rows = a_.weight_out && !a_.weight_sum, has_parts = has_rows && plan_.weights_in_order;
     // Lines that rows share are stored to, not streamed: what waits for one of them holds up all others.
     for (int n = 0; has_rows && n < count; ++n)
       for (long c : {0, plan_.weights}) __builtin_prefetch(a_.weight_out + rows[n].weight + c, 1, 3);
@@ -788,7 +785,6 @@ class WeightedItem {
   WeightedBuffers<T> buffer_;
   RowStream<T>* straight_ = nullptr;  // where the instruction's output goes, if it is not staged
   bool differentiates_, doubles_;  // results beside z; with directions
-  bool weights_in_order_ = true;   // of the instructions, one's behind the other's
   bool groups_;                    // a convolution whose edges go several at a time
   bool has_paths_ = false;         // in kernels of cpu/channelwise.cpp
   ItemGroup<T> edges_;
