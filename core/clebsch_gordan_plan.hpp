@@ -63,17 +63,16 @@ ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], con
     const long channels = form.connection == Connection::all    ? long(b1.mul) * b2.mul
                           : form.connection == Connection::same ? b1.mul
                                                                 : long(b1.mul) * (b1.mul - 1) / 2;
-    const std::vector<double> coefficients = Store::on_device || dense || square ? std::vector<double>() : coefficients_if_coupled(form, b1, b2);
+    const bool in_float32_on_cpu = !Store::on_device && sizeof(T) == sizeof(float);
+    const std::vector<double> coefficients = in_float32_on_cpu && !dense && !square ? coefficients_if_coupled(form, b1, b2) : std::vector<double>();
     const bool coupled = !coefficients.empty();
     pair.direct = in_row && b1.mul == 1 && b2.mul == 1;
-    // Kernels of coupled pairs take a degree's components side by side.
-    if (coupled)
-      for (const ClebschGordanPath& path : form.paths) pair.direct &= path.component == 1;
+    pair.coupled_in_row = pair.direct && std::all_of(form.paths.begin(), form.paths.end(), [](const ClebschGordanPath& path) { return path.component == 1; });
     std::vector<PlanSegment> segments;
     std::vector<int> row_component, degree_outputs(coupled ? form.paths.size() : 0);
     std::vector<PlanPlace> places;
     for (const ClebschGordanPath& path : form.paths) {
-      if (coupled) degree_outputs[size_t(path.l3 - absolute(b1.l - b2.l))] = path.l3 + (pair.direct ? path.offset : pair.compact_outputs);
+      if (coupled) degree_outputs[size_t(path.l3 - absolute(b1.l - b2.l))] = path.l3 + (pair.coupled_in_row ? path.offset : pair.compact_outputs);
       segments.push_back({pair.compact_outputs, 2 * path.l3 + 1, {path.offset, path.component}, path.u_step, path.v_step});
       pair.compact_outputs += 2 * path.l3 + 1;
       for (int k = 0; k <= 2 * path.l3; ++k) {
@@ -104,10 +103,10 @@ ClebschGordanPlan<T> clebsch_gordan_plan(Store& store, const int (&dims)[3], con
     pairs.push_back(pair);
   }
   // A coupled pair and the same one the other way round take the same code, which one behind the other is read once.
-  if (!Store::on_device)
-    std::stable_sort(pairs.begin(), pairs.end(), [](const PlanPair<T>& a, const PlanPair<T>& b) {
-      return std::pair(std::max(a.l1, a.l2), std::min(a.l1, a.l2)) < std::pair(std::max(b.l1, b.l2), std::min(b.l1, b.l2));
-    });
+  const auto place = [](const PlanPair<T>& pair) {
+    return pair.coefficients ? std::pair(std::max(pair.l1, pair.l2), std::min(pair.l1, pair.l2)) : std::pair(coupled_degree + 1, 0);
+  };
+  std::stable_sort(pairs.begin(), pairs.end(), [&](const PlanPair<T>& a, const PlanPair<T>& b) { return place(a) < place(b); });
   std::copy(dims, dims + 3, plan.dim);
   plan.square = square;
   plan.pair_count = int(pairs.size());

@@ -1,8 +1,8 @@
 // All paths between two degrees, as the CPU's unrolled kernels take them: products of orders on the fly, and one coefficient for both parts of a complex product.
 //
-// With x_a + i x_-a and y_b + i y_-b for the orders of a degree, the parts of x y couple to orders +-(a + b) and those of x conj(y), or of conj(x) y if b > a, to orders
-// +-|a - b| (core/complex_products.hpp). In e3nn's basis both parts do so with one coefficient c: if l1 + l2 + l3 is even, z_M += c re and z_-M += c im; if it is
-// odd, z_-M += c re and z_M -= c im.
+// With x_a + i x_-a and y_b + i y_-b for the orders of a degree (x_0 alone for order 0), the parts of x y couple to orders +-(a + b) and those of x conj(y), or of conj(x) y
+// if b > a, to orders +-|a - b| (core/complex_products.hpp). In e3nn's basis both parts do so with one coefficient c: if l1 + l2 + l3 is even, z_M += c re and z_-M += c im; if it
+// is odd, z_-M += c re and z_M -= c im. Order M = 0 has one part: z_0 += c re if the sum is even, and c im if it is odd.
 #pragma once
 #include "arithmetic.hpp"
 

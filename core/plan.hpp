@@ -72,10 +72,11 @@ struct PlanPair : PlanProducts<T> {
   const struct PlanSegment* segments;  // otherwise of the compact outputs of one channel, which these put in place
   int segment_count, compact_outputs;
   Divisor by_outputs;
-  // Of a pair of degrees that has all its paths, on the CPU (core/coupled_pair.hpp); coefficients: otherwise null.
   int l1, l2;
+  // In float32 on the CPU, of a pair of low degrees with all their paths, for the variants that have kernels for it (core/coupled_pair.hpp). Otherwise null.
   const T* coefficients;
-  const int* degree_outputs;  // of l3 from |l1 - l2| on: its output of order 0, compact or, if direct, in the row
+  const int* degree_outputs;  // of l3 from |l1 - l2| on: its output of order 0, in the row or compact
+  bool coupled_in_row;        // direct, and a degree's components lie side by side
 };
 struct PlanPlace {
   int first, u_step, v_step;  // component of channels u, v in the row: first + u * u_step + v * v_step

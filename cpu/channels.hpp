@@ -31,7 +31,7 @@ EQUITENSOR_INLINE void for_each_vector(int lanes, Body&& body) {
   if (c < lanes) body(c, Part<T>{lanes - c});
 }
 
-// Whether kernels of low degrees have lengths and coefficients as constants: everywhere, they would take longer to compile than all others together.
+// Whether kernels of low degrees have lengths, and most of them coefficients, as constants: everywhere, they would take longer to compile than all others together.
 template <class T>
 inline constexpr bool has_constants = sizeof(T) == 4 && sizeof(Vector<T>) >= 32;
 

@@ -60,8 +60,8 @@ inline void multiply_coupled_pair(const ClebschGordanPlan<T>& plan, const PlanPa
         (exchanged ? y : x)[products] = buffer.in[term.a] + t * plan.dim[0] + pair.x_offset + u * pair.x_channel;
         (exchanged ? x : y)[products++] = buffer.in[term.b] + t * plan.dim[1] + pair.y_offset + v * pair.y_channel;
       }
-      kernels.multiply[products - 1](pair.coefficients, x, y, pair.direct ? z.tile(t) : buffer.compact, pair.degree_outputs);
-      if (!pair.direct) for_each_output(pair, u, v, [&](int compact, int output) { z.tile(t)[output] = buffer.compact[compact]; });
+      kernels.multiply[products - 1](pair.coefficients, x, y, pair.coupled_in_row ? z.tile(t) : buffer.compact, pair.degree_outputs);
+      if (!pair.coupled_in_row) for_each_output(pair, u, v, [&](int compact, int output) { z.tile(t)[output] = buffer.compact[compact]; });
     }
   });
 }
@@ -86,23 +86,20 @@ inline void multiply_pair(const ClebschGordanPlan<T>& plan, const PlanPair<T>& p
   });
 }
 
-// x and y: the operands whose product with dz goes into the gradient of the other one; null if nobody wants that.
+// x and y: the operands whose product with dz goes into the gradient of the other one, or zeros.
 template <int tiles, class T>
 inline void differentiate_coupled_pair(const ClebschGordanPlan<T>& plan, const PlanPair<T>& pair, const Vector<T>* x, const Vector<T>* y, ClebschGordanBuffers<T>& buffer,
                                        RowWriter<T>& x_out, RowWriter<T>& y_out, SpreadPrefetch<T>& next) {
   const bool exchanged = pair.l1 < pair.l2;
   const CoupledKernels<T>& kernels = exchanged ? coupled_kernels<T>(pair.l2, pair.l1) : coupled_kernels<T>(pair.l1, pair.l2);
-  // A gradient that nobody wants is of whatever is there, and goes nowhere.
-  if (!x) x = buffer.in[x_operand];
-  if (!y) y = buffer.in[y_operand];
   for_each_channel(pair, [&](int u, int v) {
     for (int t = 0; t < tiles; ++t) {
       Vector<T>* const dz = buffer.in[z_operand] + t * plan.dim[2];
-      if (!pair.direct) for_each_output(pair, u, v, [&](int compact, int output) { buffer.compact[compact] = dz[output]; });
+      if (!pair.coupled_in_row) for_each_output(pair, u, v, [&](int compact, int output) { buffer.compact[compact] = dz[output]; });
       const int x_first = pair.x_offset + u * pair.x_channel, y_first = pair.y_offset + v * pair.y_channel;
       const Vector<T>*x_channel = x + t * plan.dim[0] + x_first, *y_channel = y + t * plan.dim[1] + y_first;
       Vector<T>*dx = x_out.tile(t) + x_first, *dy = y_out.tile(t) + y_first;
-      kernels.differentiate(pair.coefficients, exchanged ? y_channel : x_channel, exchanged ? x_channel : y_channel, pair.direct ? dz : buffer.compact,
+      kernels.differentiate(pair.coefficients, exchanged ? y_channel : x_channel, exchanged ? x_channel : y_channel, pair.coupled_in_row ? dz : buffer.compact,
                             pair.degree_outputs, exchanged ? dy : dx, exchanged ? dx : dy, next);
     }
   });
@@ -143,11 +140,28 @@ void clebsch_gordan(const ClebschGordanPlan<T>& plan, const Operands<T>& a, long
     if (term.out == 0) y = buffer.in[term.a];
     if (term.out == (plan.square ? 0 : 1)) x = buffer.in[term.a];
   }
-  bool coupled = has_constants<T>;
-  for (int i = 0; i < plan.pair_count; ++i) coupled = coupled && plan.pairs[i].coefficients;
-  // Long rows of z are asked for while the tiles before are computed; in a backward, whose results are short, in the order in which they lie. Together 0.74 of the
-  // time of a backward at L = 5, and 0.86 of a double backward. Short ones load_rows asks for.
-  const bool asks_ahead = coupled && a.terms.reads[z_operand] && a.stride[2] > 8 * line<T>;
+  // Kernels of coupled pairs always form both gradients: one that nobody wants of zeros, or of what is read for another term, in a tile that is not written.
+  const auto or_zeros = [&](const Vector<T>* operand, int o) {
+    if (operand) return operand;
+    for (long c = 0; !a.terms.reads[o] && c < tiles_at_once * plan.dim[o]; ++c) buffer.in[o][c] = Vector<T>{};
+    return static_cast<const Vector<T>*>(buffer.in[o]);
+  };
+  bool has_coupled = false, all_coupled = true;
+  for (int i = 0; i < plan.pair_count; ++i) {
+    const bool coupled = has_constants<T> && plan.pairs[i].coefficients;
+    has_coupled |= coupled, all_coupled &= coupled;
+  }
+  const bool differentiates = x || y;
+  const Vector<T>*coupled_x = nullptr, *coupled_y = nullptr;
+  if (has_coupled && differentiates) {
+    coupled_x = or_zeros(x, x_operand), coupled_y = or_zeros(y, y_operand);
+    for (int s = 0; s < 2; ++s)
+      for (int t = 0; !a.terms.writes[s] && t < tiles_at_once; ++t)
+        for (int c = 0; c < plan.dim[s]; ++c) writers[s].tile(t)[c] = Vector<T>{};
+  }
+  // Long rows of z are asked for while the tiles before are computed, if all pairs are coupled, since their kernels do it; in a backward, whose results are short, in the
+  // order in which they lie. Together 0.74 of the time of a backward at L = 5, and 0.86 of a double backward. Rows of up to 8 lines took longer (docs/decisions.md).
+  const bool asks_ahead = has_coupled && all_coupled && a.terms.reads[z_operand] && a.stride[2] > 8 * line<T>;
   const bool stream = a.stream && !(asks_ahead && !a.terms.writes[2]);
   const auto all_pairs = [&]<int tiles>(Int<tiles>, SpreadPrefetch<T> next) EQUITENSOR_LAMBDA {
     for (int i = 0; i < plan.pair_count; ++i) {
@@ -155,11 +169,11 @@ void clebsch_gordan(const ClebschGordanPlan<T>& plan, const Operands<T>& a, long
       if constexpr (has_constants<T>)
         if (pair.coefficients) {
           if (a.terms.writes[2]) multiply_coupled_pair<tiles>(plan, pair, a.terms, buffer, writers[2]);
-          if (x || y) differentiate_coupled_pair<tiles>(plan, pair, x, y, buffer, writers[0], writers[1], next);
+          if (differentiates) differentiate_coupled_pair<tiles>(plan, pair, coupled_x, coupled_y, buffer, writers[0], writers[1], next);
           continue;
         }
       if (a.terms.writes[2]) multiply_pair<tiles>(plan, pair, a.terms, buffer, writers[2]);
-      if (x || y) multiply_pair_backward<tiles>(plan, pair, x, y, buffer, writers[0], writers[plan.square ? 0 : 1]);
+      if (differentiates) multiply_pair_backward<tiles>(plan, pair, x, y, buffer, writers[0], writers[plan.square ? 0 : 1]);
     }
   };
   for_each_tiles<T, tiles_at_once>(begin, end, stream, [&](const Tile* tiles, int count, bool first, bool last) {

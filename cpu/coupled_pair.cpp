@@ -156,7 +156,8 @@ const CoupledKernels<T>& coupled_kernels(int l1, int l2) {
   return kernels[size_t(l1 * (l1 + 1) / 2 + l2)];
 }
 
-#if defined(__AVX2__) && !defined(EQUITENSOR_COUNT)  // has_constants
+#if defined(__AVX2__) && !defined(EQUITENSOR_COUNT)
+static_assert(has_constants<float>);
 template const CoupledKernels<float>& coupled_kernels(int, int);
 #endif
 

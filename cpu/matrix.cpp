@@ -57,24 +57,24 @@ inline void multiply_blocks(const Vector<T>* a, MatrixView va, const Vector<T>* 
         multiply_block<rows, columns, T>(a + i * va.row, va, b + j * vb.column, vb, c + i * n + j, size, first);
       });
     });
-    return;
-  }
-  const int blocks = (size + largest_block - 1) / largest_block;
-  const auto begin = [&](int block) { return block * size / blocks; };
-  for (int bi = 0; bi < blocks; ++bi)
-    for (int bj = 0; bj < blocks; ++bj) {
-      between();
-      const int i = begin(bi), j = begin(bj), rows = begin(bi + 1) - i, columns = begin(bj + 1) - j;
-      const Vector<T>*left = a + i * va.row, *right = b + j * vb.column;
-      Vector<T>* out = c + i * size + j;
+  } else {
+    const int blocks = (size + largest_block - 1) / largest_block;
+    const auto begin = [&](int block) { return block * size / blocks; };
+    for (int bi = 0; bi < blocks; ++bi)
+      for (int bj = 0; bj < blocks; ++bj) {
+        between();
+        const int i = begin(bi), j = begin(bj), rows = begin(bi + 1) - i, columns = begin(bj + 1) - j;
+        const Vector<T>*left = a + i * va.row, *right = b + j * vb.column;
+        Vector<T>* out = c + i * size + j;
 #define EQUITENSOR_CASE(r, c) \
-  case 8 * r + c: multiply_block<r, c, T>(left, va, right, vb, out, size, first); break;
-      switch (8 * rows + columns) {
-        EQUITENSOR_CASE(5, 5) EQUITENSOR_CASE(5, 4) EQUITENSOR_CASE(4, 5) EQUITENSOR_CASE(4, 4) EQUITENSOR_CASE(4, 3) EQUITENSOR_CASE(3, 4) EQUITENSOR_CASE(3, 3) EQUITENSOR_CASE(3, 2)
-        EQUITENSOR_CASE(2, 3) EQUITENSOR_CASE(2, 2) EQUITENSOR_CASE(2, 1) EQUITENSOR_CASE(1, 2) EQUITENSOR_CASE(1, 1)
-      }
+    case 8 * r + c: multiply_block<r, c, T>(left, va, right, vb, out, size, first); break;
+        switch (8 * rows + columns) {
+          EQUITENSOR_CASE(5, 5) EQUITENSOR_CASE(5, 4) EQUITENSOR_CASE(4, 5) EQUITENSOR_CASE(4, 4) EQUITENSOR_CASE(4, 3) EQUITENSOR_CASE(3, 4) EQUITENSOR_CASE(3, 3) EQUITENSOR_CASE(3, 2)
+          EQUITENSOR_CASE(2, 3) EQUITENSOR_CASE(2, 2) EQUITENSOR_CASE(2, 1) EQUITENSOR_CASE(1, 2) EQUITENSOR_CASE(1, 1)
+        }
 #undef EQUITENSOR_CASE
-    }
+      }
+  }
 }
 // c = a b, or c += a b; size x size matrices of vectors, c by rows.
 template <class T, class Between>

@@ -18,7 +18,7 @@ struct Tile {
 };
 
 // Rows of up to four lines are asked for ahead: the lanes' strides hide the order of their lines from the hardware (GTP at L = 2,
-// 36-byte rows: 25 against 19 ns an item). Longer rows it sees by itself, and asking for them evicts what is in use.
+// 36-byte rows: 25 against 19 ns an item). Longer rows, asked for in one go, evict what is in use.
 template <class T>
 EQUITENSOR_INLINE void prefetch_rows(const T* first, long stride) {
   if (stride > 4 * line<T>) return;
@@ -30,6 +30,7 @@ EQUITENSOR_INLINE void prefetch_rows(const T* first, long stride) {
 template <class T>
 class SpreadPrefetch {
  public:
+  // The rows that prefetch_rows asks for.
   SpreadPrefetch(const T* rows, long stride) : SpreadPrefetch(rows, stride > 4 * line<T> ? 0 : stride * width<T>, 0, 1) {}
   // `runs` of n elements, `pitch` apart.
   SpreadPrefetch(const T* first, long n, long pitch, int runs) : at_(first), end_(first + n), n_(n), pitch_(pitch), runs_(n > 0 ? runs : 0) {}
